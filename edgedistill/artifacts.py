@@ -1,0 +1,365 @@
+"""Stage folders: what identifies one, how it becomes complete, what the next stage is handed.
+
+A stage's folder is `<root>/<stage>-<key>`, where the key is the short sha256 of the canonical JSON
+of stage, stage version, resolved spec, input digests and the tools that shape the result.
+`manifest.json` is written last, so its presence means complete; a folder without one is torn and
+is never read, except for the `resume` subfolder that a stage keeps on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import ArtifactError, StorageError
+from edgedistill.memory import PeakMemory
+from edgedistill.progress import Progress
+
+MANIFEST = "manifest.json"
+RESUME = "resume"
+CHUNK = 1 << 20
+Json = Any
+
+
+def canonical(value: Json) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(value: Json) -> str:
+    """sha256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """sha256 (hex) of a file, read in chunks of 1 MiB."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def tool_versions(*packages: str) -> dict[str, str]:
+    """Installed versions of the packages that shape a stage's result."""
+    found = {}
+    for name in packages:
+        try:
+            # "+cpu" and the like name a build of the same code, not other code.
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Translate 'no space' and 'no permission' while writing below `path` into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space (edgedistill gc removes what no build uses)",
+            errno.EDQUOT: "your quota on this disk is used up",
+            errno.EACCES: "make the folder writable, or choose another with --workspace",
+            errno.EROFS: "this disk is read-only; choose another folder with --workspace",
+        }
+        if error.errno not in hints:
+            raise
+        raise StorageError(
+            f"cannot write: {os.strerror(error.errno or 0)}",
+            where=str(error.filename or path),
+            hint=f"{hints[error.errno]}; what was finished is kept and reused",
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write so that `path` holds either its old content or all of `data`, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storing(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Readable JSON, written atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder to sync it
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """fsync every file below `folder`, so that a manifest never outlives what it lists."""
+    for path in _files(folder):
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+def _files(folder: Path) -> list[Path]:
+    skipped = folder / RESUME
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != MANIFEST and skipped not in p.parents
+    )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes one run of a stage the same as another."""
+
+    stage: str
+    version: int
+    spec: Mapping[str, Json]
+    inputs: Mapping[str, str]
+    tools: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return digest_of(asdict(self))[:16]
+
+    def folder(self, root: Path) -> Path:
+        return root / f"{self.stage}-{self.key}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete stage folder. `digest` is over its files, so equal content gives equal digests."""
+
+    folder: Path
+    digest: str
+    facts: Mapping[str, Json]
+    manifest: Mapping[str, Json]
+    reused: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def run_stage(
+    identity: Identity,
+    root: Path,
+    progress: Progress,
+    work: Callable[[Path], Mapping[str, Json]],
+) -> Finished:
+    """Reuse the complete folder of `identity` below `root`, or make it by calling `work(folder)`.
+
+    `work` writes files only inside the folder and returns the facts that the manifest keeps. What
+    it writes below `folder/resume` survives a crash and is removed once the stage is complete.
+
+    Raises:
+        StorageError: no space or no permission. Whatever `work` raises passes through.
+    """
+    folder = identity.folder(root)
+    found = load_finished(folder, reused=True)
+    progress.stage(identity.stage, folder, reused=found is not None)
+    if found is not None:
+        return found
+    started = time.time()
+    with storing(folder), PeakMemory() as memory:
+        _clear_torn(folder)
+        facts = dict(work(folder))
+        sync_files(folder)
+    manifest = _manifest(identity, folder, facts, started, memory)
+    write_json(folder / MANIFEST, manifest)
+    shutil.rmtree(folder / RESUME, ignore_errors=True)
+    progress.finished(identity.stage, manifest["wall_seconds"], memory.own_bytes)
+    done = load_finished(folder, reused=False)
+    assert done is not None
+    return done
+
+
+def _clear_torn(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name == RESUME:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _manifest(
+    identity: Identity, folder: Path, facts: Json, started: float, memory: PeakMemory
+) -> dict[str, Json]:
+    outputs = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": digest_of_file(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in _files(folder)
+    }
+    return {
+        **asdict(identity),
+        "key": identity.key,
+        "outputs": outputs,
+        "digest": digest_of({name: entry["sha256"] for name, entry in outputs.items()}),
+        "facts": facts,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_seconds": round(time.time() - started, 3),
+        "peak_memory_bytes": memory.own_bytes,
+        "teacher_server_peak_memory_bytes": memory.server_bytes,
+    }
+
+
+def load_finished(folder: Path, *, reused: bool) -> Finished | None:
+    """The complete stage in `folder`, or None when it is absent or torn.
+
+    Raises:
+        ArtifactError: the manifest is there but a file it lists is gone or has another size.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        outputs, facts, digest = manifest["outputs"], manifest["facts"], manifest["digest"]
+    except (ValueError, KeyError) as error:
+        raise _damaged(folder, f"its {MANIFEST} cannot be read ({error})") from error
+    for name, entry in outputs.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise _damaged(folder, f"{name} is missing or has another size than when it was made")
+    return Finished(folder, digest, facts, manifest, reused)
+
+
+def _damaged(folder: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"this finished stage was changed from outside: {why}",
+        where=str(folder),
+        hint="delete this folder; the next build makes it again",
+    )
+
+
+@dataclass(frozen=True)
+class TokenMixEntry:
+    """One prompt that a user really sent. `messages` always holds at least one user message."""
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    weight: float = 1.0
+    tags: tuple[str, ...] = ()
+    reference: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The answers of one recipe's token mix: `traces.jsonl`, one trace a prompt, in prompt order.
+
+    `digest` covers prompts and answers, not latencies: the same answers give the same digest.
+    """
+
+    folder: Path
+    digest: str
+    file: Path
+    answered: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Curated rows: `train.jsonl`, `validation.jsonl`, `held_out.jsonl`, `rejected.jsonl`."""
+
+    folder: Path
+    digest: str
+    train: int
+    validation: int
+    held_out: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """The base student: a Hugging Face checkpoint folder in fp32 (safetensors), `tokenizer.json`,
+    and `tokenizer.gguf.json` with every `tokenizer.*` key of the GGUF it came from."""
+
+    folder: Path
+    digest: str
+    name: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA weights in peft's layout, and `training.json` (loss and agreement over the steps)."""
+
+    folder: Path
+    digest: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A merged Hugging Face model folder in fp32, safetensors only, with the base's tokenizer."""
+
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint in a runtime's own format before quantization (GGUF f16)."""
+
+    folder: Path
+    digest: str
+    model: Path
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The winning quantized file, its type, and `candidates.json`, the table of all."""
+
+    folder: Path
+    digest: str
+    model: Path
+    format: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """`report.json`: everything measured about one build; `fidelity.json` holds what does not
+    depend on the clock."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What ships."""
+
+    folder: Path
+    digest: str
+    model: Path

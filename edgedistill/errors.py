@@ -1,0 +1,130 @@
+"""The errors edgedistill raises on purpose, each with what, where and what to do next.
+
+EdgedistillError                exit 1
+ +- ConfigError                 a recipe or target does not validate: every problem at once
+ +- TokenMixError               the prompts file is missing or a line of it is broken
+ +- WeightsError                a pinned model file cannot be had, or has another sha256
+ +- TeacherError                the teacher endpoint cannot be used at all
+ |   +- TeacherUnreachable      nothing answers at the base URL
+ |   +- TeacherRefused          the key, the model ID or the request was refused for good
+ +- CollectError                too many calls failed for the recipe's rule
+ +- DatasetError                nothing usable is left after curation
+ +- TrainingError               a training row or run breaks a promise (no stop token, NaN)
+ +- RuntimeFailure              a native child process (llama.cpp) refused, died or hung
+ +- StorageError                the disk is full or a file cannot be written
+ +- ArtifactError               a stage folder does not hold what its manifest says
+ +- MissingTool                 a package of an extra is not installed
+ +- UsageError                  exit 2: the command line names what is not there, or cannot be
+ +- GateFailed                  exit 3: a measured figure is outside a recipe's or target's bound
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class EdgedistillError(Exception):
+    """Base of every error the CLI shows without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        return text if self.hint is None else f"{text}\n  {self.hint}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in one place of a YAML file; `line` counts from 1, 0 when unknown."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return (
+            f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
+        )
+
+
+class ConfigError(EdgedistillError):
+    """A recipe or target does not validate; `problems` holds all of them."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        count = len(problems)
+        lines = "\n".join(f"  {p}" for p in problems)
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} found:\n{lines}")
+        self.problems = tuple(problems)
+
+
+class TokenMixError(EdgedistillError):
+    """The prompts file is missing, empty, or a line of it cannot be used."""
+
+
+class WeightsError(EdgedistillError):
+    """A pinned model file cannot be fetched or is not the file that was pinned."""
+
+
+class TeacherError(EdgedistillError):
+    """The teacher endpoint cannot be used."""
+
+
+class TeacherUnreachable(TeacherError):
+    """Nothing answers at the teacher's base URL."""
+
+
+class TeacherRefused(TeacherError):
+    """The teacher answers, and refuses for good (key, model ID, request)."""
+
+
+class CollectError(EdgedistillError):
+    """More calls failed than the recipe allows."""
+
+
+class DatasetError(EdgedistillError):
+    """Curation leaves too little to train on or to measure with."""
+
+
+class TrainingError(EdgedistillError):
+    """Training data or a training run breaks a promise."""
+
+
+class RuntimeFailure(EdgedistillError):
+    """A native runtime in its child process refused, died or hung."""
+
+
+class StorageError(EdgedistillError):
+    """A file cannot be written: no space, no permission."""
+
+
+class ArtifactError(EdgedistillError):
+    """A stage folder does not hold what its manifest promises."""
+
+
+class MissingTool(EdgedistillError):
+    """A package that an extra installs is not there."""
+
+
+class UsageError(EdgedistillError):
+    """The command line names something that is not there, or that cannot be."""
+
+    exit_code = 2
+
+
+class GateFailed(EdgedistillError):
+    """A step's measured figure is outside its bound; `step` names it."""
+
+    exit_code = 3
+
+    def __init__(self, step: str, what: str, *, where: str | None = None, hint: str | None = None):
+        super().__init__(f"gate failed at step '{step}': {what}", where=where, hint=hint)
+        self.step = step

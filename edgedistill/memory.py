@@ -1,0 +1,61 @@
+"""Peak resident memory of this process and its children, sampled while a stage works."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+
+# The teacher is a black box that usually runs elsewhere; when it runs here, its server carries
+# this module name on its command line and is counted apart.
+SERVER_MODULE = "edgedistill.teacher.local_server"
+INTERVAL_SECONDS = 0.1
+
+
+class PeakMemory:
+    """Context manager: `own_bytes` for this process with its children, `server_bytes` for local
+    teacher servers, both the largest resident sum seen (sampled every 0.1 s)."""
+
+    def __init__(self) -> None:
+        self.own_bytes = 0
+        self.server_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            own, server = resident(me)
+            self.own_bytes = max(self.own_bytes, own)
+            self.server_bytes = max(self.server_bytes, server)
+            if self._stop.wait(INTERVAL_SECONDS):
+                return
+
+
+def resident(me: psutil.Process) -> tuple[int, int]:
+    """Resident bytes now: of `me` with its children, and of local teacher servers among them."""
+    own, server = me.memory_info().rss, 0
+    for child in me.children(recursive=True):
+        try:
+            size = child.memory_info().rss
+            if SERVER_MODULE in child.cmdline():
+                server += size
+            else:
+                own += size
+        except psutil.Error:
+            continue  # it ended between the two calls
+    return own, server

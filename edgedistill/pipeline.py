@@ -1,0 +1,235 @@
+"""The stages in order: from prompts and a teacher to a bundle for each target."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import (
+    Adapter,
+    Bundle,
+    Checkpoint,
+    Dataset,
+    Exported,
+    Student,
+    Traces,
+    load_finished,
+)
+from edgedistill.bench import bench, require_gates
+from edgedistill.collect import collect
+from edgedistill.curate import curate
+from edgedistill.distill import distill
+from edgedistill.errors import StorageError
+from edgedistill.export import export
+from edgedistill.merge import merge
+from edgedistill.pack import pack
+from edgedistill.progress import Progress, Silent, Task
+from edgedistill.quantize import quantize
+from edgedistill.recipe import Recipe
+from edgedistill.student import prepare_student
+from edgedistill.target import Target
+from edgedistill.tokenmix import read_token_mix
+from edgedistill.verify import verify
+
+SHARED = ("collect", "curate", "distill", "merge", "export")
+PER_TARGET = ("quantize", "bench", "pack")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where stages and traces live (`root`), and where bundles go (`dist`)."""
+
+    root: Path
+    dist: Path
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What one target got: the manifest of every stage by name, and the report once measured."""
+
+    target: Target
+    stages: Mapping[str, Mapping[str, Any]]
+    report: Mapping[str, Any] | None = None
+    bundle: Bundle | None = None
+
+
+def build(
+    recipe: Recipe,
+    targets: Sequence[Target],
+    workspace: Workspace,
+    progress: Progress,
+    until: str = "pack",
+    retry_failed: bool = False,
+) -> list[BuildResult]:
+    """Run every stage up to `until`; what is complete is reused.
+
+    Raises:
+        GateFailed: a hand-over or a figure broke its bound; everything made so far stays.
+        EdgedistillError: see errors.py. Running again goes on where this stopped.
+    """
+    with _locked(workspace.root):
+        log = _Recorder(progress)
+        return _build(recipe, targets, workspace, log, until, retry_failed)
+
+
+def _build(
+    recipe: Recipe,
+    targets: Sequence[Target],
+    workspace: Workspace,
+    log: _Recorder,
+    until: str = "pack",
+    retry_failed: bool = False,
+) -> list[BuildResult]:
+    shared = _once_per_recipe(recipe, workspace.root, log, until, retry_failed)
+    if shared is None:
+        return [BuildResult(target, log.manifests()) for target in targets]
+    return [
+        _for_target(recipe, target, shared, workspace, log.branch(), until) for target in targets
+    ]
+
+
+def _once_per_recipe(
+    recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
+) -> _Shared | None:
+    prompt, check = recipe.student, recipe.check
+    mix = read_token_mix(recipe.prompts)
+    traces = collect(mix, recipe.teacher, recipe.collect, out, log, retry_failed=retry_failed)
+    if until == "collect":
+        return None
+    dataset = curate(traces, mix, recipe.curate, check, out, log)
+    if until == "curate":
+        return None
+    student = prepare_student(prompt, out, log)
+    adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
+    if until == "distill":
+        return None
+    checkpoint = merge(adapter, student, out, log)
+    if until == "merge":
+        return None
+    exported = export(checkpoint, student, recipe.name, out, log)
+    verify(checkpoint, exported, dataset, prompt, recipe.gates.export_mean_kld, out, log)
+    if until == "export":
+        return None
+    return _Shared(traces, dataset, student, adapter, checkpoint, exported)
+
+
+def _for_target(
+    recipe: Recipe, target: Target, made: _Shared, workspace: Workspace, log: _Recorder, until: str
+) -> BuildResult:
+    out = workspace.root
+    quantized = quantize(
+        made.exported, made.dataset, recipe.student, recipe.check, target, out, log
+    )
+    if until == "quantize":
+        return BuildResult(target, log.manifests())
+    report = bench(
+        recipe, target, made.traces, made.dataset, made.student, made.adapter, made.checkpoint,
+        made.exported, quantized, out, log,
+    )  # fmt: skip
+    require_gates(report)
+    bundle = None
+    if until == "pack":
+        bundle = pack(
+            recipe, target, report, quantized, made.exported, made.student, log.manifests(),
+            workspace.dist, log,
+        )  # fmt: skip
+    figures = json.loads(report.file.read_text("utf-8"))
+    return BuildResult(target, log.manifests(), figures, bundle)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every target of a recipe starts from."""
+
+    traces: Traces
+    dataset: Dataset
+    student: Student
+    adapter: Adapter
+    checkpoint: Checkpoint
+    exported: Exported
+
+
+def plan(
+    recipe: Recipe, targets: Sequence[Target], workspace: Workspace
+) -> list[tuple[str, str, Path]]:
+    """What `build` would do, without doing it: (stage, "reused" or "would run", folder).
+
+    It ends with the first stage that would run: the identity of the ones behind it depends on
+    what that one makes.
+    """
+    steps: list[tuple[str, str, Path]] = []
+    for target in targets:
+        planner = _Planner()
+        with contextlib.suppress(_WouldRun):
+            _build(recipe, [target], workspace, _Recorder(planner))
+        steps += [step for step in planner.steps if step not in steps]
+    return steps
+
+
+class _WouldRun(BaseException):
+    """Ends a plan; never leaves this module. No `except Exception` on the way may swallow it."""
+
+
+@dataclass
+class _Planner(Silent):
+    steps: list[tuple[str, str, Path]] = field(default_factory=list)
+
+    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
+        self.steps.append((name, "reused" if reused else "would run", folder))
+        if not reused:
+            raise _WouldRun
+
+
+@dataclass
+class _Recorder:
+    """Passes everything on to the listener and remembers each stage's folder."""
+
+    listener: Progress
+    folders: dict[str, Path] = field(default_factory=dict)
+
+    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
+        self.folders[name] = folder
+        self.listener.stage(name, folder, reused=reused)
+
+    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
+        self.listener.finished(name, seconds, peak_memory_bytes)
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return self.listener.task(label, total, unit)
+
+    def note(self, text: str) -> None:
+        self.listener.note(text)
+
+    def branch(self) -> _Recorder:
+        """The same listener with its own list: what one target adds is not the next one's."""
+        return _Recorder(self.listener, dict(self.folders))
+
+    def manifests(self) -> dict[str, Mapping[str, Any]]:
+        """Manifest of every complete stage so far, in order."""
+        found = {name: load_finished(at, reused=True) for name, at in self.folders.items()}
+        return {name: done.manifest for name, done in found.items() if done is not None}
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """One build at a time in a workspace. SQLite's lock ends with its process, on every system."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = sqlite3.connect(root / "lock.db", timeout=0, isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        raise StorageError(
+            "another build is using this workspace",
+            where=str(root),
+            hint="wait for it to end, or give this one its own with --workspace",
+        ) from error
+    finally:
+        lock.close()

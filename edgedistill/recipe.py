@@ -1,0 +1,282 @@
+"""A recipe: what to distil. Read from YAML, frozen, unknown fields refused.
+
+Every field says in its description what it is, with its unit; `edgedistill init` prints them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edgedistill.errors import ConfigError, Problem
+from edgedistill.yamlfile import Document, Location, load, parse
+
+
+class Strict(BaseModel):
+    """Frozen, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sampling(Strict):
+    """How the teacher is asked."""
+
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
+    max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+    seed: int | None = Field(None, description="seed sent with each call, where the API takes one")
+
+
+class TeacherBase(Strict):
+    """What every teacher needs."""
+
+    model: str = Field(description="model ID sent with every call")
+    licence: str = Field(description="licence or terms of the teacher's answers, for the card")
+    system: str | None = Field(None, description="system prompt; the student never sees it")
+    system_file: Path | None = Field(None, description="file with the system prompt instead")
+    prompt_version: str | None = Field(
+        None, description="your name for this teacher prompt; by default a hash of its content"
+    )
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _one_system(self) -> TeacherBase:
+        if self.system is not None and self.system_file is not None:
+            raise ValueError("give system or system_file, not both")
+        return self
+
+
+class ApiTeacher(TeacherBase):
+    """Any endpoint that speaks the OpenAI chat-completions API."""
+
+    kind: Literal["api"]
+    base_url: str = Field(pattern=r"^https?://", description="e.g. https://host/v1")
+    api_key_env: str | None = Field(
+        None, description="name of the environment variable that holds the key; none for no key"
+    )
+
+
+class LocalTeacher(TeacherBase):
+    """A GGUF file served on loopback for as long as the build needs it."""
+
+    kind: Literal["local"]
+    weights: str = Field(description="a pinned name (edgedistill doctor lists them) or a GGUF path")
+    port: int | None = Field(None, ge=1, le=65535, description="by default any free one")
+    threads: int | None = Field(None, ge=1, description="by default the physical cores")
+    context_tokens: int = Field(2048, ge=128, description="context window, in tokens")
+    start_seconds: float = Field(180, gt=0, description="how long loading may take")
+
+
+Teacher = Annotated[ApiTeacher | LocalTeacher, Field(discriminator="kind")]
+
+
+class CollectSpec(Strict):
+    """How answers are collected, and what happens when some do not come."""
+
+    concurrency: int = Field(1, ge=1, le=256, description="calls in flight at once")
+    timeout_seconds: float = Field(120, gt=0, description="longest wait for one answer")
+    attempts: int = Field(5, ge=1, le=20, description="tries of one call before it is failed")
+    backoff_seconds: float = Field(1.0, gt=0, description="first wait after a failure; doubles")
+    on_failure: Literal["continue", "stop"] = Field(
+        "continue", description="stop: the first call that fails for good ends the build"
+    )
+    max_failed_share: float = Field(
+        0.05, ge=0, le=1, description="with continue: more failed calls than this end the build"
+    )
+
+
+class SplitSpec(Strict):
+    """How curated rows are divided, by prompt."""
+
+    validation: float = Field(0.1, gt=0, lt=0.5, description="share for choices")
+    held_out: float = Field(0.2, gt=0, lt=0.5, description="share for reported figures only")
+    unseen_phrasings: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of held-out rows whose phrasing no training or validation row has",
+    )
+    seed: int = Field(0, description="seed of the split")
+
+
+class CurateSpec(Strict):
+    """Which answers are good enough to learn from, and how they are cleaned."""
+
+    strip_code_fence: bool = Field(True, description="keep only what is inside a ``` block")
+    collapse_whitespace: bool = Field(False, description="join the answer into one line")
+    refusals: tuple[str, ...] = Field(
+        ("i cannot", "i can't", "i'm sorry", "i am sorry", "as an ai"),
+        description="an answer that starts with one of these (any case) is a refusal",
+    )
+    max_answer_chars: int = Field(4000, ge=1, description="longer answers are rejected")
+    split: SplitSpec = SplitSpec()
+
+
+class SqlExecutionCheck(Strict):
+    """Same rows when both queries are executed on a read-only database."""
+
+    kind: Literal["sql-execution"]
+    database: Path = Field(description="SQLite file, opened read-only")
+    timeout_seconds: float = Field(2.0, gt=0, description="longest run of one query")
+
+
+class TextCheck(Strict):
+    """Comparison of the answers' text: exact, as a label, as JSON, or by their last number."""
+
+    kind: Literal["exact", "label", "json", "number"]
+    labels: tuple[str, ...] = Field((), description="label: the allowed ones")
+    tolerance: float = Field(1e-6, ge=0, description="number: largest relative difference")
+
+
+Check = Annotated[SqlExecutionCheck | TextCheck, Field(discriminator="kind")]
+
+
+class StudentSpec(Strict):
+    """The small model, and the prompt it will have on the device."""
+
+    weights: str = Field(description="a pinned name (edgedistill doctor lists them) or a GGUF path")
+    system: str | None = Field(None, description="short system prompt of the student; often none")
+    prompt: str = Field("{prompt}", description="the user message; {prompt} is the user's text")
+    max_tokens: int = Field(128, ge=1, description="longest answer on the device, in tokens")
+
+    @model_validator(mode="after")
+    def _has_slot(self) -> StudentSpec:
+        if "{prompt}" not in self.prompt:
+            raise ValueError("student.prompt must contain {prompt}")
+        return self
+
+
+class LoraSpec(Strict):
+    """LoRA on all linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(32, ge=1, le=512, description="rank of the update")
+    alpha: float = Field(64, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class DistillSpec(Strict):
+    """How the student learns."""
+
+    method: Literal["sft"] = Field(
+        "sft", description="sft: likelihood of the teacher's text (SeqKD)"
+    )
+    lora: LoraSpec = LoraSpec()
+    learning_rate: float = Field(4e-4, gt=0)
+    epochs: float = Field(3, gt=0)
+    batch_size: int = Field(16, ge=1, description="rows a step")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps with a rising rate")
+    weight_decay: float = Field(0.0, ge=0)
+    max_length: int = Field(512, ge=16, description="longest row, in tokens; longer is an error")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: the faster of the two on this machine, measured once"
+    )
+    evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
+    checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")
+    seed: int = Field(0)
+
+
+class BenchSpec(Strict):
+    """What is measured, and how often."""
+
+    latency_prompts: int = Field(
+        100, ge=1, description="held-out prompts timed on teacher and student, in turn"
+    )
+    bootstrap: int = Field(2000, ge=100, description="resamples for intervals")
+    examples: int = Field(20, ge=0, description="held-out examples shown in the report")
+    llama_bench_runs: int = Field(5, ge=1, description="runs of pp512 and tg128 after a warm-up")
+    seed: int = Field(0)
+
+
+class RecipeGates(Strict):
+    """Bounds that fail a build (exit code 3). Agreement is a share of held-out prompts."""
+
+    merged_agreement: float | None = Field(
+        None, ge=0, le=1, description="lowest agreement of the merged model with the teacher"
+    )
+    merge_mean_kld: float = Field(1e-6, gt=0, description="highest mean KLD adapter to merged")
+    export_mean_kld: float = Field(1e-4, gt=0, description="highest mean KLD merged to exported")
+
+
+class Recipe(Strict):
+    """What to distil."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="also the bundle's name")
+    description: str = Field(description="one sentence for the model card")
+    language: str = Field("en", description="language of the prompts, for the model card")
+    prompts: Path = Field(description="the token mix, JSONL, beside the recipe")
+    data_licence: str = Field("unknown", description="licence of the prompts, for the model card")
+    teacher: Teacher
+    collect: CollectSpec = CollectSpec()
+    curate: CurateSpec = CurateSpec()
+    check: Check
+    student: StudentSpec
+    distill: DistillSpec = DistillSpec()
+    bench: BenchSpec = BenchSpec()
+    gates: RecipeGates = RecipeGates()
+
+
+Held = TypeVar("Held", StudentSpec, LocalTeacher)
+FILES: tuple[Location, ...] = (
+    ("prompts",),
+    ("teacher", "system_file"),
+    ("check", "database"),
+)
+
+
+def load_recipe(path: Path, shown: str | None = None) -> Recipe:
+    """Read `recipe.yaml` (or the folder that holds it); paths in it become absolute.
+
+    Raises:
+        ConfigError: every problem in the file, missing files included.
+    """
+    file = path / "recipe.yaml" if path.is_dir() else path
+    document = load(file, shown)
+    recipe, problems = parse(Recipe, document)
+    problems += _missing_files(document, file.parent)
+    if recipe is None or problems:
+        raise ConfigError(sorted(problems, key=lambda p: p.line))
+    return _resolved(recipe, file.parent.resolve())
+
+
+def _missing_files(document: Document, folder: Path) -> list[Problem]:
+    problems = []
+    for location in FILES:
+        value: object = document.values
+        for part in location:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str) and not (folder / value).is_file():
+            problems.append(
+                Problem(
+                    document.file,
+                    document.line(location),
+                    ".".join(map(str, location)),
+                    f"there is no file {folder / value}",
+                )
+            )
+    return problems
+
+
+def _resolved(recipe: Recipe, folder: Path) -> Recipe:
+    teacher, check = recipe.teacher, recipe.check
+    if teacher.system_file is not None:
+        text = (folder / teacher.system_file).read_text("utf-8").strip()
+        teacher = teacher.model_copy(update={"system": text, "system_file": None})
+    if isinstance(check, SqlExecutionCheck):
+        check = check.model_copy(update={"database": folder / check.database})
+    changes: dict[str, object] = {
+        "prompts": folder / recipe.prompts,
+        "teacher": teacher,
+        "check": check,
+    }
+    changes["student"] = _with_path(recipe.student, folder)
+    if isinstance(teacher, LocalTeacher):
+        changes["teacher"] = _with_path(teacher, folder)
+    return recipe.model_copy(update=changes)
+
+
+def _with_path(spec: Held, folder: Path) -> Held:
+    """A weights value that ends in .gguf is a path, relative to the recipe."""
+    if not spec.weights.endswith(".gguf"):
+        return spec
+    return spec.model_copy(update={"weights": str((folder / spec.weights).resolve())})

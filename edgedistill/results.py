@@ -1,0 +1,183 @@
+"""The shape of `report.json`: what a build measured. Shares are 0..1, times seconds, KLD nats."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share with its 95 % bootstrap interval over `n` prompts."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement with the teacher on held-out prompts: over all, and by whether the phrasing of the
+    prompt occurs in the training data."""
+
+    model: str  # "base" | "adapter" | "merged" | "exported" | "quantized"
+    overall: Interval
+    seen: Interval | None
+    unseen: Interval | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """One hand-over, measured on held-out prompts: the model after `step` against the one before.
+
+    KLD is KL(before || after) per answer token over the full vocabulary, in fp32; `top1` is the
+    share of tokens with the same most likely token.
+    """
+
+    step: str  # "merge" | "export" | "quantize"
+    before: str
+    after: str
+    mean_kld: float
+    p99_kld: float
+    max_kld: float
+    top1: float
+    tokens: int
+    agreement_before: float
+    agreement_after: float
+    gates: dict[str, float]  # bound by name, e.g. {"mean_kld": 1e-4}
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One quantization type, made and measured on validation prompts."""
+
+    format: str
+    bytes: int
+    bits_per_weight: float
+    mean_kld: float
+    p99_kld: float
+    top1: float
+    agreement: float
+    agreement_before: float
+    estimated_memory_bytes: int
+    passed: bool
+    why_not: str  # "" when it passed
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Percentiles of one figure over prompts, in seconds unless the name says otherwise."""
+
+    p50: float
+    p95: float
+    p99: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One model answering the held-out prompts one at a time."""
+
+    who: str  # "teacher" | "student" (both over HTTP, streaming) | "student in process"
+    prompts: int
+    time_to_first_token: Spread
+    end_to_end: Spread
+    tokens_per_second: Spread  # decode rate of each answer
+    answer_tokens_mean: float
+    cold_start_seconds: float | None  # start of the process to the first answer's end
+    peak_memory_bytes: int | None
+    end_to_end_seconds: list[float]  # one a prompt, for the distribution
+
+
+@dataclass(frozen=True)
+class LlamaBench:
+    """llama-bench's convention: tokens/s over runs after a warm-up, no tokenization, no sampling."""
+
+    test: str  # "pp512" | "tg128"
+    mean: float
+    std: float
+    runs: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Roofline estimate for a device that is not at hand. Never measured."""
+
+    tokens_per_second: float
+    prefill_tokens_per_second: float
+    time_to_first_token: float
+    end_to_end_p50: float
+    bytes_read_per_token: int
+    formula: str
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-out prompt, side by side."""
+
+    id: str
+    prompt: str
+    teacher: str
+    student: str
+    same: bool
+    seen_phrasing: bool
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """One step of training; validation agreement only where it was measured."""
+
+    step: int
+    epoch: float
+    loss: float | None
+    learning_rate: float | None
+    validation_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound and the figure it was held against."""
+
+    step: str
+    name: str
+    bound: float
+    measured: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything measured about one recipe on one target."""
+
+    recipe: str
+    target: str
+    description: str
+    machine: dict[str, Any]
+    check: str  # the check's kind and its normalisation, in words
+    teacher_model: str
+    student_base: str
+    model_file: str
+    model_bytes: int
+    format: str
+    counts: dict[str, int]  # prompts, answered, failed, rejected, train, validation, held_out
+    rejected: dict[str, int]  # reason -> count
+    agreements: list[Agreement]
+    links: list[Link]
+    candidates: list[Candidate]
+    training: list[TrainingPoint]
+    latency_kind: str  # "measured" | "roofline"
+    latencies: list[Latency]
+    speedup_p50: float | None  # teacher's end-to-end p50 / student's, same prompts, in turn
+    llama_bench: list[LlamaBench]
+    estimate: Estimate | None
+    examples: list[Example]
+    gates: list[Gate]
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

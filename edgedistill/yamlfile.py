@@ -1,0 +1,118 @@
+"""YAML as data: no includes, no dotted paths, and every problem reported with file, line and field.
+
+`load` gives plain values; `parse` turns them into a frozen pydantic model, or collects problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from edgedistill.errors import ConfigError, Problem
+
+Location = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Document:
+    """The values of one YAML file, and the line (from 1) where each field starts."""
+
+    file: str
+    values: Mapping[str, Any]
+    lines: Mapping[Location, int]
+
+    def line(self, location: Location) -> int:
+        """Line of a field, or of the closest parent that is in the file."""
+        while location and location not in self.lines:
+            location = location[:-1]
+        return self.lines.get(location, 1)
+
+
+def load(path: Path, shown: str | None = None) -> Document:
+    """Read one YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: missing, not YAML, a key given twice, or not a mapping.
+    """
+    file = shown or str(path)
+    try:
+        text = path.read_text("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError([Problem(file, 0, "", "there is no such file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(file, 0, "", f"cannot be read: {error}")]) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 0
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError([Problem(file, line, "", f"not valid YAML: {problem}")]) from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError([Problem(file, 1, "", "must be a mapping of fields to values")])
+    lines: dict[Location, int] = {}
+    twice = _walk(node, (), lines)
+    if twice:
+        raise ConfigError([Problem(file, ln, name, "is given twice") for name, ln in twice])
+    return Document(file, yaml.safe_load(text), lines)
+
+
+def _walk(node: yaml.Node, at: Location, lines: dict[Location, int]) -> list[tuple[str, int]]:
+    twice: list[tuple[str, int]] = []
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, str(key.value))
+            if here in lines:
+                twice.append((dotted(here), key.start_mark.line + 1))
+            lines[here] = key.start_mark.line + 1
+            twice += _walk(value, here, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            twice += _walk(value, (*at, index), lines)
+    return twice
+
+
+def parse(model: type[Model], document: Document) -> tuple[Model | None, list[Problem]]:
+    """Validate a document: the model, or every problem in it."""
+    try:
+        return model.model_validate(document.values), []
+    except ValidationError as error:
+        return None, [_problem(document, item) for item in error.errors()]
+
+
+def _problem(document: Document, item: Any) -> Problem:
+    location = tuple(part for part in item["loc"] if not _is_union_tag(document, item["loc"], part))
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "unknown field (misspelt, or of another version?)"
+    elif item["type"] == "missing":
+        message = "is required"
+    elif item["type"] not in ("value_error", "union_tag_not_found"):
+        message += f" (got {item['input']!r})"
+    return Problem(document.file, document.line(location), dotted(location), message)
+
+
+def _is_union_tag(document: Document, location: Location, part: str | int) -> bool:
+    """pydantic puts the tag of a chosen variant into the location; the file has no such field."""
+    position = location.index(part)
+    holder: Any = document.values
+    for step in location[:position]:
+        if isinstance(holder, Mapping) and step in holder:
+            holder = holder[step]
+        elif isinstance(holder, list) and isinstance(step, int) and step < len(holder):
+            holder = holder[step]
+    return isinstance(holder, Mapping) and part not in holder and part in holder.values()
+
+
+def dotted(location: Location) -> str:
+    """`("lora", "rank")` as `lora.rank`, list positions as `[2]`."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
