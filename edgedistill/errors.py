@@ -67,7 +67,18 @@ class ConfigError(EdgedistillError):
 
 
 class TokenMixError(EdgedistillError):
-    """The prompts file is missing, empty, or a line of it cannot be used."""
+    """The prompts file is missing, empty, or lines of it cannot be used; `problems` names those."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        problems: Sequence[Problem] = (),
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.problems = tuple(problems)
 
 
 class WeightsError(EdgedistillError):

@@ -44,6 +44,7 @@ def load(path: Path, shown: str | None = None) -> Document:
     try:
         text = path.read_text("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError([Problem(file, 0, "", "there is no such file")]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +60,7 @@ def load(path: Path, shown: str | None = None) -> Document:
     twice = _walk(node, (), lines)
     if twice:
         raise ConfigError([Problem(file, ln, name, "is given twice") for name, ln in twice])
-    return Document(file, yaml.safe_load(text), lines)
+    return Document(file, values, lines)
 
 
 def _walk(node: yaml.Node, at: Location, lines: dict[Location, int]) -> list[tuple[str, int]]:

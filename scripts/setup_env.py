@@ -73,7 +73,7 @@ def _runs(interpreter: Path) -> bool:
 
 
 def install(*arguments: str, environment: dict[str, str] | None = None) -> None:
-    command = [str(python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [str(python()), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     subprocess.run(
         [*command, "-c", str(CONSTRAINTS), *arguments],
         check=True,

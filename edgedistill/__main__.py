@@ -1,0 +1,5 @@
+"""`python -m edgedistill` is the command `edgedistill`."""
+
+from edgedistill.cli import main
+
+main()

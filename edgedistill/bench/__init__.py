@@ -1,0 +1,140 @@
+"""Bench: everything that is measured about one build on held-out prompts, as `report.json`.
+
+Agreement with the teacher (agreement.py), the fidelity chain (chain.py), speed where it can be
+measured (serving.py, latency.py) or else a roofline estimate (roofline.py), and the gates
+(gates.py). A failed gate does not stop the measuring: `require_gates` raises behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill import machine
+from edgedistill.artifacts import (
+    Adapter,
+    Checkpoint,
+    Dataset,
+    Exported,
+    Identity,
+    Quantized,
+    Report,
+    Student,
+    Traces,
+    digest_of_file,
+    run_stage,
+    tool_versions,
+)
+from edgedistill.errors import GateFailed
+from edgedistill.progress import Progress
+from edgedistill.recipe import Recipe
+from edgedistill.target import Target
+from edgedistill.teacher import weights_identity
+
+REPORT = "report.json"
+NOT_MEASURED = {"licence", "port", "start_seconds", "weights", "api_key_env"}
+TOOLS = ("llama-cpp-python", "torch", "transformers", "peft", "numpy", "openai")
+
+
+@dataclass(frozen=True)
+class Build:
+    """All that one build made, up to here."""
+
+    recipe: Recipe
+    target: Target
+    traces: Traces
+    dataset: Dataset
+    student: Student
+    adapter: Adapter
+    checkpoint: Checkpoint
+    exported: Exported
+    quantized: Quantized
+
+
+def bench(
+    recipe: Recipe,
+    target: Target,
+    traces: Traces,
+    dataset: Dataset,
+    student: Student,
+    adapter: Adapter,
+    checkpoint: Checkpoint,
+    exported: Exported,
+    quantized: Quantized,
+    out: Path,
+    progress: Progress,
+) -> Report:
+    """Measure a build. Files: report.json (a BenchResult), fidelity.json (the part of it that does
+    not depend on the clock), answers.jsonl (every held-out prompt with every model's answer).
+
+    Raises:
+        DatasetError: there are no held-out rows.
+        TeacherError: latency is to be measured and the teacher cannot be used.
+        RuntimeFailure: a model cannot be run.
+    """
+    build = Build(
+        recipe, target, traces, dataset, student, adapter, checkpoint, exported, quantized
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        from edgedistill.bench.measuring import measure_build
+
+        return measure_build(build, folder, out, progress)
+
+    done = run_stage(_identity(build), out, progress, work)
+    return Report(done.folder, done.digest, done.folder / REPORT)
+
+
+def require_gates(report: Report) -> None:
+    """Raise when a bound of recipe or target is broken.
+
+    Raises:
+        GateFailed: names the first failed step, with every failed figure.
+    """
+    from edgedistill.bench.gates import failure
+    from edgedistill.results import Gate
+
+    gates = [Gate(**gate) for gate in json.loads(report.file.read_text("utf-8"))["gates"]]
+    failed = failure(gates)
+    if failed is not None:
+        step, figures = failed
+        raise GateFailed(
+            step, figures, where=str(report.file), hint="everything measured is in this report"
+        )
+
+
+def _identity(build: Build) -> Identity:
+    recipe, target, teacher = build.recipe, build.target, build.recipe.teacher
+    inputs = {
+        name: getattr(build, name).digest
+        for name in (
+            "traces", "dataset", "student", "adapter", "checkpoint", "exported", "quantized"
+        )
+    }  # fmt: skip
+    return Identity(
+        stage="bench",
+        version=1,
+        spec={
+            "recipe": {"name": recipe.name, "description": recipe.description},
+            "bench": recipe.bench.model_dump(mode="json"),
+            "gates": recipe.gates.model_dump(mode="json"),
+            "check": without_paths(recipe.check.model_dump()),
+            "prompt": recipe.student.model_dump(mode="json", exclude={"weights"}),
+            "teacher": {
+                **teacher.model_dump(mode="json", exclude=NOT_MEASURED),
+                "weights": weights_identity(teacher),
+            },
+            "target": target.model_dump(mode="json", exclude={"formats", "description"}),
+            "machine": machine.fingerprint(),
+        },
+        inputs=inputs,
+        tools=tool_versions(*TOOLS),
+    )
+
+
+def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's values with the digest of a file's content instead of its path."""
+    return {k: digest_of_file(v) if isinstance(v, Path) else v for k, v in values.items()}

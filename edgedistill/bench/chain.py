@@ -1,0 +1,156 @@
+"""The fidelity chain: what each hand-over changed, in fp32, on held-out prompts and answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from edgedistill.artifacts import write_json
+from edgedistill.bench.agreement import shuffled
+from edgedistill.bench.models import Model
+from edgedistill.errors import RuntimeFailure
+from edgedistill.fidelity import EvalRow, Kld, compare
+from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import RecipeGates
+from edgedistill.results import Link
+from edgedistill.target import TargetGates
+
+STEPS = (
+    ("merge", "adapter", "merged"),
+    ("export", "merged", "exported"),
+    ("quantize", "exported", "quantized"),
+)
+SCRATCH_BYTES = 2_000_000_000  # per recorded model; two lie on the disk at once
+FLOAT_BYTES = 4
+
+
+def rows_that_fit(
+    rows: Sequence[EvalRow], prompt: StudentPrompt, limit: int = SCRATCH_BYTES
+) -> list[EvalRow]:
+    """As many rows as their logits fit into `limit` bytes, chosen by ID alone."""
+    kept, used = set(), 0
+    for row in sorted(rows, key=lambda row: shuffled(row.id, 0)):
+        used += len(prompt.answer_ids(row.answer)) * prompt.vocab_size * FLOAT_BYTES
+        if used > limit:
+            break
+        kept.add(row.id)
+    return [row for row in rows if row.id in kept]
+
+
+def measure_chain(
+    models: Mapping[str, Model], rows: Sequence[EvalRow], resume: Path, progress: Progress
+) -> dict[str, Kld]:
+    """KLD of each step of `STEPS` by name.
+
+    Logits go to scratch files below `resume`, at most two at once; a finished step is kept there
+    as JSON, so a killed run goes on with the step it was in.
+
+    Raises:
+        RuntimeFailure: two models of a step do not give the same number of logits.
+    """
+    found: dict[str, Kld] = {}
+    for step, before, after in STEPS:
+        kept = resume / f"link-{step}.json"
+        if not kept.is_file():
+            first = _recorded(models[before], rows, resume, progress)
+            second = _recorded(models[after], rows, resume, progress)
+            with progress.task(f"fidelity of {step}", None):
+                measured = compare(first, second, _width(step, first, second))
+            write_json(kept, asdict(measured))
+        # Past the write: a kill between the two leaves a file that the next run removes here.
+        _scratch(resume, before).unlink(missing_ok=True)
+        found[step] = Kld(**json.loads(kept.read_text("utf-8")))
+    _scratch(resume, STEPS[-1][2]).unlink(missing_ok=True)
+    return found
+
+
+def _scratch(resume: Path, name: str) -> Path:
+    return resume / f"logits-{name}.f32"
+
+
+def _recorded(model: Model, rows: Sequence[EvalRow], resume: Path, progress: Progress) -> Path:
+    """The file with a model's logits; it gets its name only when it is whole."""
+    path = _scratch(resume, model.name)
+    if path.is_file():
+        return path
+    resume.mkdir(parents=True, exist_ok=True)
+    torn = path.with_suffix(".partial")
+    torn.unlink(missing_ok=True)
+    with (
+        progress.task(f"logits of {model.name}", len(rows), "prompts") as task,
+        model.open() as runs,
+    ):
+        count = runs.record(rows, torn, task)
+    _sidecar(path).write_text(str(count), "utf-8")
+    torn.replace(path)
+    return path
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".rows")
+
+
+def _width(step: str, first: Path, second: Path) -> int:
+    """Vocabulary size, from the files' sizes and the number of rows written to them."""
+    shapes = []
+    for path in (first, second):
+        count = int(_sidecar(path).read_text("utf-8"))
+        shapes.append((count, path.stat().st_size // (FLOAT_BYTES * count) if count else 0))
+    if shapes[0] != shapes[1] or shapes[0][1] == 0:
+        raise RuntimeFailure(
+            f"logits before and after the step '{step}' cannot be compared: "
+            f"{shapes[0][0]} tokens x {shapes[0][1]} entries against "
+            f"{shapes[1][0]} x {shapes[1][1]}",
+            hint="the vocabulary of the model changed in this step",
+        )
+    return shapes[0][1]
+
+
+def link(
+    step: str, kld: Kld, agreements: Mapping[str, float], recipe: RecipeGates, target: TargetGates
+) -> Link:
+    """One hand-over with the bounds it is held against."""
+    before, after = next((b, a) for name, b, a in STEPS if name == step)
+    made = Link(
+        step,
+        before,
+        after,
+        **asdict(kld),
+        agreement_before=agreements[before],
+        agreement_after=agreements[after],
+        gates=bounds(step, recipe, target),
+        passed=True,
+    )
+    measured = measured_by(made)
+    return replace(made, passed=all(measured[name] <= at for name, at in made.gates.items()))
+
+
+def measured_by(link: Link) -> dict[str, float]:
+    """A link's figures by the names its gates use."""
+    return {
+        "mean_kld": link.mean_kld,
+        "p99_kld": link.p99_kld,
+        "agreement_drop": drop(link.agreement_before, link.agreement_after),
+    }
+
+
+def drop(before: float, after: float) -> float:
+    """Agreement lost, as a share; rounded, so that 0.89 - 0.87 is not above a bound of 0.02."""
+    return round(before - after, 9)
+
+
+def bounds(step: str, recipe: RecipeGates, target: TargetGates) -> dict[str, float]:
+    """The bounds of one step by the name of the figure."""
+    if step == "merge":
+        return {"mean_kld": recipe.merge_mean_kld}
+    if step == "export":
+        return {"mean_kld": recipe.export_mean_kld}
+    given = {
+        "mean_kld": target.max_mean_kld,
+        "p99_kld": target.max_p99_kld,
+        "agreement_drop": target.max_agreement_drop,
+    }
+    return {name: bound for name, bound in given.items() if bound is not None}

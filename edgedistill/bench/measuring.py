@@ -1,0 +1,245 @@
+"""The work of the bench stage: measure one build and write down what was found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from edgedistill import machine
+from edgedistill.artifacts import RESUME, write_atomic, write_json
+from edgedistill.bench import REPORT, Build
+from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
+from edgedistill.bench.chain import STEPS, link, measure_chain, rows_that_fit
+from edgedistill.bench.gates import with_clock, without_clock
+from edgedistill.bench.models import Model, llama_model, torch_model
+from edgedistill.bench.roofline import estimate, load_of
+from edgedistill.bench.serving import Measured, Sitting, measure
+from edgedistill.checks import make_checker
+from edgedistill.errors import DatasetError
+from edgedistill.fidelity import EvalRow, read_rows
+from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.results import (
+    Agreement,
+    BenchResult,
+    Candidate,
+    Estimate,
+    Link,
+    TrainingPoint,
+)
+from edgedistill.tokenmix import read_token_mix
+
+FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
+# The fields of a BenchResult that depend neither on the clock nor on the machine.
+CLOCKLESS = (
+    "recipe", "target", "check", "teacher_model", "student_base", "model_bytes", "format",
+    "counts", "rejected", "agreements", "links", "candidates", "training", "examples",
+)  # fmt: skip
+
+
+def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> Mapping[str, Any]:
+    """Write report.json, fidelity.json and answers.jsonl into `folder`; the facts of the stage."""
+    rows = read_rows(build.dataset.folder / "held_out.jsonl")
+    if not rows:
+        raise DatasetError("there are no held-out rows to measure with")
+    resume = folder / RESUME
+    prompt = StudentPrompt(build.checkpoint.folder, build.recipe.student)
+    models = _models(build, prompt)
+    answers = answer_all(models, rows, resume, progress)
+    checker = make_checker(build.recipe.check)
+    same = {name: judge(checker, rows, given) for name, given in answers.items()}
+    spec = build.recipe.bench
+    agreements = [
+        agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
+    ]
+    links, notes = _links(build, models, rows, prompt, agreements, resume, progress)
+    speed, guess = _speed(build, rows, prompt, out, resume, progress)
+    notes += speed.notes
+    shown = examples(rows, answers["quantized"], same["quantized"], spec.examples)
+    result = _result(build, checker.description, agreements, links, speed, guess, shown, notes)
+    _write(folder, result, rows, answers, same)
+    return _facts(result, folder)
+
+
+def _models(build: Build, prompt: StudentPrompt) -> list[Model]:
+    """Base, adapter, merged, exported, quantized: in this order they are measured and shown."""
+    spec, target = build.recipe.student, build.target
+    base = StudentPrompt(build.student.folder, spec)
+    student, checkpoint = build.student.folder, build.checkpoint.folder
+    context = target.context_tokens
+    return [
+        torch_model("base", student, base, spec.max_tokens),
+        torch_model("adapter", student, base, spec.max_tokens, adapter=build.adapter.folder),
+        torch_model("merged", checkpoint, prompt, spec.max_tokens),
+        *(
+            llama_model(
+                name, file, prompt, spec.max_tokens, threads=target.threads, context_tokens=context
+            )
+            for name, file in (
+                ("exported", build.exported.model),
+                ("quantized", build.quantized.model),
+            )
+        ),
+    ]
+
+
+def _links(
+    build: Build,
+    models: Sequence[Model],
+    rows: Sequence[EvalRow],
+    prompt: StudentPrompt,
+    agreements: Sequence[Agreement],
+    resume: Path,
+    progress: Progress,
+) -> tuple[list[Link], list[str]]:
+    fitting = rows_that_fit(rows, prompt)
+    notes = []
+    if len(fitting) < len(rows):
+        notes.append(
+            f"KLD is over {len(fitting)} of {len(rows)} held-out prompts: the logits of more do "
+            "not fit into 2 GB of scratch space a model"
+        )
+    klds = measure_chain({model.name: model for model in models}, fitting, resume, progress)
+    shares = {item.model: item.overall.value for item in agreements}
+    gates = build.recipe.gates, build.target.gates
+    return [link(step, klds[step], shares, *gates) for step, _, _ in STEPS], notes
+
+
+def _speed(
+    build: Build,
+    rows: Sequence[EvalRow],
+    prompt: StudentPrompt,
+    out: Path,
+    resume: Path,
+    progress: Progress,
+) -> tuple[Measured, Estimate | None]:
+    target = build.target
+    if target.roofline is not None and target.latency == "roofline":
+        asked = median(len(prompt.prompt_ids(row.prompt)) for row in rows)
+        answered = median(len(prompt.answer_ids(row.answer)) for row in rows)
+        load = load_of(build.quantized.model)
+        guess = estimate(load, target.roofline, asked, answered, target.sources)
+        progress.note(f"{target.name}: speed is a roofline estimate, nothing was timed")
+        return Measured([], None, [], []), guess
+    validation = read_rows(build.dataset.folder / "validation.jsonl")
+    entries = {entry.id: entry for entry in read_token_mix(build.recipe.prompts).entries}
+    sitting = Sitting(
+        build.recipe, target, build.quantized, prompt, rows, (validation or rows)[0], entries
+    )
+    return measure(sitting, out, resume, progress), None
+
+
+def _result(
+    build: Build,
+    check: str,
+    agreements: list[Agreement],
+    links: list[Link],
+    speed: Measured,
+    guess: Estimate | None,
+    shown: list[Any],
+    notes: list[str],
+) -> BenchResult:
+    recipe, target, quantized = build.recipe, build.target, build.quantized
+    size = quantized.model.stat().st_size
+    candidates = _candidates(quantized.folder)
+    merged = next(item.overall.value for item in agreements if item.model == "merged")
+    still = without_clock(recipe.gates, target, merged, links, candidates, size)
+    return BenchResult(
+        recipe=recipe.name,
+        target=target.name,
+        description=recipe.description,
+        machine=machine.facts(),
+        check=check,
+        teacher_model=recipe.teacher.model,
+        student_base=build.student.name,
+        model_file=quantized.model.name,
+        model_bytes=size,
+        format=quantized.format,
+        counts=_counts(build),
+        rejected=_rejected(build.dataset.folder),
+        agreements=agreements,
+        links=links,
+        candidates=candidates,
+        training=_training(build.adapter.folder),
+        latency_kind=target.latency,
+        latencies=speed.latencies,
+        speedup_p50=speed.speedup_p50,
+        llama_bench=speed.llama_bench,
+        estimate=guess,
+        examples=shown,
+        gates=still + with_clock(target, speed.llama_bench),
+        notes=notes,
+    )
+
+
+def _counts(build: Build) -> dict[str, int]:
+    traces, data = build.traces, build.dataset
+    return {
+        "prompts": traces.answered + traces.failed,
+        "answered": traces.answered,
+        "failed": traces.failed,
+        "rejected": data.rejected,
+        "train": data.train,
+        "validation": data.validation,
+        "held_out": data.held_out,
+    }
+
+
+def _rejected(folder: Path) -> dict[str, int]:
+    """Rejected traces by reason, most frequent first."""
+    with (folder / "rejected.jsonl").open(encoding="utf-8") as stream:
+        return dict(Counter(json.loads(line)["reason"] for line in stream).most_common())
+
+
+def _candidates(folder: Path) -> list[Candidate]:
+    entries = json.loads((folder / "candidates.json").read_text("utf-8"))
+    return [Candidate(**entry) for entry in entries]
+
+
+def _training(folder: Path) -> list[TrainingPoint]:
+    points = json.loads((folder / "training.json").read_text("utf-8"))
+    return [TrainingPoint(**point) for point in points]
+
+
+def _write(
+    folder: Path,
+    result: BenchResult,
+    rows: Sequence[EvalRow],
+    answers: Mapping[str, Answers],
+    same: Mapping[str, Same],
+) -> None:
+    report = result.to_json()
+    write_json(folder / REPORT, report)
+    fidelity = {name: report[name] for name in CLOCKLESS}
+    fidelity["gates"] = [gate for gate in report["gates"] if gate["step"] != "bench"]
+    write_json(folder / FIDELITY, fidelity)
+    lines = [
+        json.dumps(
+            {
+                "id": row.id,
+                "prompt": row.prompt,
+                "seen_phrasing": row.seen,
+                "teacher": row.answer,
+                "answers": {name: given[row.id] for name, given in answers.items()},
+                "same": {name: flags[row.id] for name, flags in same.items()},
+            },
+            ensure_ascii=False,
+        )
+        for row in rows
+    ]
+    write_atomic(folder / ANSWERS, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _facts(result: BenchResult, folder: Path) -> dict[str, Any]:
+    """What the manifest shows at a glance."""
+    return {
+        "format": result.format,
+        "agreement": {item.model: item.overall.value for item in result.agreements},
+        "latency_kind": result.latency_kind,
+        "speedup_p50": result.speedup_p50,
+        "gates_failed": [f"{g.step}: {g.name}" for g in result.gates if not g.passed],
+    }

@@ -1,0 +1,138 @@
+"""The five models of a build behind one shape, so that each is measured in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgedistill.fidelity import EvalRow, record
+from edgedistill.progress import Task
+from edgedistill.prompting import StudentPrompt
+from edgedistill.runtime import LlamaCpp
+
+if TYPE_CHECKING:
+    from edgedistill.torch_runtime import TorchModel
+
+BATCH = 16
+
+
+class Runs(Protocol):
+    """A loaded model that is measured."""
+
+    def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
+        """The greedy answer to each row's prompt, stripped."""
+
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
+        """Logits that predict each token of the teacher's answers, stop token included, as
+        float32 rows in `into`; the number of rows."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the chain by name, loaded only inside `with model.open() as runs`."""
+
+    name: str  # "base" | "adapter" | "merged" | "exported" | "quantized"
+    open: Callable[[], AbstractContextManager[Runs]]
+
+
+@dataclass(frozen=True)
+class TorchRuns:
+    """A Hugging Face checkpoint in torch, fp32."""
+
+    model: TorchModel
+    prompt: StudentPrompt
+    max_tokens: int
+
+    def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
+        answers = []
+        for start in range(0, len(rows), BATCH):
+            asked = [self.prompt.prompt_ids(row.prompt) for row in rows[start : start + BATCH]]
+            made = self.model.generate(
+                asked, self.max_tokens, self.prompt.stop_ids, batch_size=BATCH
+            )
+            answers += [self.prompt.decode(ids).strip() for ids in made]
+            task.advance(len(asked))
+        return answers
+
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
+        total = 0
+        for row in rows:
+            ids, first = supervised(self.prompt, row)
+            total += record([self.model.logits(ids, first)], into)
+            task.advance()
+        return total
+
+
+@dataclass(frozen=True)
+class LlamaRuns:
+    """A GGUF file in llama.cpp, with the file's own tokenizer."""
+
+    model: LlamaCpp
+    prompt: StudentPrompt
+    max_tokens: int
+
+    def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
+        answers = []
+        for row in rows:
+            ids = self.model.tokenize(self.prompt.render(row.prompt))
+            made = self.model.generate(ids, self.max_tokens, self.prompt.stop_ids)
+            answers.append(made.text.strip())
+            task.advance()
+        return answers
+
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
+        total = 0
+        for row in rows:
+            ids, first = supervised(self.prompt, row)
+            total += self.model.logits(ids, first, into)
+            task.advance()
+        return total
+
+
+def supervised(prompt: StudentPrompt, row: EvalRow) -> tuple[list[int], int]:
+    """Token IDs of prompt and teacher's answer, and the position where the answer starts."""
+    asked = prompt.prompt_ids(row.prompt)
+    return asked + prompt.answer_ids(row.answer), len(asked)
+
+
+def torch_model(
+    name: str, folder: Path, prompt: StudentPrompt, max_tokens: int, adapter: Path | None = None
+) -> Model:
+    """A checkpoint folder, with an adapter on top or without."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Runs]:
+        from edgedistill.torch_runtime import TorchModel  # torch, only once it is needed
+
+        model = TorchModel(folder, adapter)
+        try:
+            yield TorchRuns(model, prompt, max_tokens)
+        finally:
+            del model
+            gc.collect()  # the next model must not find this one still in memory
+
+    return Model(name, opened)
+
+
+def llama_model(
+    name: str,
+    file: Path,
+    prompt: StudentPrompt,
+    max_tokens: int,
+    *,
+    threads: int | None,
+    context_tokens: int,
+) -> Model:
+    """A GGUF file."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Runs]:
+        with LlamaCpp(file, threads=threads, context_tokens=context_tokens) as model:
+            yield LlamaRuns(model, prompt, max_tokens)
+
+    return Model(name, opened)

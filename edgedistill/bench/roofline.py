@@ -1,0 +1,95 @@
+"""An estimate for a device that is not at hand: how fast its memory and compute let it be.
+
+Williams, Waterman, Patterson 2009 (the roofline model). Decoding a token reads every weight once,
+so bandwidth bounds it; prefill multiplies every weight with every token, so compute bounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import RuntimeFailure
+from edgedistill.results import Estimate
+from edgedistill.target import Roofline
+
+KV_BYTES = 2  # llama.cpp keeps keys and values in f16 unless told otherwise
+FIELDS = {"roofline", *Roofline.model_fields}
+FORMULA = (
+    "decode tokens/s = efficiency x bandwidth / (weight bytes read per token + KV bytes at the "
+    "mean context); prefill tokens/s = compute / (2 x parameters read); end to end = prompt / "
+    "prefill + (answer - 1) / decode; an untied input embedding is not read"
+)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one token costs a model: bytes and parameters read, and KV bytes a context token."""
+
+    weight_bytes: int
+    parameters: int
+    kv_bytes_per_token: int
+
+
+def load_of(model: Path) -> Load:
+    """The load of a GGUF file, from its tensor table (no tensor is read into memory).
+
+    Raises:
+        RuntimeFailure: not a GGUF file, or one without the usual keys.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(model)
+        sizes = {t.name: (int(t.n_bytes), int(t.n_elements)) for t in reader.tensors}
+        names = ("block_count", "embedding_length", "attention.head_count")
+        arch = reader.fields["general.architecture"].contents()
+        needed = {name: reader.fields[f"{arch}.{name}"].contents() for name in names}
+        extra = ("attention.head_count_kv", "attention.key_length", "attention.value_length")
+        given = {n: f.contents() for n in extra if (f := reader.fields.get(f"{arch}.{n}"))}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise RuntimeFailure(f"not a GGUF file we can size: {error}", where=str(model)) from error
+    return load_from(sizes, {**needed, **given})
+
+
+def load_from(sizes: Mapping[str, tuple[int, int]], keys: Mapping[str, Any]) -> Load:
+    """The load from `{tensor: (bytes, elements)}` and the architecture's keys.
+
+    With an `output.weight` the input embedding is only looked up, one row a token; without one it
+    is tied and read in full as the head.
+    """
+    untied = "output.weight" in sizes
+    read = [size for name, size in sizes.items() if not (untied and name == "token_embd.weight")]
+    heads = keys["attention.head_count"]
+    head = keys["embedding_length"] // (max(heads) if isinstance(heads, list) else heads)
+    kv_heads = keys.get("attention.head_count_kv", heads)
+    blocks = keys["block_count"]
+    total = sum(kv_heads) if isinstance(kv_heads, list) else kv_heads * blocks
+    width = keys.get("attention.key_length", head) + keys.get("attention.value_length", head)
+    return Load(sum(b for b, _ in read), sum(n for _, n in read), total * width * KV_BYTES)
+
+
+def estimate(
+    load: Load,
+    roofline: Roofline,
+    prompt_tokens: float,
+    answer_tokens: float,
+    sources: Mapping[str, str],
+) -> Estimate:
+    """Roofline estimate for prompts and answers of these (median) lengths, stop token counted."""
+    context = prompt_tokens + answer_tokens / 2
+    bytes_read = round(load.weight_bytes + load.kv_bytes_per_token * context)
+    decode = roofline.efficiency * roofline.bandwidth_gb_s * 1e9 / bytes_read
+    prefill = roofline.compute_gflops * 1e9 / (2 * load.parameters)
+    first = prompt_tokens / prefill
+    return Estimate(
+        tokens_per_second=decode,
+        prefill_tokens_per_second=prefill,
+        time_to_first_token=first,
+        end_to_end_p50=first + max(answer_tokens - 1, 0) / decode,
+        bytes_read_per_token=bytes_read,
+        formula=FORMULA,
+        sources={k: v for k, v in sources.items() if k.split(".")[-1] in FIELDS},
+    )

@@ -1,0 +1,399 @@
+"""The command line: each command parses, calls one function and shows what it returns.
+
+This is the one place that prints results, catches errors and exits: 0 done, 1 failed, 2 wrong
+usage, 3 a gate was missed, 130 interrupted. Everything heavy is imported inside commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from edgedistill import __version__, library
+from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError
+from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from edgedistill.pipeline import Workspace
+    from edgedistill.recipe import Recipe
+    from edgedistill.target import Target
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+ONCE_PER_RECIPE = {
+    "collect": "Ask the teacher every prompt of the token mix; nothing is asked twice.",
+    "curate": "Filter the answers and split them by prompt.",
+    "distill": "Train a LoRA adapter on the teacher's answers.",
+    "merge": "Merge the adapter into the student's weights.",
+    "export": "Write the merged model as GGUF and check it against the merged one.",
+}
+ONCE_PER_TARGET = {
+    "quantize": "Make and measure the target's candidate types; the smallest that passes wins.",
+    "bench": "Measure fidelity, agreement and latency on held-out prompts.",
+    "pack": "Write the bundle: model, manifest, card, report. The same as build.",
+}
+
+
+@dataclass
+class Settings:
+    """What holds for every command."""
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+class InOrder(click.Group):
+    """Lists commands in the order of the flow, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    words, settings = list(sys.argv[1:] if arguments is None else arguments), Settings()
+    try:
+        # What a command gives to ctx.exit() comes back as the value; commands return None.
+        code = cli.main(words, prog_name="edgedistill", standalone_mode=False, obj=settings)
+    except EdgedistillError as error:
+        _fail(error, settings)
+    except click.ClickException as error:
+        # The words may be wrong before --json is reached.
+        if settings.json or "--json" in words:
+            _print_error({"kind": "UsageError", "what": error.format_message()}, error.exit_code)
+        else:
+            error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes any of them for Ctrl-D
+            raise error.__cause__ from None
+        what = "interrupted; what was finished is kept: run the same command again to go on"
+        if settings.json:
+            _print_error({"kind": "Interrupted", "what": what}, INTERRUPTED)
+        click.echo(what, err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _fail(error: EdgedistillError, settings: Settings) -> NoReturn:
+    if settings.debug:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    if settings.json:
+        value: dict[str, Any] = {"kind": type(error).__name__, "what": error.what}
+        value |= {"where": error.where, "hint": error.hint}
+        if isinstance(error, ConfigError | TokenMixError):
+            value["problems"] = [asdict(problem) for problem in error.problems]
+        if isinstance(error, GateFailed):
+            value["step"] = error.step
+        _print_error(value, error.exit_code)
+    else:
+        click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _print_error(value: dict[str, Any], exit_code: int) -> None:
+    click.echo(json.dumps({"error": {**value, "exit_code": exit_code}}, indent=2))
+
+
+def _show(render: Callable[[Any], RenderableType], value: Any) -> None:
+    """Print one result: as JSON, or as `render` shows the same data."""
+    if click.get_current_context().ensure_object(Settings).json:
+        click.echo(json.dumps(value, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    # A pipe has no width; a narrow guess would break paths and numbers apart.
+    Console(width=None if sys.stdout.isatty() else 140).print(render(value))
+
+
+def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and parameter.name is not None:
+        setattr(ctx.ensure_object(Settings), parameter.name, True)
+
+
+def _flag(name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(
+        f"--{name}", is_flag=True, is_eager=True, expose_value=False, callback=_remember, help=text
+    )
+
+
+def common(command: Command) -> Command:
+    """Options that may stand before or after the command's name."""
+    command = _flag("debug", "Show the traceback of an error.")(command)
+    command = _flag("quiet", "Show no progress.")(command)
+    return _flag("json", "Print the result as JSON, and nothing else, on stdout.")(command)
+
+
+def _names(kind: library.Kind) -> Callable[..., list[CompletionItem]]:
+    def complete(
+        ctx: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = (entry.name for entry in library.entries(kind))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def _several(kind: library.Kind, text: str) -> Callable[[Command], Command]:
+    return click.option(
+        f"--{kind}", f"{kind}s", metavar="NAME_OR_PATH", multiple=True,
+        shell_complete=_names(kind), help=f"{text} Repeatable.",
+    )  # fmt: skip
+
+
+recipe_option = click.option(
+    "--recipe", metavar="NAME_OR_PATH", default=DEFAULT_RECIPE, show_default=True,
+    shell_complete=_names("recipe"), help="Recipe by name, folder or file.",
+)  # fmt: skip
+target_option = click.option(
+    "--target", "targets", metavar="NAME_OR_PATH", multiple=True, default=(DEFAULT_TARGET,),
+    show_default=True, shell_complete=_names("target"), help="Target by name or file; repeatable.",
+)  # fmt: skip
+workspace_option = click.option(
+    "--workspace", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".edgedistill"), show_default=True, help="Where stages and traces are kept.",
+)  # fmt: skip
+dist_option = click.option(
+    "--dist", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
+    default=Path("dist"), show_default=True, help="Where bundles are written.",
+)  # fmt: skip
+retry_option = click.option(
+    "--retry-failed", is_flag=True, help="Ask again what the teacher failed to answer before."
+)
+
+
+@click.group(cls=InOrder, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="edgedistill")
+@common
+def cli() -> None:
+    """Distil what a black-box model does for your product onto a device, and prove it.
+
+    Start with: edgedistill doctor, then: edgedistill build --target laptop
+    """
+
+
+@cli.command()
+@common
+@recipe_option
+@target_option
+@workspace_option
+@dist_option
+@retry_option
+def build(
+    recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry_failed: bool
+) -> None:
+    """The whole job: from prompts and a teacher to a bundle for each target."""
+    _build("pack", recipe, targets, workspace, dist, retry_failed)
+
+
+def _build(
+    until: str, recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry: bool
+) -> None:
+    started = time.monotonic()
+    held, devices = _load(recipe, targets)
+    from edgedistill import console, pipeline, tables
+
+    quiet = click.get_current_context().ensure_object(Settings).quiet
+    place = pipeline.Workspace(workspace, dist)
+    with console.listening(
+        quiet=quiet, terminal=sys.stderr.isatty(), write=partial(click.echo, err=True)
+    ) as progress:
+        progress.note(f"recipe: {library.shown(library.find('recipe', recipe))}")
+        for name in targets:
+            progress.note(f"target: {library.shown(library.find('target', name))}")
+        results = pipeline.build(held, devices, place, progress, until, retry)
+    seconds = time.monotonic() - started
+    _show(tables.build, tables.build_value(held.name, results, progress.ran, seconds))
+
+
+def _load(recipe: str, targets: Sequence[str]) -> tuple[Recipe, list[Target]]:
+    paths = library.find("recipe", recipe), [library.find("target", name) for name in targets]
+    from edgedistill.validate import load_together
+
+    return load_together(*paths)
+
+
+def _add_stage(verb: str, text: str, *, per_target: bool) -> None:
+    def stage(
+        recipe: str,
+        workspace: Path,
+        targets: Sequence[str] = (DEFAULT_TARGET,),
+        dist: Path = Path("dist"),
+        retry_failed: bool = False,
+    ) -> None:
+        _build(verb, recipe, targets, workspace, dist, retry_failed)
+
+    options = [recipe_option, workspace_option]
+    options += [target_option] if per_target else []
+    options += [dist_option] if verb == "pack" else []
+    options += [retry_option] if verb == "collect" else []
+    for option in reversed(options):
+        stage = option(stage)
+    text += "\n\nWhat it needs is reused from the workspace, or made first."
+    cli.command(verb, help=text)(common(stage))
+
+
+for _verb, _text in ONCE_PER_RECIPE.items():
+    _add_stage(_verb, _text, per_target=False)
+for _verb, _text in ONCE_PER_TARGET.items():
+    _add_stage(_verb, _text, per_target=True)
+
+
+@cli.command()
+@common
+@click.argument("name")
+@click.option(
+    "--into", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
+    default=Path("recipes"), show_default=True, help="Where the recipe's folder is made.",
+)  # fmt: skip
+def init(name: str, into: Path) -> None:
+    """Make a new recipe folder with every field explained."""
+    from rich.text import Text
+
+    from edgedistill.initialise import initialise
+
+    value = {"recipe": str(initialise(name, into))}
+    _show(
+        lambda made: Text(f"made {made['recipe']}; next: edit it, then edgedistill validate"), value
+    )
+
+
+@cli.command()
+@common
+@_several("recipe", "By default all.")
+@_several("target", "By default all.")
+def validate(recipes: Sequence[str], targets: Sequence[str]) -> None:
+    """Check recipes, their prompts and targets together: all problems at once."""
+    paths = library.named_or_all("recipe", recipes), library.named_or_all("target", targets)
+    from edgedistill import tables
+    from edgedistill.validate import validate as check
+
+    _show(tables.validated, check(*paths))
+
+
+@cli.command()
+@common
+def recipes() -> None:
+    """List the recipes: yours and the shipped ones."""
+    from edgedistill import catalogue, tables
+
+    _show(tables.recipes, catalogue.recipe_rows())
+
+
+@cli.command()
+@common
+@click.argument("name", required=False, shell_complete=_names("target"))
+def targets(name: str | None) -> None:
+    """List the targets, or explain every field of one."""
+    from edgedistill import catalogue, tables
+    from edgedistill.target import load_target
+
+    if name is None:
+        _show(tables.targets, catalogue.target_rows())
+    else:
+        path = library.find("target", name)
+        _show(tables.target, catalogue.explain(load_target(path, library.shown(path))))
+
+
+@cli.command()
+@common
+@recipe_option
+@target_option
+@workspace_option
+def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
+    """Show what the workspace holds, and what a build would reuse."""
+    held, devices = _load(recipe, targets)
+    from edgedistill import pipeline, tables
+    from edgedistill import workspace as held_by
+
+    place = pipeline.Workspace(workspace, Path("dist"))
+    value = {
+        "workspace": str(workspace),
+        "traces_bytes": held_by.traces_bytes(workspace),
+        "folders": tables.plain(held_by.holds(workspace, _reached(place, [recipe], targets))),
+        "plan": tables.plain(pipeline.plan(held, devices, place)),
+    }
+    _show(tables.status, value)
+
+
+@cli.command()
+@common
+@workspace_option
+@_several("recipe", "Keep what this one outside recipes/ needs, too.")
+@_several("target", "Keep what this one outside targets/ needs, too.")
+@click.option("--traces", is_flag=True, help="Remove the teacher's answers, too.")
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def gc(
+    workspace: Path,
+    recipes: Sequence[str],
+    targets: Sequence[str],
+    traces: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Remove stage folders that no recipe and target lead to. Answers stay unless --traces."""
+    from edgedistill import pipeline, tables
+    from edgedistill import workspace as held_by
+
+    place = pipeline.Workspace(workspace, Path("dist"))
+    condemned = held_by.unreached(held_by.holds(workspace, _reached(place, recipes, targets)))
+    size = sum(one.bytes for one in condemned) + traces * held_by.traces_bytes(workspace)
+    value = {"removed": False, "folders": [str(one.folder) for one in condemned], "bytes": size}
+    if size and not dry_run and (yes or _agreed(tables.removal, value)):
+        value |= {"removed": True, "bytes": held_by.gc(workspace, condemned, traces=traces)}
+    _show(tables.removal, value)
+
+
+def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> bool:
+    """Ask on the terminal; a program (--json, a pipe) must say --yes instead."""
+    if click.get_current_context().ensure_object(Settings).json or not sys.stdin.isatty():
+        raise click.UsageError("give --yes to remove without being asked, or --dry-run to look")
+    _show(render, value)
+    return click.confirm("remove them?")
+
+
+def _reached(
+    place: Workspace, recipes: Sequence[str], targets: Sequence[str]
+) -> dict[Path, set[str]]:
+    from edgedistill import catalogue, pipeline, workspace
+
+    held, devices = catalogue.everything(recipes, targets)
+    return workspace.reached(partial(pipeline.plan, workspace=place), held, devices)
+
+
+@cli.command()
+@common
+@workspace_option
+def doctor(workspace: Path) -> None:
+    """Show what this machine can do, and what to install. Exit 1 when a build cannot run."""
+    from edgedistill import tables
+    from edgedistill.doctor import examine
+
+    findings = examine(workspace)
+    _show(tables.findings, tables.plain(findings))
+    if any(finding.state == "missing" for finding in findings):
+        click.get_current_context().exit(1)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands and names in your shell."""
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(cli, {}, "edgedistill", "_EDGEDISTILL_COMPLETE").source())

@@ -1,0 +1,67 @@
+"""Export: a merged checkpoint in the device runtime's own format, before quantization."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import (
+    Checkpoint,
+    Exported,
+    Identity,
+    Student,
+    run_stage,
+    tool_versions,
+)
+from edgedistill.export.gguf import VERSION, Provenance, write_gguf
+from edgedistill.names import gguf_name
+from edgedistill.progress import Progress
+from edgedistill.student import TOKENIZER_FILES, TOKENIZER_GGUF
+
+ENCODING = "F16"
+
+
+def export(
+    checkpoint: Checkpoint, student: Student, name: str, out: Path, progress: Progress
+) -> Exported:
+    """Stage "export": GGUF f16 from `checkpoint`, with the tokenizer keys of `student`'s GGUF.
+
+    `name` is the recipe's. Whether the file behaves like the checkpoint is `verify`'s question.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be exported. StorageError: the disk is full.
+    """
+    identity = Identity(
+        stage="export",
+        version=1,
+        spec={
+            "name": name,
+            "encoding": ENCODING,
+            "base": student.name,
+            "licence": student.licence,
+            "version": VERSION,
+        },
+        inputs={"checkpoint": checkpoint.digest, "student": student.digest},
+        tools=tool_versions("gguf"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        made_from = Provenance(name, student.name, student.licence, checkpoint.digest)
+        temporary = folder / "model.gguf"
+        layout = write_gguf(
+            checkpoint.folder, student.folder / TOKENIZER_GGUF, temporary, made_from, progress
+        )
+        model = folder / gguf_name(student.name, layout.parameters, name, VERSION, ENCODING)
+        temporary.rename(model)
+        for file in TOKENIZER_FILES:  # whoever runs the file needs the prompt it was trained with
+            shutil.copyfile(student.folder / file, folder / file)
+        return {
+            "file": model.name,
+            "architecture": layout.architecture,
+            "tensors": len(layout.tensors),
+            "parameters": layout.parameters,
+        }
+
+    done = run_stage(identity, out, progress, work)
+    return Exported(done.folder, done.digest, done.folder / done.facts["file"])

@@ -1,0 +1,137 @@
+"""Write a checkpoint as a GGUF f16 file, tensor by tensor, with the base's own tokenizer keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import MissingTool
+from edgedistill.names import name_parts
+from edgedistill.progress import Progress
+from edgedistill.tensors import Layout, read_layout
+
+VERSION = "v1.0"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the file says about where it comes from. `base`: "org/name" on the model hub, or a
+    name; `licence`: SPDX; `source_digest`: of the checkpoint."""
+
+    recipe: str
+    base: str
+    licence: str
+    source_digest: str
+
+
+def write_gguf(
+    checkpoint: Path, tokenizer: Path, destination: Path, made_from: Provenance, progress: Progress
+) -> Layout:
+    """Export the checkpoint folder to `destination`; `tokenizer` is a `tokenizer.gguf.json`.
+
+    1-D tensors and norms stay f32, matrices become f16, a tied head is not written. The tensors
+    are bit-identical to those of llama.cpp's convert_hf_to_gguf.py --outtype f16.
+
+    Raises:
+        ArtifactError: something in the checkpoint that cannot be exported (see tensors.py).
+    """
+    writer_class = _writer_class()
+    layout = read_layout(checkpoint)
+    writer = writer_class(path=None, arch=layout.architecture)
+    _add_general(writer, layout, made_from)
+    _add_hyperparameters(writer, layout)
+    _add_tokenizer(writer, tokenizer)
+    for tensor in layout.tensors:
+        writer.add_tensor_info(tensor.name, tensor.shape, tensor.dtype, tensor.bytes)
+    try:
+        writer.write_header_to_file(destination)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        _write_tensors(writer, layout, progress)
+    finally:
+        writer.close()
+    return layout
+
+
+def _writer_class() -> Any:
+    try:
+        from gguf import GGUFWriter
+    except ImportError as error:
+        raise MissingTool(
+            "the package gguf is not installed", hint='pip install "edgedistill[build]"'
+        ) from error
+    return GGUFWriter
+
+
+def _write_tensors(writer: Any, layout: Layout, progress: Progress) -> None:
+    stream = writer.fout[0]
+    writer.write_padding(stream, stream.tell())
+    total = sum(tensor.bytes for tensor in layout.tensors)
+    with progress.task("export", total / 1e6, "MB") as task:
+        for tensor in layout.tensors:
+            # The writer's own write_tensor_data wants a whole tensor in memory.
+            for block in tensor.blocks():
+                stream.write(block.tobytes())
+                task.advance(block.nbytes / 1e6)
+            writer.write_padding(stream, tensor.bytes)
+
+
+def _add_general(writer: Any, layout: Layout, made_from: Provenance) -> None:
+    from gguf import GGML_QUANT_VERSION
+
+    parts = name_parts(made_from.base, layout.parameters)
+    base = made_from.base.rsplit("/", 1)[-1]
+    writer.add_type("model")
+    writer.add_name(f"{base} {made_from.recipe}")
+    writer.add_basename(parts.base)
+    writer.add_size_label(parts.size_label)
+    writer.add_finetune("-".join(word for word in (parts.finetune, made_from.recipe) if word))
+    writer.add_version(VERSION)
+    writer.add_license(made_from.licence.lower())
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, base)
+    if "/" in made_from.base:
+        writer.add_base_model_organization(0, made_from.base.split("/", 1)[0])
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{made_from.base}")
+    writer.add_string("edgedistill.recipe", made_from.recipe)
+    writer.add_string("edgedistill.source_digest", made_from.source_digest)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+
+
+def _add_hyperparameters(writer: Any, layout: Layout) -> None:
+    from gguf import LlamaFileType, RopeScalingType
+
+    config: Mapping[str, Any] = layout.config
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_rope_freq_base(layout.rope["rope_theta"])
+    writer.add_rope_dimension_count(head_dim or config["hidden_size"] // heads)
+    if layout.rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(layout.rope["factor"])
+    if head_dim is not None:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_file_type(int(LlamaFileType.MOSTLY_F16))
+
+
+def _add_tokenizer(writer: Any, file: Path) -> None:
+    from gguf import GGUFValueType
+
+    for entry in json.loads(file.read_text("utf-8")):
+        if entry["value"] == []:
+            continue  # GGUF has no empty arrays
+        element = None if entry["element"] is None else GGUFValueType[entry["element"]]
+        kind = GGUFValueType[entry["type"]]
+        writer.add_key_value(entry["key"], entry["value"], kind, element)

@@ -1,0 +1,144 @@
+"""How far one model's predictions are from another's: KL divergence per answer token.
+
+Logits are recorded as rows of float32 in plain files and compared in blocks in float64, so that
+two models never have to be in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_BYTES = 8 << 20  # float64 bytes of one block; the work needs about five of that size
+# A row with a logit that is not finite counts as this many nats: beyond any bound, and still JSON.
+NOT_FINITE = 1e6
+
+Floats = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Kld:
+    """KL(before || after) in nats over `tokens` rows; `top1` is the share of rows with the same
+    most likely token."""
+
+    mean_kld: float
+    p99_kld: float
+    max_kld: float
+    top1: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One row of a dataset: a prompt and the teacher's cleaned answer."""
+
+    id: str
+    prompt: str
+    answer: str
+    phrasing: str
+    seen: bool
+    weight: float = 1.0
+    reference: str | None = None
+
+
+def read_rows(file: Path) -> list[EvalRow]:
+    """Rows of a dataset's JSONL file, in file order."""
+    with file.open(encoding="utf-8") as stream:  # not splitlines: a prompt may hold U+2028
+        return [_row(json.loads(line)) for line in stream if line.strip()]
+
+
+def _row(value: dict[str, Any]) -> EvalRow:
+    return EvalRow(
+        id=value["id"],
+        prompt=value["prompt"],
+        answer=value["answer"],
+        phrasing=value["phrasing"],
+        seen=value["seen"],
+        weight=value.get("weight", 1.0),
+        reference=value.get("reference"),
+    )
+
+
+def record(rows: Iterable[Logits], into: Path) -> int:
+    """Append arrays [n, vocab] to the file `into` as float32 rows; returns the number of rows."""
+    count = 0
+    with into.open("ab") as stream:
+        for block in rows:
+            stream.write(np.ascontiguousarray(block, np.float32).tobytes())
+            count += len(block)
+    return count
+
+
+def compare(before: Path, after: Path, vocab: int) -> Kld:
+    """KLD of two files of recorded rows [n, vocab].
+
+    Raises:
+        ValueError: the files do not hold the same number of whole rows, or none.
+    """
+    return summarise(*per_token(before, after, vocab))
+
+
+def per_token(
+    before: Path, after: Path, vocab: int, skip: int | None = None
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """KLD [n] and "same most likely token" [n] of each row of `after` against the rows of `before`
+    from row `skip` on. Where `skip` is None both files must have the same length.
+
+    Raises:
+        ValueError: the files do not hold the same number of whole rows, or none.
+    """
+    size, begin = vocab * 4, skip or 0
+    bytes_before, bytes_after = before.stat().st_size - begin * size, after.stat().st_size
+    wrong = bytes_before != bytes_after if skip is None else bytes_before < bytes_after
+    if wrong or bytes_after == 0 or bytes_after % size:
+        raise ValueError(
+            f"{before.name} holds {bytes_before / size:g} rows of {vocab} logits from row {begin} "
+            f"on, {after.name} holds {bytes_after / size:g}"
+        )
+    rows, block = bytes_after // size, max(1, BLOCK_BYTES // (vocab * 8))
+    klds, same = [], []
+    with before.open("rb") as first, after.open("rb") as second:
+        first.seek(begin * size)
+        for start in range(0, rows, block):
+            count = min(block, rows - start) * vocab
+            p = np.fromfile(first, np.float32, count).reshape(-1, vocab)
+            q = np.fromfile(second, np.float32, count).reshape(-1, vocab)
+            klds.append(kl_divergence(p, q))
+            same.append(p.argmax(1) == q.argmax(1))
+    return np.concatenate(klds), np.concatenate(same)
+
+
+def kl_divergence(before: Logits, after: Logits) -> Floats:
+    """KL(softmax(before) || softmax(after)) of each row [n, vocab], in nats, in float64."""
+    finite: npt.NDArray[np.bool_] = (np.isfinite(before) & np.isfinite(after)).all(1)
+    keep = finite[:, np.newaxis]
+    log_p = _log_softmax(np.where(keep, before, 0))
+    difference = log_p - _log_softmax(np.where(keep, after, 0))
+    np.exp(log_p, out=log_p)
+    kld = np.maximum(np.einsum("ij,ij->i", log_p, difference), 0.0)  # rounding goes below zero
+    return np.where(finite, kld, NOT_FINITE)
+
+
+def _log_softmax(logits: npt.NDArray[Any]) -> Floats:
+    values = logits.astype(np.float64)
+    values -= values.max(1, keepdims=True)
+    values -= np.log(np.exp(values).sum(1, keepdims=True))
+    return values
+
+
+def summarise(kld: Floats, same: npt.NDArray[np.bool_]) -> Kld:
+    """Figures over the per-token values [n] of one comparison."""
+    return Kld(
+        mean_kld=float(kld.mean()),
+        p99_kld=float(np.quantile(kld, 0.99)),
+        max_kld=float(kld.max()),
+        top1=float(same.mean()),
+        tokens=len(kld),
+    )

@@ -1,0 +1,141 @@
+"""`edgedistill init`: a new recipe folder in which every field carries its description.
+
+The text is written from the recipe's own model, so it cannot fall behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from edgedistill.artifacts import write_atomic
+from edgedistill.errors import UsageError
+from edgedistill.recipe import ApiTeacher, Recipe, TextCheck
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+STUDENT = "smollm2-135m-instruct-q4_1"
+# What a new recipe says where the model has no default, or where the default teaches less.
+VALUES: Mapping[str, Any] = {
+    "description": "Says whether a customer's message is urgent.",
+    "prompts": "prompts.jsonl",
+    "teacher": {
+        "kind": "api",
+        "base_url": "http://127.0.0.1:8000/v1",
+        "api_key_env": "TEACHER_API_KEY",
+        "model": "the-model-id",
+        "licence": "the licence or terms of its answers",
+        "system": "Answer with one word: urgent or normal.",
+        "sampling": {"max_tokens": 8},
+    },
+    "check": {"kind": "label", "labels": ["urgent", "normal"]},
+    "student": {"weights": STUDENT, "max_tokens": 8},
+    "gates": {"merged_agreement": 0.85},
+}
+# A field of several variants is written as the one that VALUES shows.
+VARIANTS: Mapping[str, type[BaseModel]] = {"teacher": ApiTeacher, "check": TextCheck}
+HEAD = """\
+# A recipe: what to distil. Fields behind a # are optional; all others are written out.
+# Check it with `edgedistill validate --recipe {name}`, build it with `edgedistill build`.
+# Other teachers: `kind: local` with `weights: NAME` serves a pinned model on this machine.
+# Other checks: exact, label, json, number, sql-execution (with a database).
+"""
+PROMPTS = (
+    ("p-001", "The whole shop is down and we are losing orders!", "outage"),
+    ("p-002", "could you tell me how to change my avatar", "how-to"),
+    ("p-003", "I was charged twice, please fix it today", "billing"),
+    ("p-004", "just saying thanks, great support", "thanks"),
+)
+READ_ME = """\
+# {name}
+
+`recipe.yaml` says what to distil, `prompts.jsonl` holds the prompts, one JSON object a line:
+`id` and `prompt`, and if you like `weight`, `tags` and `reference`. A tag `phrasing:NAME` marks
+prompts that are worded the same way, so that the report can tell seen from unseen wording.
+
+The four prompts here only show the form. Use the ones your users really send: a few hundred in
+many different wordings.
+"""
+
+
+def initialise(name: str, folder: Path) -> Path:
+    """Make `folder/name/` with recipe.yaml, prompts.jsonl and README.md; returns recipe.yaml.
+
+    Raises:
+        UsageError: the name cannot be one, or the folder is there already.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' cannot be a recipe's name", hint="use lower-case letters, digits and -"
+        )
+    home = folder / name
+    if home.exists():
+        raise UsageError("there is something already", where=str(home), hint="take another name")
+    prompts = "".join(
+        json.dumps({"id": key, "prompt": text, "tags": [f"phrasing:{tag}"]}) + "\n"
+        for key, text, tag in PROMPTS
+    )
+    write_atomic(home / "README.md", READ_ME.format(name=name).encode())
+    write_atomic(home / "prompts.jsonl", prompts.encode())
+    write_atomic(home / "recipe.yaml", recipe_text(name).encode())
+    return home / "recipe.yaml"
+
+
+def recipe_text(name: str) -> str:
+    """The commented YAML of a new recipe."""
+    return HEAD.format(name=name) + "\n".join(_lines(Recipe, {"name": name, **VALUES}, 0)) + "\n"
+
+
+def _lines(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> Iterator[str]:
+    pad = "  " * depth
+    for name, field in _kind_first(model):
+        section = _section(name, field)
+        if section is not None:
+            yield ("" if depth else "\n") + f"{pad}{name}:  # {_first_line(section)}"
+            yield from _lines(section, values.get(name, {}), depth + 1)
+        elif name in values:
+            yield _commented(f"{pad}{name}: {_yaml(values[name])}", field)
+        elif field.default is None:
+            yield _commented(f"{pad}# {name}:", field)
+        else:
+            yield _commented(f"{pad}{name}: {_yaml(_default(field))}", field)
+
+
+def _kind_first(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
+    # A subclass lists the fields of its base first; a reader wants the variant's name on top.
+    return sorted(model.model_fields.items(), key=lambda item: item[0] not in ("name", "kind"))
+
+
+def _section(name: str, field: FieldInfo) -> type[BaseModel] | None:
+    if name in VARIANTS:
+        return VARIANTS[name]
+    held = field.annotation
+    return held if isinstance(held, type) and issubclass(held, BaseModel) else None
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
+
+
+def _yaml(value: Any) -> str:
+    """One YAML value on one line. JSON is YAML, but for 1e-06: YAML 1.1 reads that as text."""
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    bare = isinstance(value, float) and "e" in text and "." not in text
+    return text.replace("e", ".0e") if bare else text
+
+
+def _commented(text: str, field: FieldInfo) -> str:
+    variants = get_args(field.annotation) if field.annotation is not None else ()
+    words = [str(item) for item in variants if isinstance(item, str)]
+    notes = [field.description] if field.description else []
+    notes += [f"one of {', '.join(words)}"] if len(words) > 1 else []
+    return f"{text}  # {'; '.join(notes)}" if notes else text
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]

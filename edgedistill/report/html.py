@@ -1,0 +1,104 @@
+"""Render report.json as one HTML page: no network, no scripts, no fonts but the reader's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from edgedistill.report import units
+from edgedistill.report.units import NBSP, duration, label, megabytes, percent, span
+
+Json = Mapping[str, Any]
+MODELS = {
+    "base": "the student as it was published, asked in the same way",
+    "adapter": "the base with its LoRA weights beside it",
+    "merged": "LoRA weights added into the base, fp32",
+    "exported": "the merged weights as GGUF f16",
+    "quantized": "what ships",
+}
+
+
+def render_html(report: Json, provenance: Json) -> str:
+    """The whole report as one HTML document.
+
+    Args:
+        report: `report.json`, the shape of `edgedistill.results.BenchResult.to_json()`.
+        provenance: what it was made from, made by `edgedistill.pack`: `edgedistill` (version),
+            `teacher`, `student`, `data` (each a flat mapping of text), `prompt_template` (text),
+            `sizes` (bytes by model name) and `stages` (stage name: reduced manifest).
+    """
+    from edgedistill.report.plots import draw  # matplotlib loads only where a report is made
+
+    folder = files("edgedistill.report")
+    template = _environment().from_string(folder.joinpath("report.html.jinja").read_text("utf-8"))
+    return template.render(
+        report=report,
+        provenance=provenance,
+        agreement={row["model"]: row for row in report["agreements"]},
+        charts=draw(report),
+        models=MODELS,
+        machine=machine(report["machine"]),
+        css=Markup(folder.joinpath("report.css").read_text("utf-8")),
+        sentence=sentence(report),
+        passed=all(gate["passed"] for gate in report["gates"]),
+    )
+
+
+def sentence(report: Json) -> str:
+    """The result in one sentence: agreement with interval, speed and size."""
+    shipped = {row["model"]: row["overall"] for row in report["agreements"]}.get("quantized")
+    parts = [f"A {megabytes(report['model_bytes'])} {report['format']} model"]
+    if shipped is not None:
+        parts.append(
+            f"gives the teacher's answer on {percent(shipped['value'])} of {shipped['n']} held-out "
+            f"prompts (95 % interval {span(shipped)})"
+        )
+    times = {row["who"]: row["end_to_end"]["p50"] for row in report["latencies"]}
+    if report["estimate"] is not None:
+        rate = report["estimate"]["tokens_per_second"]
+        parts.append(f"and would decode about {rate:.0f} tokens/s there: an estimate, not measured")
+    elif report["speedup_p50"] is not None:
+        against = ""
+        if {"teacher", "student"} <= times.keys():
+            student, teacher = duration(times["student"]), duration(times["teacher"])
+            against = f" (median {student} against {teacher})"
+        parts.append(f"and answers {report['speedup_p50']:.1f} times faster{against}")
+    return " ".join(parts) + "."
+
+
+def machine(facts: Json) -> dict[str, str]:
+    """The machine's facts as text: bytes as GB, lists and mappings in one line, empty ones out."""
+    shown = {}
+    for name, value in facts.items():
+        if value is None or value in ([], {}, ""):
+            continue
+        if name.endswith("_bytes"):
+            name, value = name.removesuffix("_bytes"), f"{value / 1e9:.1f}{NBSP}GB"
+        elif isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        shown[label(name)] = str(value)
+    return shown
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": percent,
+        "span": span,
+        "mb": megabytes,
+        "small": units.small,
+        "duration": duration,
+        "figure": units.figure,
+        "label": label,
+        "relation": units.relation,
+        "svg": Markup,  # only for drawings of plots.py, which escapes their text itself
+    }
+    return environment

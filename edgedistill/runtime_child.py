@@ -1,0 +1,319 @@
+"""llama.cpp in a process of its own: `python -m edgedistill.runtime_child`, started by runtime.py.
+
+One JSON request a line on stdin (`{"do": ...}`), one JSON answer a line on what was stdout
+(`{"ok": ...}` or `{"error": ...}`). Whatever llama.cpp prints goes to stderr, which the parent
+keeps for its error message. The process ends when stdin closes, also in the middle of a request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+BATCH = 512  # prompt tokens a call of llama_decode (llama.cpp's n_batch and n_ubatch)
+OUTPUTS = 64  # logit rows a call: 64 x 152k x 4 B is 39 MB, BATCH of them would be 311 MB
+QUANTIZE_BUFFER = 256 << 20  # bytes of tensor rows in memory at once; llama.cpp's default is 8 GiB
+LOG_DEBUG, LOG_CONTINUED = 1, 5  # ggml_log_level
+
+
+class Refused(Exception):
+    """llama.cpp said no; the text is for the user."""
+
+
+class Native:
+    """One loaded model with one context."""
+
+    def __init__(self, path: str, threads: int, context_tokens: int) -> None:
+        started = time.perf_counter()
+        options = lib.llama_model_default_params()
+        self.model = lib.llama_model_load_from_file(os.fsencode(path), options)
+        if not self.model:
+            raise Refused("llama.cpp cannot load this file")
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.context = lib.llama_init_from_model(self.model, _context(threads, context_tokens))
+        if not self.context:
+            raise Refused(f"llama.cpp cannot make a context of {context_tokens} tokens")
+        self.n_ctx = int(lib.llama_n_ctx(self.context))
+        self.memory = lib.llama_get_memory(self.context)
+        self.batch = lib.llama_batch_init(BATCH, 0, 1)
+        self.load_seconds = time.perf_counter() - started
+
+    def facts(self) -> dict[str, Any]:
+        text = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self.model, text, len(text))
+        vocab = self.vocab
+        return {
+            "n_vocab": self.n_vocab,
+            "n_ctx": self.n_ctx,
+            "description": text.value.decode("utf-8", "replace"),
+            "size": int(lib.llama_model_size(self.model)),
+            "parameters": int(lib.llama_model_n_params(self.model)),
+            "threads": int(lib.llama_n_threads(self.context)),
+            "load_seconds": self.load_seconds,
+            "bos": int(lib.llama_vocab_bos(vocab)),
+            "eos": int(lib.llama_vocab_eos(vocab)),
+            "add_bos": bool(lib.llama_vocab_get_add_bos(vocab)),
+            "add_eos": bool(lib.llama_vocab_get_add_eos(vocab)),
+        }
+
+    def end_ids(self) -> list[int]:
+        """Every token that ends a generation in llama.cpp's own programs."""
+        return [i for i in range(self.n_vocab) if lib.llama_vocab_is_eog(self.vocab, i)]
+
+    def metadata(self) -> dict[str, str]:
+        found = {}
+        for i in range(lib.llama_model_meta_count(self.model)):
+            key = _text(lib.llama_model_meta_key_by_index, self.model, i)
+            found[key] = _text(lib.llama_model_meta_val_str_by_index, self.model, i)
+        return found
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8  # no tokenizer makes more tokens than bytes, bar a few specials
+        ids = (lib.llama_token * room)()
+        count = lib.llama_tokenize(self.vocab, data, len(data), ids, room, False, True)
+        if count < 0:
+            raise Refused(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return list(ids[:count])
+
+    def detokenize(self, ids: list[int]) -> str:
+        self._known(ids)
+        given = (lib.llama_token * len(ids))(*ids)
+        room = 16 * len(ids) + 64
+        text = ctypes.create_string_buffer(room)
+        count = lib.llama_detokenize(self.vocab, given, len(ids), text, room, False, True)
+        if count < 0:
+            text = ctypes.create_string_buffer(-count)
+            count = lib.llama_detokenize(self.vocab, given, len(ids), text, -count, False, True)
+        return text.raw[:count].decode("utf-8", "replace")
+
+    def generate(self, ids: list[int], max_tokens: int, stop_ids: list[int]) -> dict[str, Any]:
+        """Greedy: the most likely token each time, no penalties. Times in seconds."""
+        self._fits(len(ids) + max_tokens)
+        self._known(ids)
+        stop, made = frozenset(stop_ids), list[int]()
+        started = time.perf_counter()
+        lib.llama_memory_clear(self.memory, False)
+        self._prefill(ids, len(ids) - 1)
+        token = int(self._row().argmax())
+        first = time.perf_counter()
+        while token not in stop:
+            made.append(token)
+            if len(made) >= max_tokens:
+                break
+            self._step(token, len(ids) + len(made) - 1)
+            token = int(self._row().argmax())
+        ended = time.perf_counter()
+        return {
+            "ids": made,
+            "text": self.detokenize(made) if made else "",
+            "stopped": token in stop,
+            "time_to_first_token": first - started,
+            "total_seconds": ended - started,
+            "decode_seconds": ended - first,
+        }
+
+    def logits(self, ids: list[int], first: int, into: str) -> int:
+        """Append rows [len(ids)-first, n_vocab]: row j predicts ids[first+j]."""
+        self._fits(len(ids))
+        self._known(ids)
+        if not 0 < first < len(ids):
+            raise Refused(f"cannot give logits from position {first} of {len(ids)} tokens")
+        lib.llama_memory_clear(self.memory, False)
+        self._prefill(ids[: first - 1], first - 1)
+        with Path(into).open("ab") as stream:
+            for start in range(first - 1, len(ids) - 1, OUTPUTS):
+                chunk = ids[start : min(start + OUTPUTS, len(ids) - 1)]
+                self._decode(chunk, start, range(len(chunk)))
+                for j in range(len(chunk)):
+                    stream.write(self._row(j).tobytes())
+        return len(ids) - first
+
+    def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
+        """llama-bench's convention (tools/llama-bench): random tokens, an empty cache each run, one
+        warm-up, neither tokenization nor sampling. Tokens a second of each run."""
+        self._fits(max(pp, tg))
+        chance = random.Random(0)
+
+        def prompt() -> None:
+            ids = [chance.randrange(self.n_vocab) for _ in range(pp)]
+            self._prefill(ids, pp - 1)
+
+        def decode() -> None:
+            for position in range(tg):
+                self._step(chance.randrange(self.n_vocab), position)
+                lib.llama_synchronize(self.context)
+
+        return {"pp": self._rates(prompt, pp, runs), "tg": self._rates(decode, tg, runs)}
+
+    def _rates(self, work: Callable[[], None], tokens: int, runs: int) -> list[float]:
+        rates = []
+        for _ in range(runs + 1 if tokens else 0):
+            lib.llama_memory_clear(self.memory, False)
+            started = time.perf_counter()
+            work()
+            lib.llama_synchronize(self.context)
+            rates.append(tokens / (time.perf_counter() - started))
+        return rates[1:]  # the first run warms up
+
+    def _prefill(self, ids: list[int], wanted: int) -> None:
+        """Decode `ids` from position 0; logits are computed for position `wanted` alone."""
+        for start in range(0, len(ids), BATCH):
+            chunk = ids[start : start + BATCH]
+            self._decode(chunk, start, [wanted - start])
+
+    def _decode(self, chunk: list[int], start: int, rows: Any) -> None:
+        batch, wanted = self.batch, frozenset(rows)
+        batch.n_tokens = len(chunk)
+        for j, token in enumerate(chunk):
+            batch.token[j] = token
+            batch.pos[j] = start + j
+            batch.n_seq_id[j] = 1
+            batch.seq_id[j][0] = 0
+            batch.logits[j] = j in wanted
+        self._run()
+
+    def _step(self, token: int, position: int) -> None:
+        batch = self.batch
+        batch.n_tokens = 1
+        batch.token[0] = token
+        batch.pos[0] = position
+        batch.n_seq_id[0] = 1
+        batch.seq_id[0][0] = 0
+        batch.logits[0] = True
+        self._run()
+
+    def _run(self) -> None:
+        code = lib.llama_decode(self.context, self.batch)
+        if code != 0:
+            raise Refused(f"llama_decode failed with code {code}")
+
+    def _row(self, index: int = -1) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A view of one logit row; it holds until the next decode."""
+        row = lib.llama_get_logits_ith(self.context, index)
+        return np.ctypeslib.as_array(row, shape=(self.n_vocab,))
+
+    def _fits(self, tokens: int) -> None:
+        if tokens > self.n_ctx:
+            raise Refused(f"{tokens} tokens do not fit into the context of {self.n_ctx} tokens")
+
+    def _known(self, ids: list[int]) -> None:
+        if not ids:
+            raise Refused("there are no tokens")
+        if min(ids) < 0 or max(ids) >= self.n_vocab:
+            raise Refused(f"a token ID is outside the vocabulary of {self.n_vocab} tokens")
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log(level: int, text: bytes, data: Any) -> None:
+    # Unbuffered: what was said last is there when the process aborts.
+    if level not in (LOG_DEBUG, LOG_CONTINUED):
+        os.write(2, text)
+
+
+def _context(threads: int, context_tokens: int) -> Any:
+    options = lib.llama_context_default_params()
+    options.n_ctx = context_tokens
+    options.n_batch = options.n_ubatch = BATCH
+    options.n_outputs_max = OUTPUTS
+    options.n_threads = options.n_threads_batch = threads
+    return options
+
+
+def _text(read: Callable[..., int], model: Any, index: int) -> str:
+    size = read(model, index, ctypes.create_string_buffer(1), 1)
+    text = ctypes.create_string_buffer(size + 1)
+    read(model, index, text, size + 1)
+    return text.value.decode("utf-8", "replace")
+
+
+def quantize(source: str, destination: str, format: str, threads: int) -> None:
+    """llama.cpp's stock quantization to the file type LLAMA_FTYPE_MOSTLY_<format>."""
+    number = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{format}", None)
+    if number is None:
+        raise Refused(f"llama.cpp has no format {format}")
+    options = lib.llama_model_quantize_default_params()
+    options.ftype = number
+    options.nthread = threads
+    options.max_buf_size = QUANTIZE_BUFFER
+    code = lib.llama_model_quantize(
+        os.fsencode(source), os.fsencode(destination), ctypes.byref(options)
+    )
+    if code != 0:
+        raise Refused(f"llama_model_quantize to {format} failed with code {code}")
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: on Linux its maximum starts with the parent's size at the fork.
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import psutil
+
+    info = psutil.Process().memory_info()
+    if sys.platform == "win32":
+        return int(info.peak_wset)
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+
+
+def _requests() -> queue.SimpleQueue[dict[str, Any]]:
+    """Requests as they come. A closed stdin ends the process at once, whatever it is doing."""
+    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            waiting.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return waiting
+
+
+def _answer(native: list[Native], do: str, given: dict[str, Any]) -> Any:
+    if do == "load":
+        native.append(Native(**given))
+        return native[0].facts()
+    if do == "quantize":
+        return quantize(**given)
+    if do == "peak_memory_bytes":
+        return peak_memory_bytes()
+    return getattr(native[0], do)(**given)
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    os.dup2(2, 1)  # native code prints where it likes; answers have a handle of their own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    lib.llama_log_set(_log, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+    native: list[Native] = []
+    waiting = _requests()
+    while True:
+        request = waiting.get()
+        try:
+            answer = {"ok": _answer(native, request.pop("do"), request)}
+        except (Refused, OSError) as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

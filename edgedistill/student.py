@@ -1,0 +1,205 @@
+"""The base student: a pinned GGUF turned into an fp32 Hugging Face checkpoint that trains.
+
+`tokenizer.gguf.json` keeps every `tokenizer.*` key of the GGUF for the export to write back
+unchanged; `tokenizer.json` is built from the same keys, because the tokenizer that transformers
+reads from a GGUF is not the model's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
+from edgedistill.errors import WeightsError
+from edgedistill.progress import Progress
+from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
+from edgedistill.recipe import StudentSpec
+from edgedistill.weights import ModelFile, locate
+
+TOKENIZER_GGUF = "tokenizer.gguf.json"
+ARCHITECTURES = ("llama", "qwen2")
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_GGUF)
+
+# The regular expressions of llama.cpp (src/llama-vocab.cpp), applied one after the other.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+QWEN2 = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
+    "smollm": (r"\p{N}", GPT2),
+    "gpt-2": (GPT2,),
+    "qwen2": (QWEN2,),
+}
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # gguf.TokenType
+
+
+@dataclass(frozen=True)
+class Key:
+    """One GGUF key: `type` and `element` (of an array) are names of gguf.GGUFValueType."""
+
+    key: str
+    type: str
+    element: str | None
+    value: Any
+
+
+def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student:
+    """Stage "student": the GGUF of `spec.weights` as an fp32 checkpoint folder with its tokenizer.
+
+    Raises:
+        WeightsError: the file cannot be had, its architecture or pre-tokenizer is not known, or
+            its chat template cannot prompt a student.
+    """
+    file = locate(spec.weights, progress)
+    identity = Identity(
+        stage="student",
+        version=1,
+        spec={"dtype": "float32"},
+        inputs={"weights": file.sha256},
+        tools=tool_versions("transformers", "tokenizers", "gguf"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        keys = read_tokenizer_keys(file.path)
+        write_tokenizer(folder, keys)
+        StudentPrompt(folder, StudentSpec(weights=spec.weights))
+        return {**_convert(file, folder, keys), "weights": file.name, "licence": file.licence}
+
+    done = run_stage(identity, out, progress, work)
+    return Student(
+        folder=done.folder,
+        digest=done.digest,
+        name=file.base_model or file.name,
+        licence=file.licence,
+        source=f"{file.name} sha256:{file.sha256}",
+    )
+
+
+def read_tokenizer_keys(path: Path) -> list[Key]:
+    """Every `tokenizer.*` key of a GGUF file, in file order.
+
+    Raises:
+        WeightsError: not a GGUF file, or an architecture outside ARCHITECTURES.
+    """
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+    except (ValueError, OSError, IndexError) as error:
+        _refuse(path, f"not a readable GGUF file: {error}", error)
+    architecture = fields["general.architecture"].contents()
+    if architecture not in ARCHITECTURES:
+        known = " and ".join(ARCHITECTURES)
+        _refuse(path, f"architecture {architecture!r} cannot be trained yet, only {known}")
+    keys = []
+    for name, field in fields.items():
+        if not name.startswith("tokenizer."):
+            continue
+        types = [kind.name for kind in field.types]
+        keys.append(Key(name, types[0], types[1] if len(types) > 1 else None, field.contents()))
+    return keys
+
+
+def write_tokenizer(folder: Path, keys: list[Key]) -> None:
+    """Write `tokenizer.gguf.json`, `tokenizer.json` and `tokenizer_config.json` into `folder`.
+
+    Raises:
+        WeightsError: not a byte-level BPE tokenizer, or one whose pre-tokenizer is unknown.
+    """
+    values = {key.key: key.value for key in keys}
+    write_json(folder / TOKENIZER_GGUF, [asdict(key) for key in keys])
+    build_tokenizer(values, folder).save(str(folder / TOKENIZER))
+    write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(values))
+
+
+def build_tokenizer(values: Mapping[str, Any], where: Path) -> Any:
+    """A `tokenizers.Tokenizer` that gives the token IDs llama.cpp gives for the same GGUF keys.
+
+    There is no Unicode normalization, also where the model's authors had one (Qwen: NFC), because
+    llama.cpp has none and the device runs llama.cpp.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
+    from tokenizers import pre_tokenizers as pre
+
+    model, name = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "none")
+    if model != "gpt2":
+        _refuse(where, f"tokenizer model {model!r} is not supported, only byte-level BPE ('gpt2')")
+    if name not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS)
+        _refuse(where, f"pre-tokenizer {name!r} is not known; guessing would shift tokens ({known})")
+    tokens: list[str] = values["tokenizer.ggml.tokens"]
+    merges = [tuple(pair.split(" ")) for pair in values["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    splits = [pre.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name]]
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = values["tokenizer.ggml.token_type"]
+    for kind, add in (
+        (USER_DEFINED, tokenizer.add_tokens),
+        (UNKNOWN, tokenizer.add_special_tokens),
+        (CONTROL, tokenizer.add_special_tokens),
+    ):
+        found = [token for token, own in zip(tokens, kinds, strict=True) if own == kind]
+        add([AddedToken(token, normalized=False, special=kind != USER_DEFINED) for token in found])
+    return tokenizer
+
+
+def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = values["tokenizer.ggml.tokens"]
+
+    def token(name: str) -> str | None:
+        index = values.get(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else tokens[index]
+
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": token("bos"),
+        "eos_token": token("eos"),
+        "pad_token": token("padding") or token("eos"),
+        "unk_token": token("unknown"),
+        "add_bos_token": bool(values.get("tokenizer.ggml.add_bos_token", False)),
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": values.get("tokenizer.chat_template"),
+    }
+
+
+def _convert(file: ModelFile, folder: Path, keys: list[Key]) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    values = {key.key: key.value for key in keys}
+    bos = values.get("tokenizer.ggml.bos_token_id")
+    eos = values["tokenizer.ggml.eos_token_id"]
+    pad = values.get("tokenizer.ggml.padding_token_id", eos)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.path.parent),
+            gguf_file=file.path.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        _refuse(file.path, f"transformers cannot read it: {error}", error)
+    model.config.bos_token_id, model.config.eos_token_id = bos, eos
+    model.config.pad_token_id = pad
+    # Nothing but token IDs: a sampling or repetition penalty left here would change evaluation.
+    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "tokens": len(values["tokenizer.ggml.tokens"])}
+
+
+def _refuse(where: Path, what: str, cause: Exception | None = None) -> NoReturn:
+    raise WeightsError(what, where=str(where), hint="choose another student.weights") from cause

@@ -1,0 +1,147 @@
+"""The teacher: a black box behind the OpenAI chat-completions API, remote or on loopback.
+
+Everything downstream sees an `Endpoint` (base URL and key) and `Call`s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgedistill.artifacts import TokenMixEntry, digest_of, digest_of_file
+from edgedistill.errors import TeacherRefused, WeightsError
+from edgedistill.progress import Progress
+from edgedistill.recipe import ApiTeacher, LocalTeacher, Teacher
+from edgedistill.teacher.client import Call, Endpoint, TeacherClient, Trace
+from edgedistill.teacher.traces import TraceStore
+
+__all__ = [
+    "Call",
+    "Endpoint",
+    "TeacherClient",
+    "Trace",
+    "TraceStore",
+    "call_for",
+    "open_endpoint",
+    "prompt_version",
+    "weights_identity",
+]
+
+
+@contextlib.contextmanager
+def open_endpoint(teacher: Teacher, progress: Progress) -> Iterator[Endpoint]:
+    """Where to ask the teacher. A local one is started, and stopped on the way out.
+
+    Raises:
+        TeacherRefused: the variable with the key is not set, or holds no key.
+        TeacherError: the pinned port is in use.
+        WeightsError, RuntimeFailure: a local teacher's file cannot be had or loaded.
+    """
+    if isinstance(teacher, ApiTeacher):
+        progress.note(f"teacher: {teacher.model} at {teacher.base_url} (recipe: teacher.base_url)")
+        yield Endpoint(teacher.base_url, _key(teacher), teacher.api_key_env)
+        return
+    with _serve(teacher, progress) as endpoint:
+        yield endpoint
+
+
+@contextlib.contextmanager
+def _serve(teacher: LocalTeacher, progress: Progress) -> Iterator[Endpoint]:
+    # The server module is imported here, since the child runs it as its main module.
+    from edgedistill.teacher import local_server
+    from edgedistill.weights import locate
+
+    model = locate(teacher.weights, progress)
+    threads = teacher.threads or local_server.physical_cores()
+    source = "recipe" if teacher.threads else "physical cores"
+    with contextlib.ExitStack() as stack:
+        with progress.task(f"starting the teacher {teacher.model}", None):
+            server = stack.enter_context(
+                local_server.serve(
+                    model.path,
+                    teacher.model,
+                    threads=threads,
+                    context_tokens=teacher.context_tokens,
+                    port=teacher.port,
+                    start_seconds=teacher.start_seconds,
+                )
+            )
+        progress.note(
+            f"teacher: {teacher.model} at {server.endpoint.base_url}, {threads} threads ({source}),"
+            f" ready after {server.start_seconds:.1f} s"
+        )
+        yield server.endpoint
+
+
+def _key(teacher: ApiTeacher) -> str:
+    name = teacher.api_key_env
+    if name is None:
+        return ""
+    key = os.environ.get(name, "").strip()
+    if key and key.isascii() and key.isprintable():
+        return key
+    problem = "holds characters that no HTTP header can carry" if key else "is not set"
+    raise TeacherRefused(
+        f"the environment variable {name} {problem}",
+        where=teacher.base_url,
+        hint=f"put the teacher's API key in {name} (teacher.api_key_env in the recipe names it)",
+    )
+
+
+def call_for(entry: TokenMixEntry, teacher: Teacher, purpose: str = "collect") -> Call:
+    """The request for one prompt. An entry's own system message stands instead of the teacher's.
+
+    Raises:
+        WeightsError: the teacher is a GGUF path and there is no such file.
+    """
+    messages = tuple(dict(message) for message in entry.messages)
+    if teacher.system is not None and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": teacher.system}, *messages)
+    return Call(
+        prompt_id=entry.id,
+        model=teacher.model,
+        messages=messages,
+        parameters=teacher.sampling.model_dump(mode="json", exclude_none=True),
+        prompt_version=prompt_version(teacher),
+        purpose=purpose,
+        weights=weights_identity(teacher),
+    )
+
+
+def prompt_version(teacher: Teacher) -> str:
+    """The recipe's name for the teacher's prompt, or a short sha256 of it and the sampling."""
+    if teacher.prompt_version is not None:
+        return teacher.prompt_version
+    return digest_of([teacher.system, teacher.sampling.model_dump(mode="json")])[:12]
+
+
+def weights_identity(teacher: Teacher) -> str | None:
+    """What a local teacher runs: a pinned name, or the sha256 of a GGUF file. None for an API,
+    which only its model ID identifies.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    if isinstance(teacher, ApiTeacher):
+        return None
+    if not teacher.weights.lower().endswith(".gguf"):
+        return teacher.weights
+    path = Path(teacher.weights)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise WeightsError(
+            f"the teacher's weights cannot be read: {error.strerror}",
+            where=teacher.weights,
+            hint="teacher.weights in the recipe names a pinned file or a GGUF path",
+        ) from error
+    return _file_digest(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
+    """Size and time are there so that a changed file is read again."""
+    return digest_of_file(path)

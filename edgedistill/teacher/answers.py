@@ -1,0 +1,167 @@
+"""What one attempt at a teacher brought: an answer, or why there is none.
+
+Bodies of the chat-completions API (OpenAI API reference, "Create chat completion" and "Streaming")
+are read here field by field, since a teacher may send anything.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST_ANSWER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, as far as the body told; token counts are 0 where it did not."""
+
+    model: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    top_logprobs: list[Any] | None = None
+    time_to_first_token: float | None = None
+
+
+@dataclass(eq=False)
+class Trouble(Exception):
+    """Why one attempt gave no answer. `reason` is short and without IDs, so that it groups."""
+
+    reason: str
+    retry: bool = True
+    status: int = 0
+    code: str = ""
+    pause: float | None = None
+    reached: bool = True
+    detail: str = ""
+
+
+def chunks(arriving: Iterable[bytes], deadline: float) -> Iterator[bytes]:
+    """The pieces of a body, until `deadline` (time.monotonic) or 64 MiB.
+
+    Raises:
+        Trouble: past either bound.
+    """
+    size = 0
+    for chunk in arriving:
+        size += len(chunk)
+        if time.monotonic() > deadline:
+            raise Trouble("no answer in time", detail="the answer was cut off while it came in")
+        if size > LARGEST_ANSWER_BYTES:
+            raise Trouble("answer that is too large")
+        yield chunk
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A body or event as a JSON object.
+
+    Raises:
+        Trouble: it is none, or it reports an error.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Trouble("answer that is not JSON", detail=str(error)) from error
+    if not isinstance(value, dict):
+        raise Trouble("answer that is not a JSON object")
+    if value.get("error"):
+        raise Trouble("error inside the answer", detail=str(value["error"])[:300])
+    return value
+
+
+def _choice(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    choices = document.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else None
+
+
+def read_whole(document: Mapping[str, Any]) -> Answer:
+    """The first choice of a body that was not streamed.
+
+    Raises:
+        Trouble: no choice, or one without text.
+    """
+    choice = _choice(document)
+    if choice is None:
+        raise Trouble("answer without choices")
+    message = choice.get("message")
+    message = message if isinstance(message, dict) else {}
+    text = message.get("content")
+    if text is None:
+        text = message.get("refusal")
+    if not isinstance(text, str):
+        raise Trouble("answer without content")
+    logprobs = choice.get("logprobs")
+    top = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return Answer(
+        model=str(document.get("model") or ""),
+        text=_clean(text),
+        finish_reason=str(choice.get("finish_reason") or ""),
+        prompt_tokens=_usage(document, "prompt_tokens") or 0,
+        completion_tokens=_usage(document, "completion_tokens") or 0,
+        top_logprobs=top if isinstance(top, list) else None,
+    )
+
+
+def _usage(document: Mapping[str, Any], name: str) -> int | None:
+    usage = document.get("usage")
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else None
+
+
+def _clean(text: str) -> str:
+    """Half a surrogate pair is no text: no file could hold it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class StreamReader:
+    """Puts one answer together from server-sent events."""
+
+    def __init__(self, started: float) -> None:
+        self.done = False
+        self._started = started
+        self._first: float | None = None
+        self._pieces: list[str] = []
+        self._finish_reason = ""
+        self._model = ""
+        self._usage: dict[str, int | None] = {}
+
+    def read(self, line: bytes) -> None:
+        """One line of the stream; comments (pings) and other fields are passed over."""
+        if not line.startswith(b"data:"):
+            return
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self.done = True
+            return
+        document = parse_object(data)
+        self._model = str(document.get("model") or self._model)
+        for name in ("prompt_tokens", "completion_tokens"):
+            self._usage[name] = _usage(document, name) or self._usage.get(name)
+        choice = _choice(document)
+        if choice is None:
+            return
+        delta = choice.get("delta")
+        piece = delta.get("content") if isinstance(delta, dict) else None
+        if isinstance(piece, str) and piece:
+            self._first = self._first or time.monotonic()
+            self._pieces.append(piece)
+        self._finish_reason = str(choice.get("finish_reason") or self._finish_reason)
+
+    def answer(self) -> Answer:
+        """Raises Trouble when the stream ended before its finish_reason."""
+        if not self._finish_reason:
+            raise Trouble("connection lost", detail="the stream ended early")
+        return Answer(
+            model=self._model,
+            text=_clean("".join(self._pieces)),
+            finish_reason=self._finish_reason,
+            prompt_tokens=self._usage.get("prompt_tokens") or 0,
+            completion_tokens=self._usage.get("completion_tokens") or len(self._pieces),
+            time_to_first_token=None if self._first is None else self._first - self._started,
+        )

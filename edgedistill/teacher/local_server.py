@@ -1,0 +1,292 @@
+"""A GGUF file behind the OpenAI chat-completions API on loopback, for as long as it is needed.
+
+`serve` starts this module as a child process. The child dies with its parent, whatever ends the
+parent: it holds the read end of a pipe, and leaves when that pipe closes. It never takes part in
+Ctrl-C, so that answers in flight can still arrive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import MissingTool, RuntimeFailure, TeacherError
+from edgedistill.memory import SERVER_MODULE
+from edgedistill.teacher.client import Endpoint
+
+HOST = "127.0.0.1"
+# Prompts are evaluated in blocks of this many tokens: a multiple of what the CPU kernels work on
+# at once, and little to repeat of a prompt whose start is cached.
+BLOCK_TOKENS = 16
+POLL_SECONDS = 0.1
+STOP_SECONDS = 5.0
+SHOWN_LINES = 15
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers. `start_seconds` went by from its start to its first reply."""
+
+    endpoint: Endpoint
+    pid: int
+    start_seconds: float
+
+
+@contextlib.contextmanager
+def serve(
+    model: Path,
+    model_id: str,
+    *,
+    threads: int | None,
+    context_tokens: int,
+    port: int | None,
+    start_seconds: float,
+) -> Iterator[Server]:
+    """Serve one GGUF file under `model_id` with a random key; stopped on the way out.
+
+    `threads` None: the physical cores. `port` None: a free one. Greedy answers do not depend on
+    what was asked before (see `_answer_alike`), and no repetition penalty is set.
+
+    Raises:
+        MissingTool: the server's packages are not installed.
+        TeacherError: the port that the recipe pins is in use.
+        RuntimeFailure: the server died (with its last lines) or was not ready in `start_seconds`.
+    """
+    _require("llama_cpp", "uvicorn", "fastapi")
+    chosen = _port(port)
+    endpoint = Endpoint(f"http://{HOST}:{chosen}/v1", secrets.token_urlsafe(24))
+    settings = {
+        "model": str(model),
+        "model_id": model_id,
+        "threads": threads or physical_cores(),
+        "context_tokens": context_tokens,
+        "port": chosen,
+        "api_key": endpoint.api_key,
+    }
+    started = time.monotonic()
+    process = _spawn(settings)
+    lines: deque[str] = deque(maxlen=SHOWN_LINES)
+    reader = threading.Thread(target=_keep_lines, args=(process, lines), daemon=True)
+    try:
+        reader.start()
+        _wait_until_ready(process, endpoint, model, start_seconds, reader, lines)
+        yield Server(endpoint, process.pid, time.monotonic() - started)
+    finally:
+        _stop(process)
+
+
+def physical_cores() -> int:
+    """One thread a core is fastest: llama.cpp gains nothing from a core's second thread."""
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def _require(*modules: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"not installed, and a local teacher needs it: {', '.join(missing)}"
+        raise MissingTool(what, hint="pip install 'edgedistill[local-teacher]'")
+
+
+def _port(pinned: int | None) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":  # a port that was just given up counts as free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, pinned or 0))
+        except OSError as error:
+            raise TeacherError(
+                f"port {pinned} cannot be used for the local teacher: {error.strerror}",
+                where=f"{HOST}:{pinned}",
+                hint="stop what uses it, or change teacher.port in the recipe "
+                "(without it, a free port is taken)",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _spawn(settings: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    """The key goes through the pipe: a command line is there for every user to read."""
+    package = Path(__file__).resolve().parents[2]
+    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", SERVER_MODULE, str(settings["port"])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"},
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it died at once; waiting for it says why
+        process.stdin.write((json.dumps(settings) + "\n").encode())
+        process.stdin.flush()
+    return process
+
+
+def _keep_lines(process: subprocess.Popen[bytes], lines: deque[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line.decode("utf-8", "replace").rstrip())
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes],
+    endpoint: Endpoint,
+    model: Path,
+    start_seconds: float,
+    reader: threading.Thread,
+    lines: Sequence[str],
+) -> None:
+    deadline = time.monotonic() + start_seconds
+    while not _is_ready(endpoint):
+        status = process.poll()
+        if status is not None:
+            reader.join(1.0)
+            listed = "\n".join(f"    {line}" for line in lines)
+            raise RuntimeFailure(
+                f"the local teacher died while loading (status {status}); it said last:\n{listed}",
+                where=str(model),
+                hint="is this a whole GGUF file, and is there memory enough for it?",
+            )
+        if time.monotonic() > deadline:
+            raise RuntimeFailure(
+                f"the local teacher was not ready after {start_seconds:g} s",
+                where=str(model),
+                hint="raise teacher.start_seconds in the recipe",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _is_ready(endpoint: Endpoint) -> bool:
+    port = int(endpoint.base_url.rsplit(":", 1)[1].split("/")[0])
+    connection = http.client.HTTPConnection(HOST, port, timeout=2.0)
+    try:
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"}
+        connection.request("GET", "/v1/models", headers=headers)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    try:
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """The child: load and answer in a thread, and leave when the parent's pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = json.loads(sys.stdin.readline() or "null")
+    if settings is None:
+        os._exit(0)
+    threading.Thread(target=_run, args=(settings,), daemon=True).start()
+    sys.stdin.read()
+    os._exit(0)
+
+
+def _run(settings: Mapping[str, Any]) -> None:
+    try:
+        _answer_forever(settings)
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _answer_forever(settings: Mapping[str, Any]) -> None:
+    import uvicorn
+    from llama_cpp.server import app as server
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+    from llama_cpp.server.types import CreateChatCompletionRequest
+
+    _forget_environment({*ModelSettings.model_fields, *ServerSettings.model_fields, "config_file"})
+    # 1.1 is that server's own default; the API it speaks has no such penalty.
+    CreateChatCompletionRequest.model_fields["repeat_penalty"].default = 1.0
+    CreateChatCompletionRequest.model_rebuild(force=True)
+    threads = settings["threads"]
+    model = ModelSettings(
+        model=settings["model"],
+        model_alias=settings["model_id"],
+        n_ctx=settings["context_tokens"],
+        n_batch=BLOCK_TOKENS,
+        n_threads=threads,
+        n_threads_batch=threads,
+        n_gpu_layers=0,
+        logits_all=False,
+        verbose=False,
+    )
+    access = ServerSettings(
+        host=HOST, port=settings["port"], api_key=settings["api_key"], interrupt_requests=False
+    )
+    app = server.create_app(server_settings=access, model_settings=[model])
+    proxy: Any = server._llama_proxy
+    _answer_alike(proxy(settings["model_id"]), BLOCK_TOKENS)
+    # A connection that the server closes while the client picks it up again is a lost call.
+    config = uvicorn.Config(
+        app, HOST, settings["port"], log_level="warning", access_log=False, timeout_keep_alive=600
+    )
+    uvicorn.Server(config).run()
+
+
+def _forget_environment(fields: set[str]) -> None:
+    """Both settings classes would also read variables such as SEED or CACHE."""
+    for name in list(os.environ):
+        if name.lower() in fields:
+            del os.environ[name]
+
+
+def _answer_alike(llama: Any, block: int) -> None:
+    """Make an answer independent of the calls before it, and still reuse a cached prompt start.
+
+    Rounding depends on how many tokens are evaluated at once, so a cached start of any length
+    moves the logits (measured: by up to 0.5). Reused in whole blocks that were evaluated as
+    blocks, every token is evaluated in the same company as without a cache: the same bits.
+    """
+    generate = llama.generate
+    evaluated = 0
+
+    def aligned(tokens: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        nonlocal evaluated
+        cached = llama.input_ids[: min(llama.n_tokens, evaluated)].tolist()
+        shared = 0
+        for known, token in zip(cached, tokens[:-1], strict=False):
+            if known != token:
+                break
+            shared += 1
+        llama.n_tokens = shared // block * block
+        evaluated = len(tokens)
+        return generate(tokens, *args, **kwargs)
+
+    llama.generate = aligned
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Recipes and targets checked together: every problem of every file at once, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgedistill.errors import ConfigError, Problem, TokenMixError
+from edgedistill.library import shown
+from edgedistill.recipe import ApiTeacher, Recipe, load_recipe
+from edgedistill.target import Target, load_target
+from edgedistill.tokenmix import read_token_mix
+from edgedistill.weights import KNOWN
+from edgedistill.yamlfile import Location, dotted, load
+
+Read = TypeVar("Read", Recipe, Target)
+
+
+def validate(recipes: Sequence[Path], targets: Sequence[Path]) -> dict[str, Any]:
+    """Read all files, their token mixes too, and check each recipe against each target.
+
+    Returns what was checked: {"recipes": {name: number of prompts}, "targets": [name]}.
+
+    Raises:
+        ConfigError: every problem found, those of the token mixes included.
+    """
+    held, devices, problems = _read(recipes, targets)
+    counts = {}
+    for recipe in held.values():
+        try:
+            counts[recipe.name] = len(read_token_mix(recipe.prompts).entries)
+        except TokenMixError as error:
+            problems += _about_prompts(recipe.prompts, error)
+    if problems:
+        raise ConfigError(problems)
+    return {"recipes": counts, "targets": [target.name for target in devices.values()]}
+
+
+def load_together(recipe: Path, targets: Sequence[Path]) -> tuple[Recipe, list[Target]]:
+    """One recipe and its targets, as a build needs them.
+
+    Raises:
+        ConfigError: every problem of all the files.
+    """
+    recipes, devices = load_all([recipe], targets)
+    return recipes[0], devices
+
+
+def load_all(recipes: Sequence[Path], targets: Sequence[Path]) -> tuple[list[Recipe], list[Target]]:
+    """Recipes and targets, in the order given, each once.
+
+    Raises:
+        ConfigError: every problem of all the files.
+    """
+    held, devices, problems = _read(recipes, targets)
+    if problems:
+        raise ConfigError(problems)
+    return list(held.values()), list(devices.values())
+
+
+def _read(
+    recipes: Sequence[Path], targets: Sequence[Path]
+) -> tuple[dict[Path, Recipe], dict[Path, Target], list[Problem]]:
+    problems: list[Problem] = []
+    held = _each(load_recipe, recipes, problems)
+    devices = _each(load_target, targets, problems)
+    for path, recipe in held.items():
+        problems += _about_recipe(path, recipe)
+    for path, target in devices.items():
+        problems += _about_target(path, target)
+    for path, recipe in held.items():
+        for target in devices.values():
+            problems += _about_pair(path, recipe, target)
+    return held, devices, problems
+
+
+def _each(
+    reader: Callable[[Path, str], Read], paths: Sequence[Path], problems: list[Problem]
+) -> dict[Path, Read]:
+    found = {}
+    for path in dict.fromkeys(paths):
+        try:
+            found[path] = reader(path, shown(path))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    return found
+
+
+def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
+    wanted = {("student", "weights"): recipe.student.weights}
+    if not isinstance(recipe.teacher, ApiTeacher):
+        wanted["teacher", "weights"] = recipe.teacher.weights
+    problems = []
+    for location, weights in wanted.items():
+        if weights.endswith(".gguf") and not Path(weights).is_file():
+            problems.append(_problem(path, location, f"there is no file {weights}"))
+        elif not weights.endswith(".gguf") and weights not in KNOWN:
+            known = ", ".join(KNOWN)
+            problems.append(
+                _problem(path, location, f"no pinned weights '{weights}'; known: {known}")
+            )
+    return problems
+
+
+def _about_target(path: Path, target: Target) -> list[Problem]:
+    if target.latency == "roofline" and target.gates.min_tokens_per_second is not None:
+        return [
+            _problem(
+                path,
+                ("gates", "min_tokens_per_second"),
+                "cannot gate a speed that is only estimated (latency: roofline)",
+            )
+        ]
+    return []
+
+
+def _about_pair(path: Path, recipe: Recipe, target: Target) -> list[Problem]:
+    if recipe.student.max_tokens < target.context_tokens:
+        return []
+    return [
+        _problem(
+            path,
+            ("student", "max_tokens"),
+            f"{recipe.student.max_tokens} tokens of answer leave no room for a prompt in the "
+            f"{target.context_tokens} tokens of context on {target.name}",
+        )
+    ]
+
+
+def _problem(path: Path, location: Location, message: str) -> Problem:
+    line = load(path, shown(path)).line(location)
+    return Problem(shown(path), line, dotted(location), message)
+
+
+def _about_prompts(path: Path, error: TokenMixError) -> list[Problem]:
+    if error.problems:
+        return [replace(problem, file=shown(path)) for problem in error.problems]
+    return [Problem(shown(path), 0, "", error.what)]

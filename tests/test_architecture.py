@@ -1,0 +1,135 @@
+"""Who may import whom, what stays light, and how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "edgedistill"
+# From the bottom up; a module may import the layers below its own, and its own but for stages.
+LAYERS: tuple[tuple[str, set[str]], ...] = (
+    ("facts", {"errors", "progress", "memory", "artifacts", "yamlfile", "recipe", "target",
+               "results", "library", "names"}),
+    ("parts", {"teacher", "runtime", "runtime_child", "torch_runtime", "weights", "student",
+               "prompting", "checks", "fidelity", "tokenmix", "tensors", "report", "machine", "workspace"}),
+    ("stages", {"collect", "curate", "distill", "merge", "export", "verify", "quantize", "bench",
+                "pack"}),
+    ("flow", {"pipeline"}),
+    ("command", {"console", "tables", "catalogue", "doctor", "initialise", "validate"}),
+    ("cli", {"cli", "__main__"}),
+)  # fmt: skip
+LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
+STAGES = LAYERS[2][1]
+HEAVY = ("torch", "transformers", "peft", "llama_cpp", "openai", "matplotlib", "accelerate")
+LATER = (*HEAVY, "pydantic", "yaml", "rich", "psutil", "numpy", "jinja2")
+# Foreign package -> the only units that may import it.
+BOUNDARIES = {
+    "click": {"cli"},
+    "rich": {"cli", "console", "tables"},
+    "llama_cpp": {"runtime_child", "teacher"},
+    "openai": {"teacher"},
+    "matplotlib": {"report"},
+    "yaml": {"yamlfile"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Roots of this or that machine; /data/local/tmp is Android's own.
+MACHINE_PATH = re.compile(r"(?<![\w./-])/(?:work|home|root|Users|tmp)/")
+
+
+def unit(path: Path) -> str:
+    """The module or package right below edgedistill/ that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names a file imports, those for type checking left out."""
+    tree = ast.parse(path.read_text("utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(path: Path) -> set[str]:
+    """Units of edgedistill that a file imports."""
+    names = (name.split(".") for name in imports(path))
+    return {name[1] for name in names if name[0] == "edgedistill" and name[1] != "__version__"}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {unit(path) for path in FILES} - {"__init__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    me = unit(path)
+    for other in own(path) - {me}:
+        assert LEVEL[other] <= LEVEL[me], f"{me} imports {other}, which is above it"
+        assert not {me, other} <= STAGES, f"stage {me} imports stage {other}"
+
+
+def test_foreign_packages_stay_behind_their_boundary() -> None:
+    for path in FILES:
+        used = {name.split(".")[0] for name in imports(path)}
+        for package in used & set(BOUNDARIES):
+            assert unit(path) in BOUNDARIES[package], f"{path.name} imports {package}"
+
+
+@pytest.mark.parametrize(("module", "unwanted"), [("cli", LATER), ("pipeline", HEAVY)])
+def test_import_stays_light(module: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys, edgedistill.{module}; print(*(set({unwanted!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_size(path: Path) -> None:
+    """Files of 400 lines, functions of 40, without the docstring that explains them."""
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            told = node.body[0] if ast.get_docstring(node) else None
+            length = lines(node) - (lines(told) if told else 0)
+            assert length <= 40, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_only_the_cli_prints() -> None:
+    for path in FILES:
+        if unit(path) in ("cli", "runtime_child"):  # a child's stdout is its channel
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not (called and node.func.id == "print"), f"{path.name}:{node.lineno} prints"
+
+
+def test_no_machine_paths() -> None:
+    kinds = {".py", ".yaml", ".toml", ".md", ".txt", ".cmake", ".css", ".jinja", ""}
+    folders = ("edgedistill", "scripts", "benchmarks", "recipes", "targets", "cmake", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.is_file()]
+    for path in files:
+        if path.suffix in kinds:
+            found = MACHINE_PATH.search(path.read_text("utf-8"))
+            assert not found, f"{path.relative_to(ROOT)}: {found}"

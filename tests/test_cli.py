@@ -1,0 +1,315 @@
+"""Every command: exit code and output, bad input included. Builds run in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Ran
+
+from edgedistill import __version__
+from edgedistill.cli import ONCE_PER_RECIPE, ONCE_PER_TARGET, cli
+from edgedistill.errors import ConfigError, GateFailed, Problem, TeacherRefused, UsageError
+
+Run = Callable[..., Ran]
+STAGES = (*ONCE_PER_RECIPE, *ONCE_PER_TARGET)
+COMMANDS = (
+    *("build", *STAGES, "init", "validate", "recipes", "targets"),
+    *("status", "gc", "doctor", "completion"),
+)
+ERRORS = {
+    "refused": (TeacherRefused("401: wrong key", where="http://x/v1", hint="set TEACHER_KEY"), 1),
+    "config": (ConfigError([Problem("r.yaml", 3, "name", "is required")]), 1),
+    "usage": (UsageError("there is no such thing"), 2),
+    "gate": (GateFailed("quantize", "no candidate passed", where="quantize-00"), 3),
+    "interrupt": (KeyboardInterrupt(), 130),
+    "exit": (click.exceptions.Exit(1), 1),
+}
+TOLD = ("refused", "config", "usage", "gate")
+
+
+@pytest.fixture
+def explode() -> Iterator[None]:
+    """A command that raises one of ERRORS, as any command might."""
+
+    @cli.command()
+    @click.argument("kind")
+    def explode(kind: str) -> None:
+        raise ERRORS[kind][0]
+
+    yield
+    del cli.commands["explode"]
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), "utf-8")
+
+
+def test_every_command_is_tested() -> None:
+    assert set(cli.commands) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(run: Run, command: str) -> None:
+    result = run(command, "-h")
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: edgedistill {command} ")
+
+
+def test_help_lists_commands_in_order(run: Run) -> None:
+    out = run("--help").out
+    places = [out.index(f"\n  {command} ") for command in COMMANDS]
+    assert places == sorted(places)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"edgedistill, version {__version__}\n"
+
+
+def test_help_is_fast() -> None:
+    def once() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "edgedistill", "--help"], check=True, stdout=-3)
+        return time.perf_counter() - started
+
+    # The best of several: the machine may be busy with something else.
+    assert min(once() for _ in range(5)) <= 0.3
+
+
+@pytest.mark.parametrize("kind", TOLD)
+@pytest.mark.usefixtures("explode")
+def test_errors_say_what_where_and_what_to_do(run: Run, kind: str) -> None:
+    error, code = ERRORS[kind]
+    result = run("explode", kind)
+    assert (result.code, result.out) == (code, "")
+    assert result.err == f"error: {error}\n"
+
+
+@pytest.mark.usefixtures("explode")
+def test_errors_as_json(run: Run) -> None:
+    result = run("--json", "explode", "config")
+    assert (result.code, result.err) == (1, "")
+    assert result.json["error"]["kind"] == "ConfigError"
+    assert result.json["error"]["problems"] == [
+        {"file": "r.yaml", "line": 3, "field": "name", "message": "is required"}
+    ]
+    assert run("--json", "explode", "gate").json["error"]["step"] == "quantize"
+
+
+@pytest.mark.usefixtures("explode")
+def test_debug_shows_the_traceback(run: Run) -> None:
+    assert "Traceback" in run("--debug", "explode", "refused").err
+    assert "Traceback" not in run("explode", "refused").err
+
+
+@pytest.mark.usefixtures("explode")
+def test_a_command_can_choose_its_exit_code(run: Run) -> None:
+    assert run("explode", "exit") == Ran(1, "", "")  # as doctor does when something is missing
+
+
+@pytest.mark.usefixtures("explode")
+def test_interrupt_says_that_work_is_kept(run: Run) -> None:
+    result = run("explode", "interrupt")
+    assert (result.code, result.out) == (130, "")
+    assert result.err.strip().splitlines() == [
+        "interrupted; what was finished is kept: run the same command again to go on"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("buidl",), "No such command 'buidl'"),
+        (("build", "--colour"), "No such option"),
+        (("build", "--recipe", "suport-sql"), "did you mean support-sql?"),
+        (("build", "--target", "labtop"), "did you mean laptop?"),
+        (("validate", "--target", "nothing-like-it"), "known: laptop, metal, phone"),
+        (("targets", "fone"), "did you mean phone?"),
+        (("init",), "Missing argument 'NAME'"),
+        (("init", "Not A Name"), "lower-case letters"),
+        (("completion", "tcsh"), "'tcsh' is not one of"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_wrong_usage_exits_2(run: Run, words: tuple[str, ...], said: str) -> None:
+    result = run(*words)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    as_json = run(*words, "--json")
+    assert as_json.code == as_json.json["error"]["exit_code"] == 2
+
+
+def test_no_arguments_show_help(run: Run) -> None:
+    result = run()
+    assert result.code == 2
+    assert "Commands:" in result.out + result.err
+
+
+def test_init_makes_a_valid_recipe(run: Run, here: Path) -> None:
+    result = run("init", "my-task")
+    assert result.code == 0
+    assert (here / "recipes/my-task/recipe.yaml").is_file()
+    assert run("validate", "--recipe", "my-task", "--json").json["recipes"] == {"my-task": 4}
+    again = run("init", "my-task")
+    assert again.code == 2
+    assert "take another name" in again.err
+
+
+def test_validate_checks_everything_known(run: Run, tiny: Path) -> None:
+    value = run("validate", "--json").json
+    assert value["recipes"]["tiny"] == 20
+    assert value["recipes"]["support-sql"] >= 500
+    assert value["targets"] == ["laptop", "metal", "phone", "small"]
+
+
+@pytest.mark.parametrize("command", [("validate",), ("build",), ("status",), ("curate",)])
+def test_all_problems_of_all_files_at_once(run: Run, tiny: Path, command: tuple[str]) -> None:
+    edit(tiny, "max_tokens: 8", "max_tokens: 0\n  max_tokenz: 8")
+    edit(tiny.parents[2] / "targets/small.yaml", "Q4_0", "Q4_9")
+    targets = () if command == ("curate",) else ("--target", "small")
+    result = run(*command, "--recipe", "tiny", *targets)
+    assert (result.code, result.out) == (1, "")
+    recipe = f"{Path('recipes/tiny/recipe.yaml')}"
+    assert f"{recipe}:14: student.max_tokens: " in result.err
+    assert f"{recipe}:15: student.max_tokenz: unknown field" in result.err
+    if targets:
+        assert f"{Path('targets/small.yaml')}:1: unknown formats Q4_9" in result.err
+        assert "error: 3 problems found" in result.err
+
+
+def test_missing_prompts_file(run: Run, tiny: Path) -> None:
+    (tiny.parent / "prompts.jsonl").unlink()
+    for command in ("validate", "build"):
+        result = run(command, "--recipe", "tiny")
+        assert result.code == 1
+        assert "recipe.yaml:3: prompts: there is no file " in result.err
+
+
+def test_broken_prompt_lines_are_named(run: Run, tiny: Path) -> None:
+    prompts = tiny.parent / "prompts.jsonl"
+    edit(prompts, '{"id": "p-3", "prompt"', '{"id": "p-3", prompt')
+    edit(prompts, '"id": "p-7"', '"id": "p-6"')
+    for command in ("validate", "build"):
+        result = run(command, "--recipe", "tiny", "--quiet")
+        assert result.code == 1
+        assert "prompts.jsonl:4: not a JSON object" in result.err
+        assert "prompts.jsonl:8: id: 'p-6' is already used in line 7" in result.err
+
+
+def test_recipe_and_target_must_fit(run: Run, tiny: Path) -> None:
+    edit(tiny, "max_tokens: 8", "max_tokens: 4096")
+    result = run("validate", "--recipe", "tiny", "--target", "small")
+    assert result.code == 1
+    assert "recipe.yaml:14: student.max_tokens: 4096 tokens of answer leave no room" in result.err
+
+
+def test_unknown_weights(run: Run, tiny: Path) -> None:
+    edit(tiny, "smollm2-135m-instruct-q4_1", "smollm3")
+    result = run("validate", "--recipe", "tiny")
+    assert result.code == 1
+    assert "student.weights: no pinned weights 'smollm3'; known: " in result.err
+
+
+def test_recipes_and_targets_are_listed(run: Run, tiny: Path) -> None:
+    recipes = {row["name"]: row for row in run("recipes", "--json").json}
+    assert recipes["tiny"]["origin"] == "yours"
+    assert recipes["support-sql"]["origin"] == "shipped"
+    targets = {row["name"]: row for row in run("targets", "--json").json}
+    assert list(targets) == ["laptop", "metal", "phone", "small"]
+    assert "support-sql" in run("recipes").out
+    assert "Snapdragon" in run("targets").out
+
+
+def test_a_broken_recipe_is_still_listed(run: Run, tiny: Path) -> None:
+    edit(tiny, "name: tiny", "nam: tiny")
+    result = run("recipes")
+    assert result.code == 0
+    assert "does not validate" in result.out
+
+
+def test_targets_explains_each_field(run: Run) -> None:
+    rows = {row["field"]: row for row in run("targets", "phone", "--json").json}
+    bandwidth = rows["roofline.bandwidth_gb_s"]
+    assert bandwidth["value"] == 76.8
+    assert "GB/s" in bandwidth["meaning"]
+    assert "Qualcomm" in bandwidth["source"]
+    assert rows["gates.max_file_mb"]["source"] == "default"
+    assert "roofline.bandwidth_gb_s" in run("targets", "phone").out
+
+
+def test_status_and_gc_of_an_empty_workspace(run: Run, tiny: Path) -> None:
+    status = run("status", "--recipe", "tiny", "--target", "small", "--json").json
+    assert status["folders"] == []
+    assert [step[:2] for step in status["plan"]] == [["collect", "would run"]]
+    assert run("gc", "--dry-run", "--json").json == {"removed": False, "folders": [], "bytes": 0}
+
+
+def test_gc_removes_what_no_recipe_reaches(run: Run, tiny: Path) -> None:
+    old = tiny.parents[2] / ".edgedistill" / "merge-0123456789abcdef"
+    old.mkdir(parents=True)
+    (old / "model.safetensors").write_bytes(b"x" * 1000)
+    assert "merge-0123456789abcdef" in run("status", "--recipe", "tiny").out
+    assert run("gc", "--json").code == 2  # a program must say --yes
+    assert run("gc", "--dry-run").code == 0
+    assert old.is_dir()
+    result = run("gc", "--yes", "--json").json
+    assert (result["removed"], result["bytes"]) == (True, 1000)
+    assert not old.exists()
+
+
+def test_gc_refuses_to_guess_what_a_broken_recipe_needs(run: Run, tiny: Path) -> None:
+    old = tiny.parents[2] / ".edgedistill" / "merge-0123456789abcdef"
+    old.mkdir(parents=True)
+    edit(tiny, "name: tiny", "nam: tiny")
+    assert run("gc", "--yes").code == 1
+    assert old.is_dir()
+
+
+@pytest.mark.usefixtures("here")
+def test_doctor(run: Run) -> None:
+    result = run("doctor", "--json")
+    names = {row["name"] for row in result.json}
+    assert {"cores", "memory", "disk", "gpu", "llama-cpp-python", "compiler"} <= names
+    assert "smollm2-135m-instruct-q4_1" in names
+    missing = [row for row in result.json if row["state"] == "missing"]
+    assert result.code == (1 if missing else 0)
+    assert all(row["hint"] for row in missing)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(run: Run, shell: str) -> None:
+    result = run("completion", shell)
+    assert result.code == 0
+    assert "_EDGEDISTILL_COMPLETE" in result.out
+
+
+def test_completion_knows_names(tiny: Path) -> None:
+    asked = {"_EDGEDISTILL_COMPLETE": "bash_complete", "COMP_WORDS": "x build --recipe t"}
+    code = "from edgedistill.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **asked, "COMP_CWORD": "3", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "plain,tiny\n"
+
+
+def test_an_unreachable_teacher(run: Run, tiny: Path) -> None:
+    edit(tiny, "check:", "collect: {attempts: 1, backoff_seconds: 0.01}\ncheck:")
+    result = run("collect", "--recipe", "tiny", "--json")
+    assert result.code == 1
+    assert result.json["error"]["kind"] == "TeacherUnreachable"
+    assert "http://127.0.0.1:9/v1" in json.dumps(result.json)
+    assert "collect: running" in result.err
+    assert run("collect", "--recipe", "tiny", "--quiet").err.count("\n") <= 2

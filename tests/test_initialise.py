@@ -1,0 +1,33 @@
+"""`init`: what it writes is valid, complete and explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgedistill.errors import UsageError
+from edgedistill.initialise import initialise, recipe_text
+from edgedistill.recipe import DistillSpec, Recipe, load_recipe
+
+
+def test_defaults_are_the_models_own(tmp_path: Path) -> None:
+    recipe = load_recipe(initialise("my-task", tmp_path))
+    assert recipe.name == "my-task"
+    assert recipe.distill == DistillSpec()
+
+
+def test_every_field_is_there_with_its_description() -> None:
+    text = recipe_text("my-task")
+    for name, field in Recipe.model_fields.items():
+        assert f"\n{name}:" in text
+        assert (field.description or "") in text
+    assert "# system_file:" in text
+    assert "merge_mean_kld: 1.0e-06" in text  # YAML 1.1 reads 1e-06 as text
+
+
+@pytest.mark.parametrize("name", ["", "Bad", "a/b", "../up", "-x"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError):
+        initialise(name, tmp_path)
+    assert not list(tmp_path.iterdir())

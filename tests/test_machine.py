@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgedistill import machine
+
+X86 = "model name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 fma sse4_2\n\nmodel name\t: B\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU part\t: 0xd4b\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "features"),
+    [
+        (X86, "Some CPU @ 2 GHz", ["sse4_2", "avx2", "fma"]),
+        (ARM, "0xd4b", ["asimd", "asimddp", "i8mm"]),
+        ("", "unknown", []),
+    ],
+)
+def test_cpu_name_and_features(cpuinfo: str, name: str, features: list[str]) -> None:
+    assert machine.cpu_of(cpuinfo) == (name, features)
+
+
+def test_facts_are_plain_json_of_a_real_machine() -> None:
+    facts = machine.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["memory_bytes"] > 2**28
+    assert 1 <= machine.threads() <= facts["logical_cores"]
+    assert facts["fingerprint"] == machine.fingerprint()
+
+
+def test_fingerprint_ignores_a_few_megabytes_and_sees_another_cpu() -> None:
+    here = {"cpu": "A", "memory_bytes": 16_000_000_000}
+    digest = machine._digest(here)
+    assert machine._digest({**here, "memory_bytes": 16_001_000_000}) == digest
+    assert machine._digest({**here, "cpu": "B"}) != digest

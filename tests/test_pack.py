@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_report import phone_report, sample_report
+
+from edgedistill.artifacts import Bundle, Exported, Quantized, Report, Student, digest_of_file
+from edgedistill.errors import ArtifactError
+from edgedistill.pack import pack, reduced
+from edgedistill.progress import Silent
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import Recipe, StudentSpec
+from edgedistill.report.card import Card, licence, ollama_template
+from edgedistill.student import Key, write_tokenizer
+from edgedistill.target import Target
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WIDTH = 32
+MODEL = "Tiny-1M-support-sql-v1.0-Q5_K_M.gguf"
+CHAIN: dict[str, Any] = {
+    "distill": {
+        "stage": "distill", "version": 1, "key": "0" * 16, "digest": "ab" * 32,
+        "spec": {"distill": {"rank": 32, "seed": 7}}, "inputs": {"dataset": "cd" * 32},
+        "tools": {"torch": "2.13.0"}, "facts": {"steps": 78}, "started": "2026-01-01T00:00:00Z",
+        "outputs": {"adapter_model.safetensors": {"sha256": "ef" * 32, "bytes": 39_000_000}},
+        "wall_seconds": 398.5, "peak_memory_bytes": 2_600_000_000,
+    }
+}  # fmt: skip
+
+
+@dataclass
+class Listener(Silent):
+    reused: list[bool] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
+        self.reused.append(reused)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def tokenizer_keys() -> list[Key]:
+    """A byte-level vocabulary without merges, and ChatML's two control tokens."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
+    tokens = [*alphabet, "aa", "<|im_start|>", "<|im_end|>"]
+    return [
+        Key("tokenizer.ggml.model", "STRING", None, "gpt2"),
+        Key("tokenizer.ggml.pre", "STRING", None, "smollm"),
+        Key("tokenizer.ggml.tokens", "ARRAY", "STRING", tokens),
+        Key("tokenizer.ggml.token_type", "ARRAY", "INT32", [1] * 257 + [3, 3]),
+        Key("tokenizer.ggml.merges", "ARRAY", "STRING", ["a a"]),
+        Key("tokenizer.ggml.bos_token_id", "UINT32", None, 257),
+        Key("tokenizer.ggml.eos_token_id", "UINT32", None, 258),
+        Key("tokenizer.ggml.add_bos_token", "BOOL", None, False),
+        Key("tokenizer.chat_template", "STRING", None, CHATML),
+    ]
+
+
+def write_tiny_model(path: Path, keys: list[Key]) -> None:
+    """A llama of one layer with random weights, which llama.cpp loads and runs."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(1024)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(WIDTH // 2)
+    for key in keys:
+        element = gguf.GGUFValueType[key.element] if key.element else None
+        writer.add_key_value(key.key, key.value, gguf.GGUFValueType[key.type], element)
+    draw = np.random.default_rng(0)
+    vocabulary = len(keys[2].value)
+    matrices = {"token_embd": vocabulary, "output": vocabulary}
+    matrices |= {f"blk.0.{name}": WIDTH for name in (
+        "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+    )}  # fmt: skip
+    for name, rows in matrices.items():
+        weights = draw.normal(0, 0.5, (rows, WIDTH)).astype(np.float32)
+        writer.add_tensor(f"{name}.weight", weights)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def make_recipe(**student: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "support-sql",
+            "description": "Turns a question into one SQLite query.",
+            "prompts": "prompts.jsonl",
+            "data_licence": "CC0-1.0",
+            "teacher": {
+                "kind": "api", "base_url": "http://localhost:9/v1", "model": "big-model",
+                "licence": "Vendor terms 2026", "system": "the schema",
+            },
+            "check": {"kind": "exact"},
+            "student": {"weights": "tiny.gguf", "system": "SQL", "max_tokens": 8} | student,
+        }
+    )  # fmt: skip
+
+
+def make_target(name: str = "laptop") -> Target:
+    return Target(
+        name=name, description="a laptop", device_class="laptop", runtime="llama.cpp",
+        formats=("Q5_K_M",), latency="measured", memory_budget_mb=1000, context_tokens=256,
+    )  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """What pack is handed, in a workspace of its own."""
+
+    root: Path
+    student: Student
+    quantized: Quantized
+    exported: Exported
+    report: Report
+
+    def pack(self, listener: Listener | None = None, **changes: Any) -> Bundle:
+        given = {"recipe": make_recipe(), "target": make_target(), "report": self.report} | changes
+        return pack(
+            **given, quantized=self.quantized, exported=self.exported, student=self.student,
+            chain=CHAIN, out=self.root / "dist", progress=listener or Silent(),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    root = tmp_path_factory.mktemp("workspace")
+    keys = tokenizer_keys()
+    folders = {name: root / name for name in ("student", "quantize", "export", "bench")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_tokenizer(folders["student"], keys)
+    model = folders["quantize"] / MODEL
+    write_tiny_model(model, keys)
+    shutil.copyfile(model, folders["export"] / "Tiny-F16.gguf")
+    figures = replace(sample_report(), model_file=MODEL, model_bytes=model.stat().st_size)
+    file = folders["bench"] / "report.json"
+    file.write_text(json.dumps(figures.to_json()), "utf-8")
+    (folders["bench"] / "fidelity.json").write_text("{}", "utf-8")
+    return Parts(
+        root,
+        Student(folders["student"], "1" * 64, "org/Tiny-1M", "Apache-2.0", "tiny.gguf"),
+        Quantized(folders["quantize"], "2" * 64, model, "Q5_K_M"),
+        Exported(folders["export"], "3" * 64, folders["export"] / "Tiny-F16.gguf"),
+        Report(folders["bench"], "4" * 64, file),
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(parts: Parts) -> Bundle:
+    return parts.pack()
+
+
+@pytest.fixture
+def fresh(parts: Parts, bundle: Bundle, tmp_path: Path) -> Parts:
+    """The same parts with a bundle of their own, to be changed."""
+    shutil.copytree(bundle.folder, tmp_path / "dist" / bundle.folder.name)
+    return replace(parts, root=tmp_path)
+
+
+def test_bundle_holds_what_ships_under_a_plain_name(bundle: Bundle) -> None:
+    assert bundle.folder.name == "support-sql-laptop"
+    assert bundle.model == bundle.folder / MODEL
+    assert {path.name for path in bundle.folder.iterdir()} == {
+        MODEL, "manifest.json", "MODEL_CARD.md", "Modelfile", "README.md", "report.html",
+        "report.json", "fidelity.json",
+    }  # fmt: skip
+    assert [path.name for path in bundle.folder.parent.iterdir()] == [bundle.folder.name]
+
+
+def test_manifest_lists_every_file_and_every_step(bundle: Bundle) -> None:
+    manifest = json.loads((bundle.folder / "manifest.json").read_text("utf-8"))
+    files = {p for p in bundle.folder.iterdir() if p.name != "manifest.json"}
+    assert set(manifest["outputs"]) == {path.name for path in files}
+    for path in files:
+        assert manifest["outputs"][path.name]["sha256"] == digest_of_file(path)
+        assert manifest["outputs"][path.name]["bytes"] == path.stat().st_size
+    assert manifest["provenance"] == {"distill": reduced(CHAIN["distill"])}
+    assert manifest["provenance"]["distill"]["seed"] == 7
+    assert "outputs" not in manifest["provenance"]["distill"]
+    assert manifest["digest"] == bundle.digest
+
+
+def test_model_is_a_copy(bundle: Bundle, parts: Parts) -> None:
+    assert not bundle.model.samefile(parts.quantized.model)
+    assert bundle.model.read_bytes() == parts.quantized.model.read_bytes()
+
+
+def test_same_bundle_is_reused_and_a_changed_recipe_is_not(fresh: Parts) -> None:
+    listener = Listener()
+    fresh.pack(listener)
+    fresh.pack(listener, recipe=make_recipe().model_copy(update={"description": "Other words."}))
+    assert listener.reused == [True, False]
+    card = fresh.root / "dist" / "support-sql-laptop" / "MODEL_CARD.md"
+    assert "Other words." in card.read_text("utf-8")
+
+
+def edit(folder: Path) -> None:
+    (folder / "README.md").write_text("mine", "utf-8")
+
+
+def add(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine", "utf-8")
+    (folder / "MODEL_CARD.md").unlink()
+
+
+@pytest.mark.parametrize(("change", "name"), [(edit, "README.md"), (add, "notes.txt")])
+def test_a_users_change_is_kept_beside(
+    fresh: Parts, change: Callable[[Path], None], name: str
+) -> None:
+    folder = fresh.root / "dist" / "support-sql-laptop"
+    change(folder)
+    listener = Listener()
+    fresh.pack(listener)
+    assert listener.reused == [False]
+    assert (folder.parent / "support-sql-laptop.changed-1" / name).read_text("utf-8") == "mine"
+    assert (folder / "MODEL_CARD.md").is_file()
+    assert name in listener.notes[0]
+
+
+def test_a_folder_of_someone_else_is_left_alone(parts: Parts, tmp_path: Path) -> None:
+    folder = tmp_path / "dist" / "support-sql-laptop"
+    folder.mkdir(parents=True)
+    edit(folder)
+    with pytest.raises(ArtifactError, match="something else"):
+        replace(parts, root=tmp_path).pack()
+    assert [path.name for path in folder.parent.rglob("*")] == [folder.name, "README.md"]
+
+
+def test_a_pack_that_dies_leaves_the_old_bundle(fresh: Parts, tmp_path: Path) -> None:
+    folder = tmp_path / "dist" / "support-sql-laptop"
+    before = (folder / "manifest.json").read_bytes()
+    broken = replace(fresh, quantized=replace(fresh.quantized, model=tmp_path / "gone.gguf"))
+    with pytest.raises(FileNotFoundError):
+        broken.pack(target=make_target().model_copy(update={"context_tokens": 512}))
+    assert (folder / "manifest.json").read_bytes() == before
+    fresh.pack(target=make_target().model_copy(update={"context_tokens": 512}))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert (folder / "manifest.json").read_bytes() != before
+
+
+def test_readme_lines_run(bundle: Bundle) -> None:
+    readme = (bundle.folder / "README.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
+    assert len(code.splitlines()) == 3
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=bundle.folder, capture_output=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert done.stdout.strip()
+
+
+def test_readme_lines_prompt_as_in_training(bundle: Bundle, parts: Parts) -> None:
+    readme = (bundle.folder / "README.md").read_text("utf-8")
+    asked = sample_report().examples[0].prompt
+    prompt = StudentPrompt(parts.student.folder, make_recipe().student)
+    assert repr(prompt.messages(asked)) in readme
+    assert f"-sys SQL -p '{asked}'" in readme
+
+
+def test_model_card_is_one_the_hub_reads(bundle: Bundle) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard.load(bundle.folder / "MODEL_CARD.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == "org/Tiny-1M"
+    assert card.data.language == "en"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "gguf" in card.data.tags
+    for expected in (
+        "big-model", "Vendor terms 2026", "CC0-1.0", "rank 32", "87.3", "## Limits",
+        "<|im_start|>user\n{prompt}<|im_end|>", "not compared with right answers",
+    ):  # fmt: skip
+        assert expected in card.text
+
+
+def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
+    report = json.loads(json.dumps(phone_report().to_json()))
+    card = Card(make_recipe(), make_target("phone"), parts.student, report, {"edgedistill": "0"})
+    text = card.model_card()
+    assert "**estimate**" in text
+    assert "never run on the device" in text
+    assert "Timed on" not in text
+
+
+def test_modelfile_prompts_as_in_training(bundle: Bundle, parts: Parts) -> None:
+    text = (bundle.folder / "Modelfile").read_text("utf-8")
+    template = re.findall(r'TEMPLATE """(.*?)"""', text, flags=re.DOTALL)[0]
+    filled = template.replace("{{ .System }}", "SQL").replace("{{ .Prompt }}", "how many?")
+    prompt = StudentPrompt(parts.student.folder, make_recipe().student)
+    assert filled == prompt.render("how many?") + "{{ .Response }}"
+    for line in (
+        f"FROM ./{MODEL}", 'SYSTEM """SQL"""', "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1", "PARAMETER num_ctx 256", "PARAMETER num_predict 8",
+        'PARAMETER stop "<|im_end|>"',
+    ):  # fmt: skip
+        assert line in text.splitlines()
+
+
+def test_ollama_template_keeps_the_students_wrapping_and_braces(parts: Parts) -> None:
+    spec = StudentSpec(weights="tiny.gguf", prompt="Answer as {{json}}: {prompt}")
+    template = ollama_template(parts.student, spec)
+    assert 'user\nAnswer as {{ "{{" }}json}}: {{ .Prompt }}<|im_end|>' in template
+    assert ".System" not in template
+
+
+def test_ollama_template_does_not_double_the_bos(parts: Parts, tmp_path: Path) -> None:
+    keys = {key.key: key for key in tokenizer_keys()}
+    keys["tokenizer.ggml.add_bos_token"] = Key("tokenizer.ggml.add_bos_token", "BOOL", None, True)
+    keys["tokenizer.ggml.bos_token_id"] = Key("tokenizer.ggml.bos_token_id", "UINT32", None, 256)
+    source = "{{ bos_token }}" + CHATML
+    keys["tokenizer.chat_template"] = Key("tokenizer.chat_template", "STRING", None, source)
+    write_tokenizer(tmp_path, list(keys.values()))
+    spec = StudentSpec(weights="tiny.gguf")
+    assert StudentPrompt(tmp_path, spec).render("x").startswith("aa<|im_start|>")
+    template = ollama_template(replace(parts.student, folder=tmp_path), spec)
+    assert template.startswith("<|im_start|>user")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("Gemma terms", {"license": "other", "license_name": "Gemma terms"}),
+        ("unknown", {"license": "other", "license_name": "unknown"}),
+    ],
+)
+def test_licence_in_the_hubs_words(name: str, expected: dict[str, str]) -> None:
+    assert licence(name) == expected

@@ -1,0 +1,118 @@
+"""Recipes, targets and their YAML: every problem with file, line and field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import TARGET
+
+from edgedistill.errors import ConfigError, Problem
+from edgedistill.recipe import load_recipe
+from edgedistill.target import load_target
+from edgedistill.yamlfile import dotted, load
+
+
+def problems(path: Path) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path, "recipe.yaml")
+    return list(caught.value.problems)
+
+
+def changed(tiny: Path, old: str, new: str) -> Path:
+    text = tiny.read_text("utf-8")
+    assert old in text
+    tiny.write_text(text.replace(old, new), "utf-8")
+    return tiny
+
+
+def test_paths_become_absolute(tiny: Path) -> None:
+    recipe = load_recipe(tiny)
+    assert recipe.prompts == tiny.parent.resolve() / "prompts.jsonl"
+    assert load_recipe(tiny.parent) == recipe  # the folder names the same recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "said"),
+    [
+        ("name: tiny", "name: Tiny Recipe", 1, "name", "should match pattern"),
+        ("  max_tokens: 8", "  max_tokns: 8", 14, "student.max_tokns", "unknown field"),
+        ("description: S", "# description: S", 1, "description", "is required"),
+        ("  kind: api", "  kind: apy", 4, "teacher", "'apy'"),
+        ("  base_url: http:", "  base_url: ftp:", 6, "teacher.base_url", "should match pattern"),
+        ("  max_tokens: 8", "  max_tokens: many", 14, "student.max_tokens", "got 'many'"),
+        ("prompts: prompts.jsonl", "prompts: no.jsonl", 3, "prompts", "there is no file"),
+        ("  max_tokens: 8", "  prompt: hi", 12, "student", "must contain {prompt}"),
+        ("  licence: A", "  system: a\n  system_file: b\n  licence: A", 4, "teacher", "not both"),
+        ("name: tiny", "name: tiny\nname: tiny", 2, "name", "is given twice"),
+        ("name: tiny", "name: [tiny", 2, "", "not valid YAML"),
+    ],
+)
+def test_one_problem(tiny: Path, old: str, new: str, line: int, field: str, said: str) -> None:
+    found = problems(changed(tiny, old, new))
+    assert said in found[0].message
+    assert (found[0].file, found[0].line, found[0].field) == ("recipe.yaml", line, field)
+
+
+def test_two_problems_in_one_file(tiny: Path) -> None:
+    changed(tiny, "name: tiny", "name: Tiny")
+    changed(tiny, "  max_tokens: 8", "  max_tokens: 0\n  temperature: 1")
+    assert [(problem.line, problem.field) for problem in problems(tiny)] == [
+        (1, "name"),
+        (14, "student.max_tokens"),
+        (15, "student.temperature"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("- a\n- b\n", "must be a mapping"), ("", "must be a mapping"), (None, "no such file")],
+)
+def test_not_a_recipe_at_all(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text, "utf-8")
+    assert said in problems(path)[0].message
+
+
+def test_yaml_cannot_run_code(tiny: Path) -> None:
+    changed(tiny, "name: tiny", "name: !!python/object/apply:os.getcwd []")
+    with pytest.raises(ConfigError):
+        load_recipe(tiny)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "said"),
+    [
+        ("[Q4_0, Q8_0]", "[Q4_0, Q9_9]", 1, "", "unknown formats Q9_9"),
+        ("[Q4_0, Q8_0]", "[]", 5, "formats", "at least 1"),
+        ("latency: measured", "latency: roofline", 1, "", "needs the field roofline"),
+        ("budget_mb: 300", "budget_mb: -1", 7, "memory_budget_mb", "greater than 0"),
+        ("name: small", "name: small\ngates: {max_kl: 1}", 2, "gates.max_kl", "unknown field"),
+    ],
+)
+def test_target_problem(
+    tmp_path: Path, old: str, new: str, line: int, field: str, said: str
+) -> None:
+    path = tmp_path / "small.yaml"
+    assert old in TARGET
+    path.write_text(TARGET.replace(old, new), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_target(path, "small.yaml")
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.field) == (line, field)
+    assert said in problem.message
+
+
+def test_frozen(tiny: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(tiny).name = "other"  # type: ignore[misc]
+
+
+def test_lines_of_nested_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a:\n  b:\n    - 1\n    - c: 2\n", "utf-8")
+    document = load(path)
+    assert document.line(("a", "b", 1, "c")) == 4
+    assert document.line(("a", "b", 1, "missing")) == 4
+    assert dotted(("a", "b", 1, "c")) == "a.b[1].c"

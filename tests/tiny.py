@@ -1,0 +1,171 @@
+"""A tiny random llama student with a hand-made byte-level BPE tokenizer, in the same layout as
+`prepare_student` makes: small enough for unit tests, real enough for llama.cpp and transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from safetensors.numpy import save_file
+
+from edgedistill.artifacts import Dataset, Student, write_json
+from edgedistill.student import Key, write_tokenizer
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, WIDTH = 256, 2, 4, 2, 512
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+STOP = SPECIAL.index("<|im_end|>")
+MERGES = ("t h", "e r", "i n", "th e", "o n", "a n", "Ġ a", "Ġ the", "Ġ c", "er s", "in g", "u s")
+NORMAL, CONTROL = 1, 3  # gguf.TokenType
+TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'"
+    " + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ANSWERS = ("SELECT count(*) FROM tickets", "the answer is 42", "on and on", "nothing, thanks")
+
+
+def tiny_student(folder: Path, seed: int = 0, architecture: str = "llama") -> Student:
+    """Write the checkpoint; about 1.6 million random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = tokenizer_keys()
+    write_tokenizer(folder, keys)
+    vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
+    write_json(folder / "config.json", config(vocabulary, architecture))
+    tensors = weights(vocabulary, seed, biased=architecture == "qwen2")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    name = "example/Tiny-2M-Instruct"
+    return Student(folder, f"student-{architecture}-{seed}", name, "Apache-2.0", "made by hand")
+
+
+def tokenizer_keys() -> list[Key]:
+    """Special tokens, 256 bytes, and what the merges make."""
+    made = ["".join(merge.split()) for merge in MERGES]
+    tokens = [*SPECIAL, *_bytes_as_text(), *made]
+    kinds = [CONTROL] * len(SPECIAL) + [NORMAL] * (len(tokens) - len(SPECIAL))
+    return [
+        Key("tokenizer.ggml.model", "STRING", None, "gpt2"),
+        Key("tokenizer.ggml.pre", "STRING", None, "gpt-2"),
+        Key("tokenizer.ggml.tokens", "ARRAY", "STRING", tokens),
+        Key("tokenizer.ggml.token_type", "ARRAY", "INT32", kinds),
+        Key("tokenizer.ggml.merges", "ARRAY", "STRING", list(MERGES)),
+        Key("tokenizer.ggml.bos_token_id", "UINT32", None, 1),
+        Key("tokenizer.ggml.eos_token_id", "UINT32", None, STOP),
+        Key("tokenizer.ggml.padding_token_id", "UINT32", None, STOP),
+        Key("tokenizer.ggml.add_bos_token", "BOOL", None, False),
+        Key("tokenizer.chat_template", "STRING", None, TEMPLATE),
+    ]
+
+
+def _bytes_as_text() -> list[str]:
+    """GPT-2's printable stand-in for each of the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    table = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    return [table[b] for b in range(256)]
+
+
+def config(vocabulary: int, architecture: str = "llama") -> dict[str, Any]:
+    return {
+        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[architecture]],
+        "model_type": architecture,
+        "hidden_size": HIDDEN,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "vocab_size": vocabulary,
+        "bos_token_id": 1,
+        "eos_token_id": STOP,
+        "pad_token_id": STOP,
+        "dtype": "float32",
+    }
+
+
+def weights(vocabulary: int, seed: int, biased: bool = False) -> dict[str, Any]:
+    """Random weights of a size that makes predictions neither flat nor certain."""
+    chance = np.random.default_rng(seed)
+
+    def matrix(rows: int, columns: int) -> Any:
+        scale = 1.5 / columns**0.5
+        return (chance.standard_normal((rows, columns)) * scale).astype(np.float32)
+
+    key_value = HIDDEN // HEADS * KV_HEADS
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (key_value, HIDDEN),
+        "self_attn.v_proj": (key_value, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (WIDTH, HIDDEN),
+        "mlp.up_proj": (WIDTH, HIDDEN),
+        "mlp.down_proj": (HIDDEN, WIDTH),
+    }
+    made = {
+        "model.embed_tokens.weight": 2 * matrix(vocabulary, HIDDEN),
+        "model.norm.weight": np.ones(HIDDEN, np.float32),
+    }
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        for name, shape in shapes.items():
+            made[f"{at}.{name}.weight"] = matrix(*shape)
+            if biased and name[-6] in "qkv":
+                made[f"{at}.{name}.bias"] = matrix(1, shape[0])[0]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            made[f"{at}.{name}.weight"] = 1 + 0.1 * matrix(1, HIDDEN)[0]
+    return made
+
+
+def tiny_dataset(folder: Path, rows: int = 4, answers: Sequence[str] = ANSWERS) -> Dataset:
+    """A dataset whose parts hold `rows` rows each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "validation", "held_out"):
+        lines = []
+        for i in range(rows):
+            row = {
+                "id": f"{part}-{i}",
+                "prompt": f"How many tickets in the {i}th month?",
+                "answer": answers[i % len(answers)],
+                "phrasing": f"p{i}",
+                "seen": True,
+                "weight": 1.0,
+                "tags": [],
+                "trace_id": f"t{i}",
+                "reference": None,
+            }
+            lines.append(json.dumps(row) + "\n")
+        (folder / f"{part}.jsonl").write_text("".join(lines), "utf-8")
+    (folder / "rejected.jsonl").write_text("", "utf-8")
+    return Dataset(folder, f"dataset-{rows}", rows, rows, rows, 0)
+
+
+def rewrite_gguf(
+    source: Path,
+    destination: Path,
+    keys: dict[str, Any] | None = None,
+    tensors: dict[str, Callable[[Any], Any]] | None = None,
+) -> Path:
+    """Copy a GGUF file with some keys replaced (None: left out) and some tensors changed."""
+    reader, changed = GGUFReader(source), keys or {}
+    writer = GGUFWriter(destination, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        value = changed.get(name, field.contents())
+        if name.startswith("GGUF.") or name == "general.architecture" or value is None:
+            continue
+        element = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, value, field.types[0], element)
+    for tensor in reader.tensors:
+        change = (tensors or {}).get(tensor.name, lambda values: values)
+        writer.add_tensor(tensor.name, np.ascontiguousarray(change(np.array(tensor.data))))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return destination
