@@ -117,7 +117,7 @@ def per_token(
 
 def kl_divergence(before: Logits, after: Logits) -> Floats:
     """KL(softmax(before) || softmax(after)) of each row [n, vocab], in nats, in float64."""
-    finite: npt.NDArray[np.bool_] = (np.isfinite(before) & np.isfinite(after)).all(1)
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(before) & np.isfinite(after), axis=1)
     keep = finite[:, np.newaxis]
     log_p = _log_softmax(np.where(keep, before, 0))
     difference = log_p - _log_softmax(np.where(keep, after, 0))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from edgedistill.bench import bench, require_gates
 from edgedistill.collect import collect
 from edgedistill.curate import curate
 from edgedistill.distill import distill
-from edgedistill.errors import StorageError
 from edgedistill.export import export
 from edgedistill.merge import merge
 from edgedistill.pack import pack
@@ -35,6 +33,7 @@ from edgedistill.student import prepare_student
 from edgedistill.target import Target
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.verify import verify
+from edgedistill.workspace import locked
 
 SHARED = ("collect", "curate", "distill", "merge", "export")
 PER_TARGET = ("quantize", "bench", "pack")
@@ -72,7 +71,7 @@ def build(
         GateFailed: a hand-over or a figure broke its bound; everything made so far stays.
         EdgedistillError: see errors.py. Running again goes on where this stopped.
     """
-    with _locked(workspace.root):
+    with locked(workspace.root):
         log = _Recorder(progress)
         return _build(recipe, targets, workspace, log, until, retry_failed)
 
@@ -213,23 +212,3 @@ class _Recorder:
         """Manifest of every complete stage so far, in order."""
         found = {name: load_finished(at, reused=True) for name, at in self.folders.items()}
         return {name: done.manifest for name, done in found.items() if done is not None}
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One build at a time in a workspace. SQLite's lock ends with its process, on every system."""
-    root.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(root / "lock.db", timeout=0, isolation_level=None)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-        yield
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise
-        raise StorageError(
-            "another build is using this workspace",
-            where=str(root),
-            hint="wait for it to end, or give this one its own with --workspace",
-        ) from error
-    finally:
-        lock.close()

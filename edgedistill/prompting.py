@@ -62,13 +62,14 @@ class StudentPrompt:
     def render_messages(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The chat template's text for a conversation."""
         try:
-            return self._template.render(
+            text: str = self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._bos,
                 eos_token=self._eos,
                 tools=None,
             )
+            return text
         except (TemplateError, SecurityError, TypeError) as error:
             self._refuse(f"its chat template cannot be rendered: {error}", error)
 

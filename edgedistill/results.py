@@ -94,7 +94,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class LlamaBench:
-    """llama-bench's convention: tokens/s over runs after a warm-up, no tokenization, no sampling."""
+    """llama-bench's convention: tokens/s after a warm-up, no tokenization, no sampling."""
 
     test: str  # "pp512" | "tg128"
     mean: float

@@ -7,7 +7,6 @@ reads from a GGUF is not the model's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,7 +130,7 @@ def build_tokenizer(values: Mapping[str, Any], where: Path) -> Any:
         _refuse(where, f"tokenizer model {model!r} is not supported, only byte-level BPE ('gpt2')")
     if name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        _refuse(where, f"pre-tokenizer {name!r} is not known; guessing would shift tokens ({known})")
+        _refuse(where, f"pre-tokenizer {name!r} is not among {known}")
     tokens: list[str] = values["tokenizer.ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in values["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))

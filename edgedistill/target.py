@@ -22,7 +22,7 @@ GGUF_FORMATS = (
 
 
 class Roofline(Strict):
-    """What bounds decoding on the device: tokens/s = efficiency x bandwidth / bytes read a token."""
+    """What bounds decoding: tokens/s = efficiency x bandwidth / bytes read a token."""
 
     bandwidth_gb_s: float = Field(gt=0, description="memory bandwidth, GB/s (1e9 bytes)")
     efficiency: float = Field(gt=0, le=1, description="share of it that decoding reaches")

@@ -181,7 +181,8 @@ def _broken(path: Path, problems: list[Problem]) -> TokenMixError:
         lines.append(f"  and {count - SHOWN_PROBLEMS} more")
     noun = "problem" if count == 1 else "problems"
     listed = "\n".join(lines)
-    return TokenMixError(f"{count} {noun} in the token mix:\n{listed}", hint=_example())
+    what = f"{count} {noun} in the token mix:\n{listed}"
+    return TokenMixError(what, hint=_example(), problems=problems)
 
 
 def _example() -> str:

@@ -307,7 +307,7 @@ def _difference(wanted: Any, found: Any) -> str:
         )
         if isinstance(wanted, list) or len(wanted) + len(found) > SHORT:
             here = f"position {at} of {len(wanted)}"
-            return f"at {here} {_shown(found, at)} instead of {_shown(wanted, at)}"
+            return f"at {here}: {_shown(found, at)} instead of {_shown(wanted, at)}"
     return f"{found!r} instead of {wanted!r}"
 
 

@@ -104,9 +104,8 @@ def _is_union_tag(document: Document, location: Location, part: str | int) -> bo
     position = location.index(part)
     holder: Any = document.values
     for step in location[:position]:
-        if isinstance(holder, Mapping) and step in holder:
-            holder = holder[step]
-        elif isinstance(holder, list) and isinstance(step, int) and step < len(holder):
+        in_list = isinstance(holder, list) and isinstance(step, int) and step < len(holder)
+        if in_list or (isinstance(holder, Mapping) and step in holder):
             holder = holder[step]
     return isinstance(holder, Mapping) and part not in holder and part in holder.values()
 

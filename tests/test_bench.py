@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from edgedistill.bench.chain import bounds, link, measure_chain, rows_that_fit
 from edgedistill.bench.gates import at_least, at_most, failure, with_clock, without_clock
 from edgedistill.bench.latency import (
     Asker,
-    ServerMemory,
     Timing,
     choose,
     in_turn,
     llama_bench,
+    peak_memory,
     spread,
     summary,
 )
@@ -341,10 +342,14 @@ def test_llama_bench_gives_mean_and_sample_deviation() -> None:
     assert (found[1].test, found[1].std, found[1].runs) == ("tg128", 0.0, 1)
 
 
-def test_memory_of_a_process_that_is_gone_is_zero() -> None:
-    with ServerMemory(2**22 + 1) as memory:
-        pass
-    assert memory.peak_bytes == 0
+def test_peak_memory_of_a_process_that_let_go_again() -> None:
+    size = 60_000_000
+    block = np.ones(size, np.uint8)
+    del block
+    peak = peak_memory(os.getpid())
+    assert peak is not None
+    assert peak > size
+    assert peak_memory(2**22 + 1) is None
 
 
 # gates

@@ -140,7 +140,8 @@ class Parts:
     report: Report
 
     def pack(self, listener: Listener | None = None, **changes: Any) -> Bundle:
-        given = {"recipe": make_recipe(), "target": make_target(), "report": self.report} | changes
+        given: dict[str, Any] = {"recipe": make_recipe(), "target": make_target()}
+        given |= {"report": self.report} | changes
         return pack(
             **given, quantized=self.quantized, exported=self.exported, student=self.student,
             chain=CHAIN, out=self.root / "dist", progress=listener or Silent(),

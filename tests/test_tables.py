@@ -36,9 +36,10 @@ def one_target(report: object, *, reused: bool = False) -> dict[str, object]:
 
 
 def test_the_final_table_of_a_build() -> None:
-    text = shown(tables.build(one_target(sample_report().to_json())))
+    report = sample_report()
+    text = shown(tables.build(one_target(report.to_json())))
     for said in (
-        "support-sql on laptop: support-sql-135M-Q5_K_M.gguf, Q5_K_M, 112.1 MB",
+        f"support-sql on laptop: {report.model_file}, Q5_K_M, 112.1 MB",
         "87.3 % (81.7 to 92.9, n=134)",
         "export (merged to exported)",
         "1.5e-06",

@@ -18,7 +18,21 @@ from edgedistill.student import Key, write_tokenizer
 HIDDEN, LAYERS, HEADS, KV_HEADS, WIDTH = 256, 2, 4, 2, 512
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STOP = SPECIAL.index("<|im_end|>")
-MERGES = ("t h", "e r", "i n", "th e", "o n", "a n", "Ġ a", "Ġ the", "Ġ c", "er s", "in g", "u s")
+MERGES = (
+    "t h",
+    "e r",
+    "i n",
+    "th e",
+    "o n",
+    "a n",
+    "Ġ a",
+    "Ġ the",
+    "Ġ c",
+    "er s",
+    "in g",
+    "u s",
+    "1 2",
+)
 NORMAL, CONTROL = 1, 3  # gguf.TokenType
 TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'"
@@ -131,7 +145,7 @@ def tiny_dataset(folder: Path, rows: int = 4, answers: Sequence[str] = ANSWERS) 
         for i in range(rows):
             row = {
                 "id": f"{part}-{i}",
-                "prompt": f"How many tickets in the {i}th month?",
+                "prompt": f"How many tickets in month 12, the {i}th?",
                 "answer": answers[i % len(answers)],
                 "phrasing": f"p{i}",
                 "seen": True,

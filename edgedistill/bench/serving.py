@@ -12,11 +12,11 @@ from edgedistill import machine
 from edgedistill.artifacts import Quantized, TokenMixEntry
 from edgedistill.bench.latency import (
     Asker,
-    ServerMemory,
     choose,
     in_process,
     in_turn,
     llama_bench,
+    peak_memory,
     summary,
 )
 from edgedistill.fidelity import EvalRow
@@ -110,16 +110,19 @@ def _over_http(
     progress: Progress,
 ) -> tuple[list[Latency], float]:
     rows = sitting.timed
-    with _watched(teacher[0].pid) as teacher_memory, _watched(student[0].pid) as student_memory:
+    with progress.task("first answers, from a cold start", None):
         colds = [
-            _warmed(served, asker, sitting.warm_up, rows) for served, asker in (teacher, student)
+            _warmed(server, asker, sitting.warm_up, rows) for server, asker in (teacher, student)
         ]
-        pairs = in_turn(teacher[1], student[1], rows, progress)
+    pairs = in_turn(teacher[1], student[1], rows, progress)
     latencies = [
-        summary(who, [pair[side] for pair in pairs], cold, memory.peak_bytes if memory else None)
-        for side, (who, cold, memory) in enumerate(
-            zip(("teacher", STUDENT), colds, (teacher_memory, student_memory), strict=True)
+        summary(
+            asker.who,
+            [pair[side] for pair in pairs],
+            colds[side],
+            peak_memory(server.pid) if server.pid is not None else None,
         )
+        for side, (server, asker) in enumerate((teacher, student))
     ]
     return latencies, latencies[0].end_to_end.p50 / latencies[1].end_to_end.p50
 
@@ -216,15 +219,6 @@ def _student_server(sitting: Sitting) -> Iterator[_Served]:
         start_seconds=STUDENT_START_SECONDS,
     ) as server:
         yield _Served(server.endpoint, server.pid, server.start_seconds)
-
-
-@contextlib.contextmanager
-def _watched(pid: int | None) -> Iterator[ServerMemory | None]:
-    if pid is None:
-        yield None
-        return
-    with ServerMemory(pid) as memory:
-        yield memory
 
 
 def _notes(teacher: Asker, student: Asker, count: int) -> list[str]:

@@ -1,0 +1,117 @@
+"""Training rows and the order they are seen in: what is supervised, and what is never padded."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgedistill.errors import DatasetError, TrainingError
+from edgedistill.fidelity import EvalRow
+from edgedistill.prompting import StudentPrompt
+
+IGNORED = -100  # torch's label for "no loss here"
+BUCKET = 8  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """Token IDs of one row; only `answer`, whose last token is the stop token, is supervised."""
+
+    id: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def training_rows(
+    rows: Sequence[EvalRow], prompt: StudentPrompt, max_length: int
+) -> list[TrainingRow]:
+    """Tokenize rows and hold each to what supervision promises.
+
+    Raises:
+        DatasetError: there are no rows.
+        TrainingError: a row is longer than `max_length` tokens, has an empty answer, or the stop
+            token is anywhere but at its end.
+    """
+    if not rows:
+        raise DatasetError(
+            "no training rows are left after curation",
+            hint="look at rejected.jsonl for the reasons, or give more prompts",
+        )
+    made = []
+    for row in rows:
+        asked, answer = prompt.prompt_ids(row.prompt), prompt.answer_ids(row.answer)
+        training = TrainingRow(row.id, tuple(asked), tuple(answer))
+        _require_promises(training, prompt.stop_id, max_length)
+        made.append(training)
+    return made
+
+
+def _require_promises(row: TrainingRow, stop_id: int, max_length: int) -> None:
+    if len(row) > max_length:
+        raise TrainingError(
+            f"this row has {len(row)} tokens, more than distill.max_length ({max_length}); "
+            "cutting it would cut off its stop token",
+            where=row.id,
+            hint="raise distill.max_length, or lower curate.max_answer_chars",
+        )
+    if len(row.answer) < 2 or not row.prompt:
+        raise TrainingError("this row has nothing to learn: its answer is empty", where=row.id)
+    if row.answer.index(stop_id) != len(row.answer) - 1:
+        raise TrainingError(
+            "the answer contains the student's stop token before its end",
+            where=row.id,
+            hint="take this answer out of the token mix",
+        )
+
+
+def plan_batches(
+    rows: Sequence[TrainingRow], size: int, epochs: float, seed: int
+) -> list[list[TrainingRow]]:
+    """Every batch of the run in order, decided by the seed alone.
+
+    In each epoch rows are shuffled, sorted by length within groups of BUCKET batches, cut into
+    batches, and the batches shuffled: little padding, and no order by length.
+    """
+    per_epoch = math.ceil(len(rows) / size)
+    batches: list[list[TrainingRow]] = []
+    for epoch in range(math.ceil(epochs)):
+        chance = random.Random(f"{seed}-{epoch}")
+        shuffled = chance.sample(list(rows), len(rows))
+        made = []
+        for start in range(0, len(shuffled), size * BUCKET):
+            group = sorted(shuffled[start : start + size * BUCKET], key=len)
+            made += [group[at : at + size] for at in range(0, len(group), size)]
+        chance.shuffle(made)
+        batches += made
+    return batches[: max(1, round(per_epoch * epochs))]
+
+
+def padding_share(batches: Sequence[Sequence[TrainingRow]]) -> float:
+    """Share of the tokens computed that are padding."""
+    real = sum(len(row) for batch in batches for row in batch)
+    return 1 - real / sum(len(batch) * max(map(len, batch)) for batch in batches)
+
+
+def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, Any]:
+    """Tensors [rows, longest]: input_ids, attention_mask and labels, padded on the right."""
+    import torch
+
+    rows = [row for batch in items for row in batch]
+    longest = max(map(len, rows))
+    ids, mask, labels = [], [], []
+    for row in rows:
+        rest = longest - len(row)
+        ids.append([*row.prompt, *row.answer, *[pad_id] * rest])
+        mask.append([1] * len(row) + [0] * rest)
+        labels.append([IGNORED] * len(row.prompt) + [*row.answer] + [IGNORED] * rest)
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+    }

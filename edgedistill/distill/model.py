@@ -1,0 +1,74 @@
+"""The student with LoRA on all its linear layers, and the loss that it learns by."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import Student, write_json
+from edgedistill.distill.data import IGNORED
+from edgedistill.recipe import DistillSpec
+from edgedistill.torch_runtime import load_model
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def lora_model(student: Student, spec: DistillSpec) -> Any:
+    """The fp32 base, frozen, with fresh LoRA layers; the same ones for the same seed."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    base = load_model(student.folder)
+    base.config.use_cache = False
+    set_seed(spec.seed)
+    config = LoraConfig(
+        r=spec.lora.rank,
+        lora_alpha=spec.lora.alpha,
+        lora_dropout=spec.lora.dropout,
+        target_modules="all-linear",  # peft leaves the output head out
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers by an old name; nothing of ours.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(base, config)
+
+
+def supervised_loss(model: Any, batch: Any) -> Any:
+    """Mean cross-entropy over the supervised tokens of a batch of [rows, longest] tensors.
+
+    The output head runs on supervised positions only: with a vocabulary of tens of thousands it
+    would otherwise cost as much as many layers. Rows are padded on the right, where a causal model
+    never looks, so no attention mask is needed.
+    """
+    import torch
+
+    base = model.get_base_model()
+    hidden = base.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    kept = labels != IGNORED
+    logits = base.lm_head(hidden[:, :-1][kept])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[kept])
+
+
+def save_adapter(model: Any, folder: Path, student: Student) -> None:
+    """peft's layout, with nothing in it that differs between two equal runs."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    plain = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": student.name, "inference_mode": True}
+    write_json(folder / CONFIG, {name: _stable(config[name]) for name in sorted(config)})
+
+
+def _stable(value: Any) -> Any:
+    # Sets have another order in every process.
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return getattr(value, "value", value)

@@ -1,0 +1,169 @@
+"""Boundary to torch: a Hugging Face causal model that answers greedily and gives its logits.
+
+Used for the checkpoints a build trains and measures; what ships runs in `runtime.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgedistill.errors import ArtifactError, MissingTool
+from edgedistill.machine import threads
+from edgedistill.progress import SilentTask, Task
+
+
+class TorchModel:
+    """A checkpoint folder, with a peft adapter folder on top or without, ready to evaluate.
+
+    Raises:
+        MissingTool: torch, transformers or peft is not installed.
+        ArtifactError: the checkpoint or the adapter cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, adapter: Path | None = None, dtype: str = "float32") -> None:
+        model = load_model(folder, dtype)
+        if adapter is not None:
+            model = _with_adapter(model, adapter)
+        self._model = model.to(device()).eval()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        stop_ids: frozenset[int],
+        batch_size: int = 16,
+        task: Task | None = None,
+    ) -> list[list[int]]:
+        """See `generate`."""
+        return generate(self._model, prompts, max_tokens, stop_ids, batch_size, task)
+
+    def logits(self, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
+        """Rows [len(ids) - first, vocab] that predict ids[first:], `first` at least 1.
+
+        One sequence at a time and without padding, so that nothing but the model shapes them.
+        """
+        import torch
+
+        if not 1 <= first < len(ids):
+            raise ValueError(f"first must be in 1..{len(ids) - 1}, not {first}")
+        given = torch.tensor([list(ids[:-1])], device=self._model.device)
+        with torch.inference_mode():
+            found = self._model(input_ids=given, use_cache=False, logits_to_keep=len(ids) - first)
+        rows: npt.NDArray[np.float32] = found.logits[0].float().cpu().numpy()
+        return rows
+
+
+def device() -> Any:
+    """The CUDA device where there is one, else the CPU, with a thread for each physical core."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(threads())
+    return torch.device("cpu")
+
+
+def load_model(folder: Path, dtype: str = "float32") -> Any:
+    """The causal model of a checkpoint folder, on the CPU; nothing is fetched, no code is run.
+
+    Raises:
+        MissingTool: torch or transformers is not installed.
+        ArtifactError: the folder does not hold a loadable checkpoint.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise _missing(error) from error
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(
+            f"this checkpoint cannot be loaded: {error}", where=str(folder)
+        ) from error
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop_ids: frozenset[int],
+    batch_size: int = 16,
+    task: Task | None = None,
+) -> list[list[int]]:
+    """The greedy answer to each prompt, in the order given, without its stop token.
+
+    Prompts of similar length share a batch, padded on the left. No penalties, no sampling.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    bar, answers = task or SilentTask(), [[] for _ in prompts]  # type: list[list[int]]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        made = _batch(model, [prompts[i] for i in chosen], max_tokens, stop_ids)
+        for index, ids in zip(chosen, made, strict=True):
+            answers[index] = ids
+        bar.advance(len(chosen))
+    return answers
+
+
+def _batch(
+    model: Any, prompts: list[Sequence[int]], max_tokens: int, stop_ids: frozenset[int]
+) -> list[list[int]]:
+    import torch
+    from transformers import GenerationConfig
+
+    longest, pad = max(map(len, prompts)), min(stop_ids)
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    config = GenerationConfig(
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    with torch.inference_mode():
+        whole = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+        )
+    return [_until_stop(row, stop_ids) for row in whole[:, longest:].tolist()]
+
+
+def _until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    end = next((at for at, token in enumerate(ids) if token in stop_ids), len(ids))
+    return ids[:end]
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise _missing(error) from error
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(
+            f"this adapter cannot be loaded: {error}", where=str(adapter)
+        ) from error
+
+
+def _missing(error: ImportError) -> MissingTool:
+    return MissingTool(
+        f"the package {error.name} is not installed", hint='pip install "edgedistill[distill]"'
+    )

@@ -1,0 +1,127 @@
+"""The whole job on a tiny real model: built, reused, changed, and broken on purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeTeacher
+from tiny import rewrite_gguf
+from world import API_TEACHER, World, make_world
+
+from edgedistill.artifacts import MANIFEST, digest_of, digest_of_file, write_json
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Iterator[FakeTeacher]:
+    with FakeTeacher(answer=lambda prompt: prompt.rsplit(" ", 1)[-1]) as teacher:
+        yield teacher
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, teacher: FakeTeacher) -> World:
+    home = tmp_path_factory.mktemp("built")
+    world = make_world(home, {**API_TEACHER, "base_url": teacher.base_url})
+    world.run()
+    return world
+
+
+@pytest.fixture
+def world(built: World, tmp_path: Path) -> World:
+    """A copy that a test may spoil."""
+    shutil.copytree(built.home, tmp_path / "world")
+    return World(tmp_path / "world")
+
+
+def test_the_bundle_is_whole(built: World) -> None:
+    bundle = built.home / "dist" / "tiny-tiny"
+    manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+    names = {path.name for path in bundle.iterdir()} - {MANIFEST}
+    wanted = {"MODEL_CARD.md", "Modelfile", "README.md", "report.html", "report.json"}
+    assert wanted <= names
+    assert set(manifest["outputs"]) == names
+    for name, entry in manifest["outputs"].items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_the_report_holds_what_was_measured(built: World) -> None:
+    report = json.loads((built.home / "dist" / "tiny-tiny" / "report.json").read_text("utf-8"))
+    names = ["base", "adapter", "merged", "exported", "quantized"]
+    assert [item["model"] for item in report["agreements"]] == names
+    assert [link["step"] for link in report["links"]] == ["merge", "export", "quantize"]
+    assert report["links"][1]["mean_kld"] < 1e-3 < report["links"][2]["mean_kld"]
+    assert {latency["who"] for latency in report["latencies"]} >= {"teacher", "student"}
+    assert [c["format"] for c in report["candidates"] if c["chosen"]] == [report["format"]]
+
+
+def test_a_second_build_reuses_everything(world: World, teacher: FakeTeacher) -> None:
+    before, calls = world.digests(), teacher.calls
+    done = world.run()
+    assert done.stderr.count("reused") >= 10, done.stderr
+    assert (world.digests(), teacher.calls) == (before, calls)
+
+
+def test_another_target_starts_at_quantize(world: World, teacher: FakeTeacher) -> None:
+    before = world.stages()
+    target = json.loads(world.target.read_text("utf-8"))
+    world.target.write_text(json.dumps({**target, "context_tokens": 192}), "utf-8")
+    world.run("quantize")
+    changed = {name for name, folder in world.stages().items() if before.get(name) != folder}
+    assert changed == {"quantize"}
+
+
+def test_one_changed_prompt_is_one_call(world: World, teacher: FakeTeacher) -> None:
+    calls = teacher.calls
+    text = world.prompts.read_text("utf-8").replace("say the word 7", "say the word 777")
+    world.prompts.write_text(text, "utf-8")
+    world.run("collect")
+    assert teacher.calls == calls + 1
+
+
+def _swap_rows(values: Any) -> Any:
+    changed = values.copy()
+    changed[[0, 40]] = changed[[40, 0]]
+    return changed
+
+
+BREAKS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "eos": ({"tokenizer.ggml.eos_token_id": 5}, {}, "eos"),
+    "chat template": ({"tokenizer.chat_template": "{{ messages[0].content }}"}, {}, "template"),
+    "rows permuted": ({}, {"blk.1.attn_k.weight": _swap_rows}, "blk.1.attn_k.weight"),
+    "tokenizer type": ({"tokenizer.ggml.model": "llama"}, {}, "token"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_export_fails_the_build_and_is_named(world: World, name: str) -> None:
+    keys, tensors, word = BREAKS[name]
+    _leave_broken_export(world.stages()["export"], keys, tensors)
+    done = world.run(check=False)
+    assert done.returncode == 3
+    assert "'export'" in done.stderr
+    assert word in done.stderr.lower()
+
+
+def _leave_broken_export(folder: Path, keys: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """What a faulty export stage would have left: a complete folder around another file."""
+    (model,) = folder.glob("*.gguf")
+    broken = rewrite_gguf(model, folder.parent / "broken.gguf", keys, tensors)
+    broken.replace(model)
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    entry = {"sha256": digest_of_file(model), "bytes": model.stat().st_size}
+    manifest["outputs"][model.name] = entry
+    named = {name: output["sha256"] for name, output in manifest["outputs"].items()}
+    write_json(folder / MANIFEST, {**manifest, "digest": digest_of(named)})
+
+
+def test_swapped_rows_differ() -> None:
+    values = np.arange(82.0).reshape(41, 2)
+    assert not np.array_equal(_swap_rows(values), values)

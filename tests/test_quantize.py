@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from edgedistill.artifacts import Checkpoint, Dataset, Exported, Quantized
+from edgedistill.errors import DatasetError, GateFailed
+from edgedistill.export import export
+from edgedistill.fidelity import read_rows
+from edgedistill.progress import Silent, SilentTask, Task
+from edgedistill.prompting import StudentPrompt
+from edgedistill.quantize import CANDIDATES, Shape, broken_bounds, quantize, run_time_bytes
+from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.results import Candidate
+from edgedistill.runtime import LlamaCpp
+from edgedistill.target import Target, TargetGates
+
+SPEC = StudentSpec(weights="tiny", max_tokens=4)
+CHECK = TextCheck(kind="exact")
+
+
+@dataclass
+class Labels(Silent):
+    """Remembers what was begun, and is interrupted where it is told to."""
+
+    interrupt_at: str = ""
+    seen: list[str] = field(default_factory=list)
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        self.seen.append(label)
+        if label == self.interrupt_at:
+            raise KeyboardInterrupt
+        return SilentTask()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    student = tiny.tiny_student(tmp_path_factory.mktemp("student"))
+    out = tmp_path_factory.mktemp("out")
+    return export(Checkpoint(student.folder, "checkpoint"), student, "recipe", out, Silent())
+
+
+@pytest.fixture(scope="module")
+def dataset(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Its answers are the exported model's own, so its agreement is 1."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = read_rows(tiny.tiny_dataset(folder, 6).folder / "validation.jsonl")
+    prompt = StudentPrompt(exported.folder, SPEC)
+    with LlamaCpp(exported.model, threads=1) as model:
+        made = [model.generate(prompt.prompt_ids(r.prompt), 4, prompt.stop_ids) for r in rows]
+    return tiny.tiny_dataset(folder, 6, [prompt.decode(g.ids).strip() for g in made])
+
+
+def target(*formats: str, budget_mb: float = 100, **gates: Any) -> Target:
+    return Target(
+        name="small",
+        description="a small device",
+        device_class="board",
+        runtime="llama.cpp",
+        formats=formats,
+        latency="measured",
+        threads=1,
+        context_tokens=256,
+        memory_budget_mb=budget_mb,
+        gates=TargetGates(**{"max_agreement_drop": 1.0, **gates}),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(exported: Exported, dataset: Dataset) -> Callable[..., Quantized]:
+    def run(target: Target, out: Path, progress: Silent | None = None) -> Quantized:
+        return quantize(exported, dataset, SPEC, CHECK, target, out, progress or Silent())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(run: Callable[..., Quantized], tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    return run(target("Q8_0", "Q4_0", "F16"), tmp_path_factory.mktemp("made"))
+
+
+def table(folder: Path) -> dict[str, dict[str, Any]]:
+    entries = json.loads((folder / CANDIDATES).read_text("utf-8"))
+    return {entry["format"]: entry for entry in entries}
+
+
+def test_the_smallest_that_passes_wins(made: Quantized, exported: Exported) -> None:
+    found = table(made.folder)
+    assert made.format == "Q4_0"
+    assert made.model.name == "Tiny-2M-Instruct-recipe-v1.0-Q4_0.gguf"
+    assert list(found) == ["Q8_0", "Q4_0", "F16"]
+    assert [entry["chosen"] for entry in found.values()] == [False, True, False]
+    assert found["Q4_0"]["bytes"] == made.model.stat().st_size
+    assert 0 < found["Q8_0"]["mean_kld"] < found["Q4_0"]["mean_kld"] < 5
+    assert found["Q8_0"]["p99_kld"] > found["Q8_0"]["mean_kld"]
+    assert 4.5 < found["Q4_0"]["bits_per_weight"] < 5
+    assert (found["F16"]["mean_kld"], found["F16"]["top1"]) == (0, 1)
+    assert found["F16"]["agreement"] == found["F16"]["agreement_before"] == 1
+    assert found["F16"]["bytes"] == exported.model.stat().st_size
+    names = {path.name for path in made.folder.iterdir()}
+    assert names == {"manifest.json", CANDIDATES, made.model.name}
+    with LlamaCpp(made.model, threads=1) as model:
+        assert "Q4_0" in model.facts["description"]
+
+
+def test_a_gate_makes_a_larger_file_win(run: Callable[..., Quantized], tmp_path: Path) -> None:
+    made = run(target("Q2_K", "F16", max_agreement_drop=0.5), tmp_path)
+    assert made.format == "F16"
+    assert "agreement drop 1 > 0.5" in table(made.folder)["Q2_K"]["why_not"]
+    assert made.model.name.endswith("-F16.gguf")
+
+
+def test_when_none_passes_everything_is_left(run: Callable[..., Quantized], tmp_path: Path) -> None:
+    with pytest.raises(GateFailed) as failure:
+        run(target("Q8_0", "Q4_0", budget_mb=1.5, max_file_mb=1), tmp_path)
+    assert (failure.value.step, failure.value.exit_code) == ("quantize", 3)
+    text = str(failure.value)
+    assert "Q8_0: file 1.34 MB > 1 MB; memory 2.4 MB > 1.5 MB" in text
+    assert "Q4_0: memory 1.8 MB > 1.5 MB" in text
+    assert "closest is Q4_0" in text
+    (folder,) = tmp_path.iterdir()
+    found = table(folder)
+    assert found["Q8_0"]["mean_kld"] > 0
+    assert not any(entry["chosen"] or entry["passed"] for entry in found.values())
+    assert len(list((folder / "resume").glob("*.gguf"))) == 2
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    run: Callable[..., Quantized], made: Quantized, tmp_path: Path
+) -> None:
+    formats = ("Q8_0", "Q4_0", "F16")
+    killed, again = Labels(interrupt_at="make Q4_0"), Labels()
+    with pytest.raises(KeyboardInterrupt):
+        run(target(*formats), tmp_path, killed)
+    finished = run(target(*formats), tmp_path, again)
+    assert killed.seen == ["measure exported", "make Q8_0", "measure Q8_0", "make Q4_0"]
+    assert again.seen == ["make Q4_0", "measure Q4_0"]
+    assert finished.digest == made.digest
+
+
+def test_a_speed_gate_belongs_to_bench(run: Callable[..., Quantized], made: Quantized) -> None:
+    faster = target("Q8_0", "Q4_0", "F16", min_tokens_per_second=10.0)
+    assert run(faster, made.folder.parent).folder == made.folder
+
+
+CANDIDATE = Candidate(
+    format="Q4_0",
+    bytes=90_000_000,
+    bits_per_weight=4.5,
+    mean_kld=0.02,
+    p99_kld=0.5,
+    top1=0.98,
+    agreement=0.87,
+    agreement_before=0.89,
+    estimated_memory_bytes=200_000_000,
+    passed=False,
+    why_not="",
+    chosen=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "broken"),
+    [
+        ({"budget_mb": 200.0, "max_file_mb": 90.0, "max_agreement_drop": 0.02}, []),
+        ({"budget_mb": 199.9}, ["memory 200.0 MB > 199.9 MB"]),
+        ({"budget_mb": 200.0, "max_file_mb": 89.9}, ["file 90 MB > 89.9 MB"]),
+        ({"budget_mb": 300.0, "max_mean_kld": 0.01}, ["mean KLD 0.02 > 0.01"]),
+        ({"budget_mb": 300.0, "max_p99_kld": 0.1}, ["p99 KLD 0.5 > 0.1"]),
+        ({"budget_mb": 300.0, "max_agreement_drop": 0.01}, ["agreement drop 0.02 > 0.01"]),
+    ],
+)
+def test_bounds(given: dict[str, float], broken: list[str]) -> None:
+    assert [bound.text for bound in broken_bounds(CANDIDATE, target("Q4_0", **given))] == broken
+
+
+def test_no_figure_passes_by_being_absent() -> None:
+    odd = replace(CANDIDATE, mean_kld=float("nan"))
+    assert broken_bounds(odd, target("Q4_0", budget_mb=300.0, max_mean_kld=1.0))
+
+
+def test_no_validation_rows(exported: Exported, tmp_path: Path) -> None:
+    empty = tiny.tiny_dataset(tmp_path / "dataset", 0)
+    with pytest.raises(DatasetError, match="no validation rows"):
+        quantize(exported, empty, SPEC, CHECK, target("Q4_0"), tmp_path, Silent())
+
+
+@pytest.mark.parametrize(
+    ("shape", "context", "cache_mib", "buffers_mib"),
+    [
+        (Shape(30, 3, 64, 576, 49152, 0), 1024, 22.5, 98.25),
+        (Shape(30, 3, 64, 576, 49152, 0), 256, 5.625, 49.125),
+        (Shape(28, 2, 128, 1536, 151936, 0), 4096, 112.0, 302.75),
+    ],
+)
+def test_memory_is_what_llama_cpp_reports(
+    shape: Shape, context: int, cache_mib: float, buffers_mib: float
+) -> None:
+    """SmolLM2-135M and Qwen2.5-1.5B: "KV buffer size" and "compute buffer size" of 0.3.36's log."""
+    assert run_time_bytes(shape, context) == (cache_mib + buffers_mib) * 2**20
