@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -66,6 +67,8 @@ class InOrder(click.Group):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
     words, settings = list(sys.argv[1:] if arguments is None else arguments), Settings()
+    # What these say to their own users is noise to ours.
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)(\.|$)")
     try:
         # What a command gives to ctx.exit() comes back as the value; commands return None.
         code = cli.main(words, prog_name="edgedistill", standalone_mode=False, obj=settings)

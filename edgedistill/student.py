@@ -171,6 +171,8 @@ def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(file: ModelFile, folder: Path, keys: list[Key]) -> dict[str, Any]:
+    # Its reader draws a bar with tqdm, whatever its own logging is told; read when tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
     from transformers.utils import logging

@@ -51,7 +51,7 @@ def _target_value(result: BuildResult, ran: set[str]) -> dict[str, Any]:
         {
             "stage": name,
             "key": manifest["key"],
-            "reused": f"{name}-{manifest['key']}" not in ran,
+            "reused": _folder_name(name, manifest, result) not in ran,
             "wall_seconds": manifest["wall_seconds"],
             "peak_memory_bytes": manifest["peak_memory_bytes"],
             "digest": manifest["digest"],
@@ -64,6 +64,13 @@ def _target_value(result: BuildResult, ran: set[str]) -> dict[str, Any]:
         "report": result.report,
         "bundle": paths,
     }
+
+
+def _folder_name(stage: str, manifest: Row, result: BuildResult) -> str:
+    """A bundle has a name of its own; every other stage folder has its key in it."""
+    if stage == "pack" and result.bundle is not None:
+        return result.bundle.folder.name
+    return f"{stage}-{manifest['key']}"
 
 
 def build(value: Row) -> RenderableType:

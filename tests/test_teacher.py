@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, LocalTeacher
 from edgedistill.teacher import call_for, open_endpoint
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
-from edgedistill.teacher.local_server import Server, serve
+from edgedistill.teacher.local_server import Server, batch_ends, reusable, serve
 
 
 def call(prompt: str = "hello", model: str = MODEL) -> Call:
@@ -259,3 +260,42 @@ def test_the_server_leaves_with_its_parent() -> None:
     child.stdin.write(b'{"model": "none"')  # a parent that was killed in the middle of a line
     child.stdin.close()
     assert child.wait(20) is not None
+
+
+@pytest.mark.parametrize(
+    ("parts", "ends"),
+    [
+        # 0 is a control token, another number that many plain tokens
+        ([0, 480, 0, 1, 0, 30, 0, 1, 0, 2], [484, 519]),
+        ([0, 900, 0, 0, 2, 0, 12, 0, 1], [512, 906, 920]),
+        ([0, 10, 0, 80, 0, 2], [12, 28, 44, 60, 76, 92, 95]),
+        ([40], [40]),
+        ([0, 3], [4]),
+    ],
+)
+def test_batches_end_where_the_last_text_starts(parts: list[int], ends: list[int]) -> None:
+    control = [is_control for part in parts for is_control in ([False] * part or [True])]
+    assert batch_ends(control) == ends
+
+
+def test_reuse_never_changes_the_company_of_a_token() -> None:
+    """Cached or not, each token is evaluated in the batch that its prompt alone determines."""
+    chance = random.Random(0)
+    cached: list[int] = []
+    before: list[int] = []
+    company: list[tuple[int, int]] = []
+    reused = 0
+    for _ in range(400):
+        system, text = chance.choice([40, 600]), chance.choice([3, 20, 90])
+        start = [1, *[7] * system, 1, 8, *[7] * chance.randrange(text)]
+        tokens = [*start, *(chance.randrange(5, 9) for _ in range(text)), 1, 9]
+        ends = batch_ends([token == 1 for token in tokens])
+        kept = reusable(cached, before, tokens, ends)
+        alone = [(a, b) for a, b in zip([0, *ends], ends, strict=False) for _ in range(a, b)]
+        company = company[:kept] + alone[kept:]
+        assert company == alone
+        assert tokens[:kept] == cached[:kept]
+        reused += kept
+        evaluated = chance.choice([len(tokens), len(tokens), kept])  # a client may leave early
+        cached, before = [*tokens[:evaluated], *([7] * 4 if evaluated > kept else [])], ends
+    assert reused > 10_000

@@ -53,6 +53,13 @@ def supervised_loss(model: Any, batch: Any) -> Any:
     return torch.nn.functional.cross_entropy(logits.float(), labels[kept])
 
 
+def autocast(where: Any, precision: str) -> Any:
+    """Context that computes in `precision` on the torch device `where`; weights stay fp32."""
+    import torch
+
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def save_adapter(model: Any, folder: Path, student: Student) -> None:
     """peft's layout, with nothing in it that differs between two equal runs."""
     from peft import get_peft_model_state_dict

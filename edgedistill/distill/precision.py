@@ -11,7 +11,7 @@ from typing import Any
 from edgedistill import machine
 from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
 from edgedistill.distill.data import TrainingRow, collate
-from edgedistill.distill.model import lora_model, supervised_loss
+from edgedistill.distill.model import autocast, lora_model, supervised_loss
 from edgedistill.progress import Progress
 from edgedistill.recipe import DistillSpec
 from edgedistill.torch_runtime import device
@@ -87,7 +87,7 @@ def _step(model: Any, batch: Any, precision: str, backward: bool = True) -> tupl
 
     where = next(model.parameters()).device
     started = time.perf_counter()
-    with torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(where, precision):
         loss = supervised_loss(model, batch)
     if backward:
         loss.backward()

@@ -1,0 +1,228 @@
+"""Supervision, batches, and a run that a kill does not change."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import STOP, tiny_dataset, tiny_student
+
+from edgedistill.artifacts import Adapter, Dataset, Student
+from edgedistill.distill import distill
+from edgedistill.distill.data import (
+    IGNORED,
+    TrainingRow,
+    collate,
+    padding_share,
+    plan_batches,
+    training_rows,
+)
+from edgedistill.errors import DatasetError, TrainingError
+from edgedistill.fidelity import EvalRow
+from edgedistill.progress import Silent
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import DistillSpec, LoraSpec, StudentSpec, TextCheck
+
+PROMPT = StudentSpec(weights="tiny", max_tokens=4)
+SPEC = DistillSpec(
+    lora=LoraSpec(rank=4, alpha=8, dropout=0.1),  # dropout: the RNG must survive a resume
+    batch_size=2,
+    epochs=4,
+    learning_rate=1e-3,
+    precision="fp32",
+    checkpoints=8,
+    evaluations=2,
+)
+CHECK = TextCheck(kind="exact")
+
+
+def rows(*lengths: int) -> list[TrainingRow]:
+    return [TrainingRow(f"r{i}", (7,) * (n - 2), (8, STOP)) for i, n in enumerate(lengths)]
+
+
+def run(student: Student, dataset: Dataset, out: Path, spec: DistillSpec = SPEC) -> Adapter:
+    return distill(dataset, student, PROMPT, spec, CHECK, out, Silent())
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return tiny_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("dataset"), rows=8)
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    student: Student, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Adapter:
+    return run(student, dataset, tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "longest", "said"),
+    [
+        ("fine", 8, r"max_length \(8\)"),
+        ("", 200, "its answer is empty"),
+        ("one<|im_end|>two", 200, "stop token before its end"),
+    ],
+)
+def test_row_that_breaks_supervision_is_refused(
+    student: Student, answer: str, longest: int, said: str
+) -> None:
+    row = EvalRow("row-7", "a question", answer, "p", True)
+    with pytest.raises(TrainingError, match=said) as caught:
+        training_rows([row], StudentPrompt(student.folder, PROMPT), longest)
+    assert "row-7" in str(caught.value)
+
+
+def test_no_rows(student: Student) -> None:
+    with pytest.raises(DatasetError):
+        training_rows([], StudentPrompt(student.folder, PROMPT), 100)
+
+
+def test_only_answer_and_stop_token_are_supervised() -> None:
+    batch = collate([rows(5, 3)], pad_id=STOP)
+    assert batch["labels"].tolist() == [
+        [IGNORED, IGNORED, IGNORED, 8, STOP],
+        [IGNORED, 8, STOP, IGNORED, IGNORED],
+    ]
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+
+
+def test_each_epoch_sees_each_row_once_in_an_order_of_its_own() -> None:
+    made = rows(*range(3, 43))
+    batches = plan_batches(made, 4, 2, seed=3)
+    epochs = [[row.id for batch in half for row in batch] for half in (batches[:10], batches[10:])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(row.id for row in made)
+    assert epochs[0] != epochs[1]
+    assert batches == plan_batches(made, 4, 2, seed=3)
+    assert batches != plan_batches(made, 4, 2, seed=4)
+
+
+def test_half_an_epoch_is_half_the_batches() -> None:
+    assert len(plan_batches(rows(*[5] * 40), 4, 0.5, seed=0)) == 5
+
+
+def test_length_buckets_save_most_padding() -> None:
+    made = rows(*(3 + i % 60 for i in range(512)))
+    in_order = [made[i : i + 16] for i in range(0, 512, 16)]
+    assert padding_share(plan_batches(made, 16, 1, seed=0)) < padding_share(in_order) / 3
+
+
+def test_head_on_supervised_positions_gives_the_full_loss(student: Student) -> None:
+    from edgedistill.distill.model import lora_model, supervised_loss
+
+    model = lora_model(student, SPEC.model_copy(update={"lora": LoraSpec(rank=4)}))
+    batch = collate([rows(9, 6, 5)], pad_id=STOP)
+    full = model(**batch).loss
+    assert math.isclose(float(supervised_loss(model, batch)), float(full), rel_tol=1e-5)
+
+
+def test_adapter_holds_what_the_contract_says(unbroken: Adapter, student: Student) -> None:
+    files = {path.name for path in unbroken.folder.iterdir()}
+    assert files == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "training.json",
+        "manifest.json",
+    }
+    config = json.loads((unbroken.folder / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == student.name
+    assert "lm_head" not in config["target_modules"]
+    points = json.loads((unbroken.folder / "training.json").read_text("utf-8"))
+    assert [point["step"] for point in points] == list(range(1, 17))
+    measured = [p["step"] for p in points if p["validation_agreement"] is not None]
+    assert measured == [8, 16]
+    assert points[-1]["loss"] < points[0]["loss"]
+
+
+def test_killed_run_ends_with_the_same_bytes(
+    unbroken: Adapter, student: Student, dataset: Dataset, tmp_path: Path
+) -> None:
+    out, killed_at = tmp_path / "out", 5
+    child = subprocess.Popen(
+        [sys.executable, __file__, str(student.folder), str(dataset.folder), str(out)]
+    )
+    try:
+        _wait_for(lambda: _complete_steps(out) >= killed_at, child)
+    finally:
+        child.kill() if os.name == "nt" else child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not list(out.glob("distill-*/manifest.json"))
+    again = run(student, dataset, out)
+    facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert facts["resumed_from_step"] > 0
+    assert again.digest == unbroken.digest
+
+
+def test_torn_checkpoint_is_never_used(tmp_path: Path) -> None:
+    from edgedistill.distill.trainer import COMPLETE, last_complete
+
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    (tmp_path / "checkpoint-12").mkdir()
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+@pytest.mark.parametrize(
+    ("agreements", "chosen"),
+    [((0.5, 0.8, 0.8), 3), ((0.5, 0.9, 0.8), 3), ((0.95, 1.0, 0.8), 2), ((1.0, 1.0, 0.8), 2)],
+)
+def test_earlier_adapter_only_when_better_by_more_than_one_prompt(
+    agreements: tuple[float, ...], chosen: int
+) -> None:
+    from edgedistill.distill.trainer import choose_step
+    from edgedistill.results import TrainingPoint
+
+    points = [TrainingPoint(i + 1, 1.0, 0.1, 0.1, value) for i, value in enumerate(agreements)]
+    assert choose_step(points, validation_rows=10) == chosen
+
+
+def test_loss_that_is_not_finite_ends_the_run(
+    student: Student, dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="the loss is"):
+        run(student, dataset, tmp_path, SPEC.model_copy(update={"learning_rate": 1e30}))
+
+
+def test_precision_is_measured_once(student: Student, dataset: Dataset, tmp_path: Path) -> None:
+    auto = SPEC.model_copy(update={"precision": "auto", "epochs": 0.25})
+    run(student, dataset, tmp_path, auto)
+    measured = next(tmp_path.glob("precision-*/precision.json"))
+    before = measured.stat().st_mtime_ns
+    found: dict[str, Any] = json.loads(measured.read_text("utf-8"))
+    assert found["chosen"] == ("bf16" if found["bf16"] > found["fp32"] else "fp32")
+    run(student, dataset, tmp_path, auto.model_copy(update={"epochs": 0.5}))
+    assert measured.stat().st_mtime_ns == before
+
+
+def _complete_steps(out: Path) -> int:
+    marked = out.glob("distill-*/resume/checkpoint-*/complete")
+    return max((int(path.parent.name.split("-")[1]) for path in marked), default=0)
+
+
+def _wait_for(condition: Any, child: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + 120
+    while not condition():
+        assert child.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":  # the run that is killed
+    told = [Path(word) for word in sys.argv[1:]]
+    same_student = Student(told[0], "student-llama-0", "example/Tiny-2M-Instruct", "Apache-2.0", "")
+    run(same_student, Dataset(told[1], "dataset-8", 8, 8, 8, 0), told[2])

@@ -1,0 +1,81 @@
+"""Adapter into base, in fp32."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tests.tiny import tiny_student
+
+from edgedistill.artifacts import Adapter, Student
+from edgedistill.distill.model import lora_model, save_adapter
+from edgedistill.errors import ArtifactError
+from edgedistill.merge import merge
+from edgedistill.progress import Silent
+from edgedistill.recipe import DistillSpec, LoraSpec
+from edgedistill.student import TOKENIZER_FILES
+from edgedistill.torch_runtime import TorchModel
+
+IDS = [5, 40, 41, 90, 17, 60, 2]
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Student:
+    return tiny_student(tmp_path / "student")
+
+
+@pytest.fixture
+def adapter(student: Student, tmp_path: Path) -> Adapter:
+    """One that changes the model: LoRA begins with B = 0."""
+    import torch
+
+    model = lora_model(student, DistillSpec(lora=LoraSpec(rank=4)))
+    torch.manual_seed(1)
+    for name, values in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(values, std=0.05)
+    save_adapter(model, tmp_path / "adapter", student)
+    return Adapter(tmp_path / "adapter", "adapter", 1)
+
+
+def test_merged_predicts_what_the_adapted_model_predicts(
+    student: Student, adapter: Adapter, tmp_path: Path
+) -> None:
+    done = merge(adapter, student, tmp_path, Silent())
+    adapted = TorchModel(student.folder, adapter.folder).logits(IDS, 3)
+    merged = TorchModel(done.folder).logits(IDS, 3)
+    base = TorchModel(student.folder).logits(IDS, 3)
+    assert np.abs(merged - adapted).max() < 1e-4 < 0.01 < np.abs(base - adapted).max()
+
+
+def test_same_bytes_twice_and_nothing_of_this_machine(
+    student: Student, adapter: Adapter, tmp_path: Path
+) -> None:
+    first = merge(adapter, student, tmp_path / "a", Silent())
+    second = merge(adapter, student, tmp_path / "b", Silent())
+    assert first.digest == second.digest
+    for name in TOKENIZER_FILES:
+        assert (first.folder / name).read_bytes() == (student.folder / name).read_bytes()
+    for file in (*first.folder.glob("*.json"), *adapter.folder.glob("*.json")):
+        assert str(tmp_path) not in file.read_text("utf-8")
+
+
+def test_half_precision_base_is_refused(student: Student, adapter: Adapter, tmp_path: Path) -> None:
+    file = student.folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float16)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"model\.norm\.weight is F16"):
+        merge(adapter, student, tmp_path, Silent())
+
+
+def test_quantized_base_is_refused(student: Student, adapter: Adapter, tmp_path: Path) -> None:
+    file = student.folder / "config.json"
+    config = json.loads(file.read_text("utf-8")) | {"quantization_config": {"bits": 4}}
+    file.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ArtifactError, match="quantized"):
+        merge(adapter, replace(student, digest="other"), tmp_path, Silent())
