@@ -5,9 +5,11 @@ GGUF makes it abort: its death, refusal or silence becomes a RuntimeFailure with
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +20,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from edgedistill import machine
-from edgedistill.errors import RuntimeFailure
+from edgedistill.errors import MissingTool, RuntimeFailure
 
 CHILD = (sys.executable, "-m", "edgedistill.runtime_child")
 REQUEST_SECONDS = 600.0  # longest wait for one answer
 QUANTIZE_SECONDS = 6 * 3600.0
 WAIT_SECONDS = 0.5
+FULL_DISK_BYTES = 4 << 20
 LAST_LINES = 8
 
 
@@ -57,6 +60,7 @@ class LlamaCpp:
 
     Raises (every method):
         RuntimeFailure: llama.cpp refused, died, or gave no answer within `request_seconds`.
+        MissingTool: llama-cpp-python is not installed.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ def quantize_file(source: Path, destination: Path, format: str, threads: int | N
 
     Raises:
         RuntimeFailure: unknown format, or llama.cpp refused or died.
+        OSError: the disk is full.
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     child = _Child(source, QUANTIZE_SECONDS)
@@ -148,6 +153,11 @@ def quantize_file(source: Path, destination: Path, format: str, threads: int | N
             threads=threads or machine.threads(),
         )
         os.replace(temporary, destination)
+    except RuntimeFailure as error:
+        # llama.cpp does not say why a write failed.
+        if shutil.disk_usage(destination.parent).free < FULL_DISK_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination)) from error
+        raise
     finally:
         child.close()
         temporary.unlink(missing_ok=True)
@@ -196,6 +206,9 @@ class _Child:
         if not line:
             self._fail(f"llama.cpp died while it was asked to {do}: {self._ending()}")
         answer = json.loads(line)
+        if answer.get("errno") is not None:
+            self.close()
+            raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
         if "error" in answer:
             self._fail(f"{do}: {answer['error']}")
         return answer["ok"]
@@ -219,9 +232,14 @@ class _Child:
             return f"signal {signal.Signals(-code).name}"
         return f"signal {-code}"
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str) -> NoReturn:
         lines = self.last_lines()
         self.close()
+        if any("No module named 'llama_cpp'" in line for line in lines):
+            raise MissingTool(
+                "the package llama-cpp-python is not installed",
+                hint='pip install "edgedistill[runtime]"',
+            )
         said = "".join(f"\n    {line}" for line in lines)
         raise RuntimeFailure(
             f"{what}; its last lines:{said}" if said else what,
@@ -230,9 +248,12 @@ class _Child:
         )
 
     def last_lines(self) -> list[str]:
-        self._printed.seek(0, os.SEEK_END)
-        self._printed.seek(max(0, self._printed.tell() - 8192))
-        text = self._printed.read().decode("utf-8", "replace")
+        try:
+            self._printed.seek(0, os.SEEK_END)
+            self._printed.seek(max(0, self._printed.tell() - 8192))
+            text = self._printed.read().decode("utf-8", "replace")
+        except ValueError:  # another thread has closed us
+            return []
         return [line for line in text.splitlines() if line.strip(" .")][-LAST_LINES:]
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """llama.cpp in a process of its own: `python -m edgedistill.runtime_child`, started by runtime.py.
 
 One JSON request a line on stdin (`{"do": ...}`), one JSON answer a line on what was stdout
-(`{"ok": ...}` or `{"error": ...}`). Whatever llama.cpp prints goes to stderr, which the parent
-keeps for its error message. The process ends when stdin closes, also in the middle of a request.
+(`{"ok": ...}` or `{"error": ...}`, with an `errno` where the system refused). Whatever llama.cpp
+prints goes to stderr, which the parent keeps for its error message. The process ends when stdin
+closes, also in the middle of a request.
 """
 
 from __future__ import annotations
@@ -310,8 +311,10 @@ def main() -> None:
         request = waiting.get()
         try:
             answer = {"ok": _answer(native, request.pop("do"), request)}
-        except (Refused, OSError) as error:
+        except Refused as error:
             answer = {"error": str(error)}
+        except OSError as error:
+            answer = {"error": str(error), "errno": error.errno, "file": error.filename}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -7,6 +7,7 @@ reads from a GGUF is not the model's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,7 +172,7 @@ def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(file: ModelFile, folder: Path, keys: list[Key]) -> dict[str, Any]:
-    # Its reader draws a bar with tqdm, whatever its own logging is told; read when tqdm is imported.
+    # Its GGUF reader draws a bar whatever its own logging is told; tqdm reads this when imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig

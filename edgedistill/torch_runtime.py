@@ -110,7 +110,8 @@ def generate(
     Prompts of similar length share a batch, padded on the left. No penalties, no sampling.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    bar, answers = task or SilentTask(), [[] for _ in prompts]  # type: list[list[int]]
+    bar = task or SilentTask()
+    answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         made = _batch(model, [prompts[i] for i in chosen], max_tokens, stop_ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import STOP, tiny_dataset, tiny_student
+from tiny import STOP, tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student
 from edgedistill.distill import distill
@@ -31,6 +30,7 @@ from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import DistillSpec, LoraSpec, StudentSpec, TextCheck
 
+ROOT = Path(__file__).resolve().parent.parent
 PROMPT = StudentSpec(weights="tiny", max_tokens=4)
 SPEC = DistillSpec(
     lora=LoraSpec(rank=4, alpha=8, dropout=0.1),  # dropout: the RNG must survive a resume
@@ -151,13 +151,12 @@ def test_killed_run_ends_with_the_same_bytes(
     unbroken: Adapter, student: Student, dataset: Dataset, tmp_path: Path
 ) -> None:
     out, killed_at = tmp_path / "out", 5
-    child = subprocess.Popen(
-        [sys.executable, __file__, str(student.folder), str(dataset.folder), str(out)]
-    )
+    words = [sys.executable, __file__, str(student.folder), str(dataset.folder), str(out)]
+    child = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         _wait_for(lambda: _complete_steps(out) >= killed_at, child)
     finally:
-        child.kill() if os.name == "nt" else child.send_signal(signal.SIGKILL)
+        child.kill()  # SIGKILL, or what Windows has for it
         child.wait()
     assert not list(out.glob("distill-*/manifest.json"))
     again = run(student, dataset, out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.tiny import tiny_student
+from tiny import tiny_student
 
 from edgedistill.artifacts import Adapter, Student
 from edgedistill.distill.model import lora_model, save_adapter

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import STOP, TEMPLATE, tiny_student
+from tiny import STOP, TEMPLATE, tiny_student
 
 from edgedistill.errors import WeightsError
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt

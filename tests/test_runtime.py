@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import _thread
+import errno
+import os
 import signal
 import sys
 import threading
@@ -13,7 +15,7 @@ import psutil
 import pytest
 import tiny
 
-from edgedistill.errors import RuntimeFailure
+from edgedistill.errors import MissingTool, RuntimeFailure
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
 from edgedistill.runtime import LlamaCpp, quantize_file
@@ -101,6 +103,24 @@ def test_logits_are_appended(runtime: LlamaCpp, tmp_path: Path) -> None:
     assert (tmp_path / "l").stat().st_size == 2 * (len(ids) - 4) * runtime.facts["n_vocab"] * 4
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_os_error(model: Path) -> None:
+    with (
+        LlamaCpp(model, threads=1) as own,
+        pytest.raises(OSError, match="No space left") as failure,
+    ):
+        own.logits([5] * 10, 2, Path("/dev/full"))
+    assert failure.value.errno == errno.ENOSPC
+
+
+def test_without_llama_cpp(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "raise ModuleNotFoundError(\"No module named 'llama_cpp'\")"
+    (tmp_path / "llama_cpp.py").write_text(code, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with pytest.raises(MissingTool, match="llama-cpp-python is not installed"):
+        LlamaCpp(model)
+
+
 def test_bench_gives_a_rate_for_each_run(runtime: LlamaCpp) -> None:
     rates = runtime.bench(16, 4, 3)
     assert [len(rates["pp"]), len(rates["tg"])] == [3, 3]
@@ -147,7 +167,8 @@ def test_a_child_that_dies_is_told_with_its_signal(model: Path) -> None:
     with LlamaCpp(model, threads=1) as own:
         (child,) = (child for child in children() if child.pid not in known)
         child.send_signal(signal.SIGABRT)
-        child.wait(5)
+        while child.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
         with pytest.raises(RuntimeFailure, match=r"asked to tokenize: .*SIGABRT"):
             own.tokenize("the")
 

@@ -15,7 +15,7 @@ from edgedistill.bench import REPORT, Build
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import STEPS, link, measure_chain, rows_that_fit
 from edgedistill.bench.gates import with_clock, without_clock
-from edgedistill.bench.models import Model, llama_model, torch_model
+from edgedistill.bench.models import Model, context_needed, llama_model, torch_model
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.checks import make_checker
@@ -48,7 +48,9 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
         raise DatasetError("there are no held-out rows to measure with")
     resume = folder / RESUME
     prompt = StudentPrompt(build.checkpoint.folder, build.recipe.student)
-    models = _models(build, prompt)
+    needed = context_needed(prompt, rows, build.recipe.student.max_tokens)
+    context = max(needed, build.target.context_tokens)
+    models = _models(build, prompt, context)
     answers = answer_all(models, rows, resume, progress)
     checker = make_checker(build.recipe.check)
     same = {name: judge(checker, rows, given) for name, given in answers.items()}
@@ -57,20 +59,24 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
     links, notes = _links(build, models, rows, prompt, agreements, resume, progress)
-    speed, guess = _speed(build, rows, prompt, out, resume, progress)
+    speed, guess = _speed(build, rows, prompt, context, out, resume, progress)
     notes += speed.notes
+    if needed > build.target.context_tokens:
+        notes.append(
+            f"the target plans {build.target.context_tokens} context tokens; the longest held-out "
+            f"prompt with a full answer needs {needed}, and was measured with that many"
+        )
     shown = examples(rows, answers["quantized"], same["quantized"], spec.examples)
     result = _result(build, checker.description, agreements, links, speed, guess, shown, notes)
     _write(folder, result, rows, answers, same)
     return _facts(result, folder)
 
 
-def _models(build: Build, prompt: StudentPrompt) -> list[Model]:
+def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
     """Base, adapter, merged, exported, quantized: in this order they are measured and shown."""
     spec, target = build.recipe.student, build.target
     base = StudentPrompt(build.student.folder, spec)
     student, checkpoint = build.student.folder, build.checkpoint.folder
-    context = target.context_tokens
     return [
         torch_model("base", student, base, spec.max_tokens),
         torch_model("adapter", student, base, spec.max_tokens, adapter=build.adapter.folder),
@@ -113,6 +119,7 @@ def _speed(
     build: Build,
     rows: Sequence[EvalRow],
     prompt: StudentPrompt,
+    context: int,
     out: Path,
     resume: Path,
     progress: Progress,
@@ -125,10 +132,18 @@ def _speed(
         guess = estimate(load, target.roofline, asked, answered, target.sources)
         progress.note(f"{target.name}: speed is a roofline estimate, nothing was timed")
         return Measured([], None, [], []), guess
+    # Of another part of the data, so that no answer to a timed prompt is in a server's cache.
     validation = read_rows(build.dataset.folder / "validation.jsonl")
     entries = {entry.id: entry for entry in read_token_mix(build.recipe.prompts).entries}
     sitting = Sitting(
-        build.recipe, target, build.quantized, prompt, rows, (validation or rows)[0], entries
+        build.recipe,
+        target,
+        build.quantized,
+        prompt,
+        context,
+        rows,
+        warm_up=validation[0],
+        entries=entries,
     )
     return measure(sitting, out, resume, progress), None
 

@@ -18,8 +18,6 @@ from edgedistill.runtime import LlamaCpp
 if TYPE_CHECKING:
     from edgedistill.torch_runtime import TorchModel
 
-BATCH = 16
-
 
 class Runs(Protocol):
     """A loaded model that is measured."""
@@ -49,15 +47,9 @@ class TorchRuns:
     max_tokens: int
 
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
-        answers = []
-        for start in range(0, len(rows), BATCH):
-            asked = [self.prompt.prompt_ids(row.prompt) for row in rows[start : start + BATCH]]
-            made = self.model.generate(
-                asked, self.max_tokens, self.prompt.stop_ids, batch_size=BATCH
-            )
-            answers += [self.prompt.decode(ids).strip() for ids in made]
-            task.advance(len(asked))
-        return answers
+        asked = [self.prompt.prompt_ids(row.prompt) for row in rows]
+        made = self.model.generate(asked, self.max_tokens, self.prompt.stop_ids, task=task)
+        return [self.prompt.decode(ids).strip() for ids in made]
 
     def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
         total = 0
@@ -136,3 +128,9 @@ def llama_model(
             yield LlamaRuns(model, prompt, max_tokens)
 
     return Model(name, opened)
+
+
+def context_needed(prompt: StudentPrompt, rows: Sequence[EvalRow], max_tokens: int) -> int:
+    """Context window in tokens that holds each row with the longest answer to it."""
+    lengths = [(len(supervised(prompt, row)[0]), supervised(prompt, row)[1]) for row in rows]
+    return max(max(whole, asked + max_tokens) for whole, asked in lengths)

@@ -49,12 +49,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sitting:
-    """What is timed: `rows` are all held-out rows, `warm_up` is none of them."""
+    """What is timed: `rows` are all held-out rows, `warm_up` is none of them, and every server of
+    the student has `context_tokens`."""
 
     recipe: Recipe
     target: Target
     quantized: Quantized
     prompt: StudentPrompt
+    context_tokens: int
     rows: Sequence[EvalRow]
     warm_up: EvalRow
     entries: Mapping[str, TokenMixEntry]
@@ -144,7 +146,7 @@ def _embedded(sitting: Sitting, progress: Progress) -> tuple[Latency, list[Llama
     target, prompt = sitting.target, sitting.prompt
     model, threads = sitting.quantized.model, target.threads or machine.threads()
     started = time.perf_counter()
-    with LlamaCpp(model, threads=threads, context_tokens=target.context_tokens) as student:
+    with LlamaCpp(model, threads=threads, context_tokens=sitting.context_tokens) as student:
 
         def generate(row: EvalRow) -> Generation:
             ids = student.tokenize(prompt.render(row.prompt))
@@ -214,7 +216,7 @@ def _student_server(sitting: Sitting) -> Iterator[_Served]:
         sitting.quantized.model,
         STUDENT,
         threads=target.threads,
-        context_tokens=target.context_tokens,
+        context_tokens=sitting.context_tokens,
         port=None,
         start_seconds=STUDENT_START_SECONDS,
     ) as server:

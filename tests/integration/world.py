@@ -19,7 +19,7 @@ from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
 from edgedistill.student import TOKENIZER_GGUF
 
-STAGES = "collect curate student distill merge export verify quantize bench pack".split()  # noqa: SIM905
+STAGES = "collect curate student distill merge export verify quantize bench pack".split()
 API_TEACHER = {"kind": "api", "model": MODEL, "licence": "none", "api_key_env": "TINY_KEY"}
 LOCAL_TEACHER = {"kind": "local", "model": "tiny", "licence": "none", "weights": "student.gguf"}
 RECIPE: dict[str, Any] = {
@@ -73,11 +73,14 @@ class World:
         cache = str(self.home / "cache")
         return {**os.environ, "TINY_KEY": KEY, "EDGEDISTILL_CACHE": cache, "NO_COLOR": "1"}
 
-    def run(self, verb: str = "build", *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(verb), cwd=self.home, env=self.environment(), text=True,
-            capture_output=True, check=False, timeout=280,
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edgedistill", *words], cwd=self.home, env=self.environment(),
+            text=True, encoding="utf-8", capture_output=True, check=False, timeout=280,
         )  # fmt: skip
+
+    def run(self, verb: str = "build", *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = self.call(*self.command(verb)[3:])
         assert not check or done.returncode == 0, done.stderr
         return done
 
