@@ -119,18 +119,10 @@ def _fill(
 ) -> None:
     """Write everything but the manifest."""
     from edgedistill.report import render_html
-    from edgedistill.report.card import Card, prompt_template
+    from edgedistill.report.card import Card
 
     figures = json.loads(report.file.read_text("utf-8"))
-    provenance = {
-        "edgedistill": __version__,
-        "teacher": _teacher(recipe),
-        "student": {"base": student.name, "licence": student.licence, "source": student.source},
-        "data": _data(recipe, chain),
-        "prompt_template": prompt_template(student, recipe.student),
-        "sizes": _sizes(exported, quantized, chain),
-        "stages": {name: reduced(manifest) for name, manifest in chain.items()},
-    }
+    provenance = _provenance(recipe, quantized, exported, student, chain)
     card = Card(recipe, target, student, figures, provenance)
     texts = {
         "report.html": render_html(figures, provenance),
@@ -144,6 +136,44 @@ def _fill(
     shutil.copyfile(quantized.model, folder / quantized.model.name)
     for path in (report.file, report.folder / "fidelity.json"):
         shutil.copyfile(path, folder / path.name)
+
+
+def write_page(
+    report: Report,
+    recipe: Recipe,
+    quantized: Quantized,
+    exported: Exported,
+    student: Student,
+    chain: Mapping[str, Json],
+) -> Path:
+    """The bundle's `report.html` beside `report.json`: for a build that a gate has stopped."""
+    from edgedistill.report import render_html
+
+    figures = json.loads(report.file.read_text("utf-8"))
+    page = report.file.with_suffix(".html")
+    provenance = _provenance(recipe, quantized, exported, student, chain)
+    write_atomic(page, render_html(figures, provenance).encode())
+    return page
+
+
+def _provenance(
+    recipe: Recipe,
+    quantized: Quantized,
+    exported: Exported,
+    student: Student,
+    chain: Mapping[str, Json],
+) -> dict[str, Any]:
+    from edgedistill.report.card import prompt_template
+
+    return {
+        "edgedistill": __version__,
+        "teacher": _teacher(recipe),
+        "student": {"base": student.name, "licence": student.licence, "source": student.source},
+        "data": _data(recipe, chain),
+        "prompt_template": prompt_template(student, recipe.student),
+        "sizes": _sizes(exported, quantized, chain),
+        "stages": {name: reduced(manifest) for name, manifest in chain.items()},
+    }
 
 
 def _teacher(recipe: Recipe) -> dict[str, str]:

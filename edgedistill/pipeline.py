@@ -23,9 +23,10 @@ from edgedistill.bench import bench, require_gates
 from edgedistill.collect import collect
 from edgedistill.curate import curate
 from edgedistill.distill import distill
+from edgedistill.errors import GateFailed
 from edgedistill.export import export
 from edgedistill.merge import merge
-from edgedistill.pack import pack
+from edgedistill.pack import pack, write_page
 from edgedistill.progress import Progress, Silent, Task
 from edgedistill.quantize import quantize
 from edgedistill.recipe import Recipe
@@ -130,7 +131,11 @@ def _for_target(
         recipe, target, made.traces, made.dataset, made.student, made.adapter, made.checkpoint,
         made.exported, quantized, out, log,
     )  # fmt: skip
-    require_gates(report)
+    try:
+        require_gates(report)
+    except GateFailed:
+        write_page(report, recipe, quantized, made.exported, made.student, log.manifests())
+        raise
     bundle = None
     if until == "pack":
         bundle = pack(

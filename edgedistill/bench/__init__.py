@@ -101,9 +101,8 @@ def require_gates(report: Report) -> None:
     failed = failure(gates)
     if failed is not None:
         step, figures = failed
-        raise GateFailed(
-            step, figures, where=str(report.file), hint="everything measured is in this report"
-        )
+        hint = "everything measured is in this report, and in report.html beside it"
+        raise GateFailed(step, figures, where=str(report.file), hint=hint)
 
 
 def _identity(build: Build) -> Identity:

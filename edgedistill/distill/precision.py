@@ -91,7 +91,7 @@ def _step(model: Any, batch: Any, precision: str, backward: bool = True) -> tupl
         loss = supervised_loss(model, batch)
     if backward:
         loss.backward()
-    value = float(loss)
+    value = float(loss.detach())
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     model.zero_grad(set_to_none=True)

@@ -86,6 +86,17 @@ def test_one_changed_prompt_is_one_call(world: World, teacher: FakeTeacher) -> N
     assert teacher.calls == calls + 1
 
 
+def test_a_missed_gate_ends_the_build_and_leaves_the_report(world: World) -> None:
+    file = world.home / "recipe" / "recipe.yaml"
+    recipe = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**recipe, "gates": {"merged_agreement": 1.0}}), "utf-8")
+    done = world.run(check=False)
+    assert done.returncode == 3
+    assert "'distill'" in done.stderr
+    assert "merged_agreement" in done.stderr
+    assert (world.stages()["bench"] / "report.html").is_file()
+
+
 def _swap_rows(values: Any) -> Any:
     changed = values.copy()
     changed[[0, 40]] = changed[[40, 0]]
