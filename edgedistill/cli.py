@@ -342,13 +342,9 @@ def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def gc(
-    workspace: Path,
-    recipes: Sequence[str],
-    targets: Sequence[str],
-    traces: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
+    workspace: Path, recipes: Sequence[str], targets: Sequence[str],
+    traces: bool, dry_run: bool, yes: bool,
+) -> None:  # fmt: skip
     """Remove stage folders that no recipe and target lead to. Answers stay unless --traces."""
     from edgedistill import pipeline, tables
     from edgedistill import workspace as held_by

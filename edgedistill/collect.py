@@ -18,6 +18,7 @@ from typing import Any
 
 from edgedistill.artifacts import (
     MANIFEST,
+    Finished,
     Identity,
     Traces,
     canonical,
@@ -81,10 +82,14 @@ def collect(
         write_atomic(folder / TRACES, lines.encode())
         return _facts(traces, asked)
 
-    done = run_stage(identity, out, progress, work)
+    return _accepted(run_stage(identity, out, progress, work), spec, progress)
+
+
+def _accepted(done: Finished, spec: CollectSpec, progress: Progress) -> Traces:
+    """Holds a reused folder too against the rule: it may be stricter than when it was made."""
     facts = done.facts
     tally = _Tally(spec, facts["prompts"], facts["failures"])
-    tally.check(still_open=False)  # a recipe's rule may have become stricter than when it was made
+    tally.check(still_open=False)
     if facts["failed"]:
         progress.note(f"{tally}; {RETRY_HINT}")
     return Traces(

@@ -22,6 +22,7 @@ from edgedistill.distill.data import (
     collate,
     padding_share,
     plan_batches,
+    split_batch,
     training_rows,
 )
 from edgedistill.errors import DatasetError, TrainingError
@@ -117,7 +118,9 @@ def test_half_an_epoch_is_half_the_batches() -> None:
 def test_length_buckets_save_most_padding() -> None:
     made = rows(*(3 + i % 60 for i in range(512)))
     in_order = [made[i : i + 16] for i in range(0, 512, 16)]
-    assert padding_share(plan_batches(made, 16, 1, seed=0)) < padding_share(in_order) / 3
+    assert (
+        padding_share(plan_batches(made, 16, 1, seed=0), 4096) < padding_share(in_order, 4096) / 2
+    )
 
 
 def test_head_on_supervised_positions_gives_the_full_loss(student: Student) -> None:
@@ -126,7 +129,16 @@ def test_head_on_supervised_positions_gives_the_full_loss(student: Student) -> N
     model = lora_model(student, SPEC.model_copy(update={"lora": LoraSpec(rank=4)}))
     batch = collate([rows(9, 6, 5)], pad_id=STOP)
     full = model(**batch).loss
-    assert math.isclose(float(supervised_loss(model, batch)), float(full), rel_tol=1e-5)
+    assert math.isclose(
+        float(supervised_loss(model, batch).detach()), float(full.detach()), rel_tol=1e-5
+    )
+
+
+def test_parts_of_a_batch_cover_it_and_are_cut_to_their_longest_row() -> None:
+    batch = collate([rows(4, 5, 6, 10)], pad_id=STOP)
+    parts = split_batch(batch, tokens=20)
+    assert [tuple(part["labels"].shape) for part in parts] == [(2, 5), (2, 10)]
+    assert sum(int((part["labels"] != IGNORED).sum()) for part in parts) == 8
 
 
 def test_adapter_holds_what_the_contract_says(unbroken: Adapter, student: Student) -> None:

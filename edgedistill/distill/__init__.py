@@ -29,7 +29,7 @@ from edgedistill.recipe import Check, DistillSpec, StudentSpec
 __all__ = ["distill"]
 
 TRAINING = "training.json"
-BATCH = 16
+BATCH = 64  # decoding reads all weights once a step, whatever the number of rows
 
 
 def distill(

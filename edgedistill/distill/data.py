@@ -92,10 +92,16 @@ def plan_batches(
     return batches[: max(1, round(per_epoch * epochs))]
 
 
-def padding_share(batches: Sequence[Sequence[TrainingRow]]) -> float:
-    """Share of the tokens computed that are padding."""
-    real = sum(len(row) for batch in batches for row in batch)
-    return 1 - real / sum(len(batch) * max(map(len, batch)) for batch in batches)
+def padding_share(batches: Sequence[Sequence[TrainingRow]], tokens: int) -> float:
+    """Share of the tokens computed that are padding, with batches split as `split_batch` does."""
+    real = padded = 0
+    for batch in batches:
+        size = max(1, tokens // max(map(len, batch)))
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            real += sum(map(len, part))
+            padded += len(part) * max(map(len, part))
+    return 1 - real / padded
 
 
 def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, Any]:
@@ -115,3 +121,16 @@ def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, An
         "attention_mask": torch.tensor(mask),
         "labels": torch.tensor(labels),
     }
+
+
+def split_batch(batch: Any, tokens: int) -> list[dict[str, Any]]:
+    """The batch in parts of at most `tokens` tokens (one row at least), each cut to its longest
+    row: activations of a part are all that is in memory at once."""
+    rows, longest = batch["input_ids"].shape
+    size = max(1, tokens // longest)
+    parts = []
+    for start in range(0, rows, size):
+        part = {name: tensor[start : start + size] for name, tensor in batch.items()}
+        width = int(part["attention_mask"].sum(1).max())
+        parts.append({name: tensor[:, :width] for name, tensor in part.items()})
+    return parts

@@ -36,8 +36,8 @@ def lora_model(student: Student, spec: DistillSpec) -> Any:
         return get_peft_model(base, config)
 
 
-def supervised_loss(model: Any, batch: Any) -> Any:
-    """Mean cross-entropy over the supervised tokens of a batch of [rows, longest] tensors.
+def supervised_loss(model: Any, batch: Any, reduction: str = "mean") -> Any:
+    """Cross-entropy ("mean" or "sum") over the supervised tokens of [rows, longest] tensors.
 
     The output head runs on supervised positions only: with a vocabulary of tens of thousands it
     would otherwise cost as much as many layers. Rows are padded on the right, where a causal model
@@ -50,7 +50,7 @@ def supervised_loss(model: Any, batch: Any) -> Any:
     labels = batch["labels"][:, 1:]
     kept = labels != IGNORED
     logits = base.lm_head(hidden[:, :-1][kept])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[kept])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[kept], reduction=reduction)
 
 
 def autocast(where: Any, precision: str) -> Any:

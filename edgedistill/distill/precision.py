@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def choose_precision(
 
     def work(folder: Path) -> dict[str, Any]:
         measured = _measure(rows, student, spec, pad_id)
+        gc.collect()  # its model must be gone before the one that is trained is loaded
         write_json(folder / "precision.json", measured)
         return measured
 

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from edgedistill.artifacts import RESUME, Student, sync_files, write_atomic
-from edgedistill.distill.data import TrainingRow, collate, padding_share
+from edgedistill.distill.data import IGNORED, TrainingRow, collate, padding_share, split_batch
 from edgedistill.distill.model import autocast, lora_model, save_adapter, supervised_loss
 from edgedistill.errors import TrainingError
 from edgedistill.progress import Progress, Task
@@ -25,6 +26,9 @@ from edgedistill.torch_runtime import device
 
 COMPLETE = "complete"  # written last into a checkpoint: only then is it used again
 EVALUATED = "evaluated"  # adapters as they were when validation agreement was measured
+# A batch goes through the model in parts of about this many tokens: the gradient is the same, the
+# activations in memory are not. Matrices of this many rows keep a core busy already.
+PART_TOKENS = {"cpu": 512, "cuda": 16384}
 AGREEMENT = "validation_agreement"
 
 
@@ -168,7 +172,7 @@ def _facts(
         "precision": plan.precision,
         "device": str(device()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "padding_share": round(padding_share(plan.batches), 4),
+        "padding_share": round(padding_share(plan.batches, PART_TOKENS[device().type]), 4),
         "supervised_tokens": sum(len(row.answer) for batch in plan.batches for row in batch),
         "chosen_step": chosen,
         "chosen_because": (
@@ -182,27 +186,32 @@ def _facts(
 
 
 class _SupervisedTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with the loss on supervised positions only. Trainer takes no function for that."""
+    """Trainer with the loss on supervised positions only, a part of the batch at a time.
+
+    Trainer takes no function for that. It runs in one process on one device.
+    """
 
     def __init__(self, precision: str, **rest: Any) -> None:
         self._precision = precision
         super().__init__(**rest)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        with autocast(self.args.device, self._precision):
-            loss = supervised_loss(self.accelerator.unwrap_model(model), inputs)
-        if not loss.isfinite():
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        where, plain = self.args.device, self.accelerator.unwrap_model(model)
+        supervised = (batch["labels"] != IGNORED).sum()
+        total = supervised.new_zeros((), dtype=torch.float32)
+        for part in split_batch(batch, PART_TOKENS[where.type]):
+            with autocast(where, self._precision):
+                loss = supervised_loss(plain, part, "sum") / supervised
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        if not total.isfinite():
             raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}",
+                f"the loss is {float(total)} at step {self.state.global_step + 1}",
                 hint="lower distill.learning_rate, or set distill.precision to fp32",
             )
-        return loss
+        return total
 
 
 class _Watcher(TrainerCallback):  # type: ignore[misc]
