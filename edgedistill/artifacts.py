@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgedistill.errors import ArtifactError, StorageError
+from edgedistill.errors import ArtifactError, EdgedistillError, StorageError
 from edgedistill.memory import PeakMemory
 from edgedistill.progress import Progress
 
@@ -62,24 +63,32 @@ def tool_versions(*packages: str) -> dict[str, str]:
     return found
 
 
+STORAGE_HINTS = {
+    errno.ENOSPC: "free some space (edgedistill gc removes what no build uses)",
+    errno.EDQUOT: "your quota on this disk is used up",
+    errno.EACCES: "make the folder writable, or choose another with --workspace",
+    errno.EROFS: "this disk is read-only; choose another folder with --workspace",
+}
+# Libraries written in Rust (safetensors, tokenizers) raise errors of their own with this text.
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
     """Translate 'no space' and 'no permission' while writing below `path` into a StorageError."""
     try:
         yield
-    except OSError as error:
-        hints = {
-            errno.ENOSPC: "free some space (edgedistill gc removes what no build uses)",
-            errno.EDQUOT: "your quota on this disk is used up",
-            errno.EACCES: "make the folder writable, or choose another with --workspace",
-            errno.EROFS: "this disk is read-only; choose another folder with --workspace",
-        }
-        if error.errno not in hints:
+    except EdgedistillError:
+        raise
+    except Exception as error:
+        told = OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in STORAGE_HINTS:
             raise
         raise StorageError(
-            f"cannot write: {os.strerror(error.errno or 0)}",
-            where=str(error.filename or path),
-            hint=f"{hints[error.errno]}; what was finished is kept and reused",
+            f"cannot write: {os.strerror(number)}",
+            where=str(getattr(error, "filename", None) or path),
+            hint=f"{STORAGE_HINTS[number]}; what was finished is kept and reused",
         ) from error
 
 

@@ -97,7 +97,7 @@ def _identity(
         stage=STAGE,
         version=1,
         spec={
-            "recipe": recipe.model_dump(mode="json", include=shown),
+            "recipe": _without_folders(recipe.model_dump(mode="json", include=shown)),
             "target": target.model_dump(
                 mode="json", include={"name", "description", "context_tokens"}
             ),
@@ -105,6 +105,16 @@ def _identity(
         inputs={"report": report.digest, "quantized": quantized.digest, "student": student.digest},
         tools={"edgedistill": __version__},
     )
+
+
+def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Weights given as a path by their file name only: where they lie changes nothing."""
+    return {
+        name: {**part, "weights": Path(part["weights"]).name}
+        if isinstance(part, dict) and "weights" in part
+        else part
+        for name, part in recipe.items()
+    }
 
 
 def _fill(

@@ -95,7 +95,7 @@ def test_a_full_disk(tmp_path: Path, teacher: FakeTeacher) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
 def test_ctrl_c_in_each_long_stage(tmp_path: Path, teacher: FakeTeacher) -> None:
     world = make_world(tmp_path / "w", {**API_TEACHER, "base_url": teacher.base_url})
-    recipe(world, distill={**RECIPE["distill"], "epochs": 40})
+    recipe(world, distill={**RECIPE["distill"], "epochs": 12})
     for stage in ("collect", "distill", "quantize", "bench"):
         code, said = interrupted(world, stage)
         assert code == 130, said

@@ -67,7 +67,8 @@ class World:
 
     def command(self, verb: str = "build") -> list[str]:
         words = [sys.executable, "-m", "edgedistill", verb, "--recipe", "recipe"]
-        return words if verb == "collect" else [*words, "--target", "target.yaml"]
+        once = verb in ("collect", "curate", "distill", "merge", "export")
+        return words if once else [*words, "--target", "target.yaml"]
 
     def environment(self) -> dict[str, str]:
         cache = str(self.home / "cache")
