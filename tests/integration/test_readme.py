@@ -13,9 +13,10 @@ from fakes import FakeTeacher
 from world import API_TEACHER, World, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINES = [line for block in BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
-         for line in block.splitlines() if line and "─" not in line]  # fmt: skip
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
+COMMANDS = "".join(text for language, text in BLOCKS if not language and "─" not in text)
+LINES = [line for line in COMMANDS.splitlines() if line]
 OURS = [line.partition("edgedistill ")[2] for line in LINES if "edgedistill " in line]
 pytestmark = pytest.mark.integration
 
@@ -42,6 +43,7 @@ def put_recipe(world: World, name: str) -> None:
     file.write_text(text, "utf-8")
 
 
+@pytest.mark.slow
 def test_each_command_of_ours_runs(world: World) -> None:
     assert len(OURS) >= 8
     for words in OURS:

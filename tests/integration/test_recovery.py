@@ -26,6 +26,7 @@ from edgedistill.memory import SERVER_MODULE
 ROUNDS = int(os.environ.get("EDGEDISTILL_KILL_ROUNDS", "1"))
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.slow,
     pytest.mark.skipif(os.name == "nt", reason="process groups are a POSIX thing"),
     pytest.mark.timeout(600 * ROUNDS),
 ]
