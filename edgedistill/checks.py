@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
+from edgedistill.artifacts import digest_of_file
 from edgedistill.errors import DatasetError
 from edgedistill.recipe import Check, CurateSpec, SqlExecutionCheck
 
@@ -58,6 +59,12 @@ def make_checker(spec: Check) -> Checker:
     if spec.kind == "number":
         return NumberChecker(spec.tolerance)
     assert_never(spec.kind)
+
+
+def check_identity(spec: Check) -> dict[str, Any]:
+    """What of a check decides its verdicts: a file counts by its content, not by its path."""
+    values = spec.model_dump()
+    return {k: digest_of_file(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
 _FENCE = re.compile(r"```(?:[\w+.-]*[ \t]*\r?\n)?(.*?)(?:```|\Z)", re.DOTALL)

@@ -232,7 +232,7 @@ class _Memory(rich_bars.ProgressColumn):
     def render(self, task: rich_bars.Task) -> Text:
         if task.total is not None:
             return Text("")
-        return Text(size(resident(self.me)[0]), style="dim")
+        return Text(size(resident(self.me)), style="dim")
 
 
 def counted(done: float, total: float | None, unit: str) -> str:

@@ -22,10 +22,9 @@ from edgedistill.artifacts import (
     TokenMixEntry,
     Traces,
     digest_of,
-    digest_of_file,
     run_stage,
 )
-from edgedistill.checks import Checker, clean_answer, make_checker
+from edgedistill.checks import Checker, check_identity, clean_answer, make_checker
 from edgedistill.errors import ArtifactError, DatasetError
 from edgedistill.progress import Progress
 from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
@@ -92,7 +91,7 @@ def curate(
     identity = Identity(
         stage="curate",
         version=VERSION,
-        spec={"curate": spec.model_dump(mode="json"), "check": _check_facts(check)},
+        spec={"curate": spec.model_dump(mode="json"), "check": check_identity(check)},
         inputs={"traces": traces.digest, "prompts": mix.digest},
         tools={"sqlite": sqlite3.sqlite_version} if isinstance(check, SqlExecutionCheck) else {},
     )
@@ -109,13 +108,6 @@ def curate(
         return _facts(parts, rejected)
 
     return _dataset(run_stage(identity, out, progress, work))
-
-
-def _check_facts(check: Check) -> dict[str, Any]:
-    facts = check.model_dump(mode="json")
-    if isinstance(check, SqlExecutionCheck):
-        facts["database"] = digest_of_file(check.database)
-    return facts
 
 
 def _dataset(done: Finished) -> Dataset:

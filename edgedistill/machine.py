@@ -56,6 +56,14 @@ def threads() -> int:
     return min(psutil.cpu_count(logical=False) or 1, _usable_cores())
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a Python child of ours: it finds this package wherever we were found,
+    installed or not, and speaks UTF-8."""
+    package = str(Path(__file__).resolve().parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+
+
 def _digest(hardware: dict[str, Any]) -> str:
     # Installed memory moves by a few MB with the kernel; the GB do not.
     shaping = {**hardware, "memory_bytes": round(hardware["memory_bytes"] / 1e9)}

@@ -21,18 +21,17 @@ from edgedistill.artifacts import (
     Exported,
     Identity,
     Quantized,
-    digest_of_file,
     run_stage,
     tool_versions,
     write_json,
 )
-from edgedistill.checks import Checker, make_checker
+from edgedistill.checks import Checker, check_identity, make_checker
 from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.fidelity import EvalRow, Kld, per_token, read_rows, summarise
 from edgedistill.names import with_encoding
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, SqlExecutionCheck, StudentSpec
+from edgedistill.recipe import Check, StudentSpec
 from edgedistill.results import Candidate
 from edgedistill.runtime import LlamaCpp, quantize_file
 from edgedistill.target import Target
@@ -100,7 +99,7 @@ def quantize(
         version=1,
         spec={
             "target": _target_spec(target),
-            "check": _check_spec(check),
+            "check": check_identity(check),
             "prompt": prompt.model_dump(mode="json", include={"system", "prompt", "max_tokens"}),
         },
         inputs={"exported": exported.digest, "dataset": dataset.digest},
@@ -173,13 +172,13 @@ class _Job:
         logits, kept = self.resume / "exported.f32", self.resume / "exported.json"
         if not kept.is_file():
             logits.unlink(missing_ok=True)
+            agreed = 0
             with self._task("measure exported") as task, self._runtime(self.exported) as runtime:
                 for case in self.cases:
-                    runtime.logits(case.asked + case.answer, len(case.asked), logits)
-                    task.advance(0.5)
-                agreement = self._agreement(runtime, task)
+                    agreed += self._agrees(runtime, case, logits)
+                    task.advance(shown=f"{agreed} agree")
                 shape = _shape(runtime)
-            write_json(kept, {"agreement": agreement, "shape": asdict(shape)})
+            write_json(kept, {"agreement": agreed / len(self.cases), "shape": asdict(shape)})
         found = json.loads(kept.read_text("utf-8"))
         return Baseline(logits, found["agreement"], Shape(**found["shape"]))
 
@@ -217,29 +216,28 @@ class _Job:
             rows = sum(len(case.answer) for case in self.cases)
             return Kld(0.0, 0.0, 0.0, 1.0, rows), baseline.agreement
         scratch = self.resume / "candidate.f32"
-        klds, same = [], []
+        klds, same, agreed = [], [], 0
         with self._task(f"measure {name}") as task, self._runtime(file) as runtime:
             for case in self.cases:
                 scratch.unlink(missing_ok=True)
-                runtime.logits(case.asked + case.answer, len(case.asked), scratch)
+                agreed += self._agrees(runtime, case, scratch)
                 vocabulary = baseline.shape.vocabulary
                 kld, top1 = per_token(baseline.logits, scratch, vocabulary, case.skip)
                 klds.append(kld)
                 same.append(top1)
-                task.advance(0.5)
-            agreement = self._agreement(runtime, task)
+                task.advance(shown=f"{agreed} agree")
         scratch.unlink(missing_ok=True)
-        return summarise(np.concatenate(klds), np.concatenate(same)), agreement
+        return summarise(np.concatenate(klds), np.concatenate(same)), agreed / len(self.cases)
 
-    def _agreement(self, runtime: LlamaCpp, task: Task) -> float:
-        """Share of rows whose greedy answer the check calls the same as the teacher's."""
-        agreed = 0
-        for case in self.cases:
-            made = runtime.generate(case.asked, self.max_tokens, self.student.stop_ids)
-            answer = self.student.decode(made.ids).strip()
-            agreed += self.checker.same(answer, case.row.answer)
-            task.advance(0.5, shown=f"{agreed} agree")
-        return agreed / len(self.cases)
+    def _agrees(self, runtime: LlamaCpp, case: Case, logits: Path) -> bool:
+        """Append the logits of the teacher's answer to `logits`; does the check call the greedy
+        answer the same? Where each token of the teacher's is the most likely one, it is that answer
+        (speculative decoding with the teacher's answer as draft, arXiv 2211.17192)."""
+        likely = runtime.logits(case.asked + case.answer, len(case.asked), logits)
+        if likely == case.answer:
+            return self.checker.same(case.row.answer, case.row.answer)
+        made = runtime.generate(case.asked, self.max_tokens, self.student.stop_ids)
+        return self.checker.same(self.student.decode(made.ids).strip(), case.row.answer)
 
     def _runtime(self, model: Path) -> LlamaCpp:
         longest = max(
@@ -356,11 +354,4 @@ def _target_spec(target: Target) -> dict[str, Any]:
         mode="json", include={"formats", "threads", "context_tokens", "memory_budget_mb", "gates"}
     )
     spec["gates"].pop("min_tokens_per_second")
-    return spec
-
-
-def _check_spec(check: Check) -> dict[str, Any]:
-    spec = check.model_dump(mode="json")
-    if isinstance(check, SqlExecutionCheck):
-        spec["database"] = digest_of_file(check.database)
     return spec

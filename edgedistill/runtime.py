@@ -105,10 +105,10 @@ class LlamaCpp:
         answer = self._child.ask("generate", ids=ids, max_tokens=max_tokens, stop_ids=stop)
         return Generation(**answer)
 
-    def logits(self, ids: list[int], first: int, into: Path) -> int:
+    def logits(self, ids: list[int], first: int, into: Path) -> list[int]:
         """Append float32 rows [len(ids)-first, n_vocab] to the file `into`: row j holds the logits
-        that predict `ids[first+j]`. Returns the number of rows."""
-        return int(self._child.ask("logits", ids=ids, first=first, into=str(into)))
+        that predict `ids[first+j]`. Returns the most likely token of each row."""
+        return list(self._child.ask("logits", ids=ids, first=first, into=str(into)))
 
     def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
         """Tokens/s of each run after a warm-up, by llama-bench's convention: `pp` for a prompt of
@@ -172,7 +172,11 @@ class _Child:
         # A file, not a pipe: nobody has to read it, and it is there when the process has died.
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed
+            CHILD,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            env=machine.child_environment(),
         )
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)

@@ -128,21 +128,25 @@ class Native:
             "decode_seconds": ended - first,
         }
 
-    def logits(self, ids: list[int], first: int, into: str) -> int:
-        """Append rows [len(ids)-first, n_vocab]: row j predicts ids[first+j]."""
+    def logits(self, ids: list[int], first: int, into: str) -> list[int]:
+        """Append rows [len(ids)-first, n_vocab]: row j predicts ids[first+j]. The most likely token
+        of each row."""
         self._fits(len(ids))
         self._known(ids)
         if not 0 < first < len(ids):
             raise Refused(f"cannot give logits from position {first} of {len(ids)} tokens")
         lib.llama_memory_clear(self.memory, False)
         self._prefill(ids[: first - 1], first - 1)
+        likely = []
         with Path(into).open("ab") as stream:
             for start in range(first - 1, len(ids) - 1, OUTPUTS):
                 chunk = ids[start : min(start + OUTPUTS, len(ids) - 1)]
                 self._decode(chunk, start, range(len(chunk)))
                 for j in range(len(chunk)):
-                    stream.write(self._row(j).tobytes())
-        return len(ids) - first
+                    row = self._row(j)
+                    stream.write(row.tobytes())
+                    likely.append(int(row.argmax()))
+        return likely
 
     def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
         """llama-bench's convention (tools/llama-bench): random tokens, an empty cache each run, one

@@ -16,6 +16,9 @@ from edgedistill.errors import ArtifactError, MissingTool
 from edgedistill.machine import threads
 from edgedistill.progress import SilentTask, Task
 
+# Decoding reads all weights once a step, whatever the number of rows.
+BATCH = 64
+
 
 class TorchModel:
     """A checkpoint folder, with a peft adapter folder on top or without, ready to evaluate.
@@ -36,7 +39,7 @@ class TorchModel:
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
         stop_ids: frozenset[int],
-        batch_size: int = 16,
+        batch_size: int = BATCH,
         task: Task | None = None,
     ) -> list[list[int]]:
         """See `generate`."""
@@ -102,7 +105,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     stop_ids: frozenset[int],
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     task: Task | None = None,
 ) -> list[list[int]]:
     """The greedy answer to each prompt, in the order given, without its stop token.

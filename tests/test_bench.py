@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from edgedistill.artifacts import Report
-from edgedistill.bench import require_gates, without_paths
+from edgedistill.bench import require_gates
 from edgedistill.bench.agreement import agreement, answer_all, bootstrap, examples
-from edgedistill.bench.chain import bounds, link, measure_chain, rows_that_fit
+from edgedistill.bench.chain import bounds, link, measure_chain, recorded, rows_that_fit
 from edgedistill.bench.gates import at_least, at_most, failure, with_clock, without_clock
 from edgedistill.bench.latency import (
     Asker,
@@ -25,7 +25,7 @@ from edgedistill.bench.latency import (
     spread,
     summary,
 )
-from edgedistill.bench.models import Model, Runs
+from edgedistill.bench.models import Model, Recorded, Runs
 from edgedistill.errors import GateFailed, RuntimeFailure, TeacherError
 from edgedistill.fidelity import EvalRow, Kld
 from edgedistill.progress import Silent, Task
@@ -56,12 +56,12 @@ class FakeRuns:
         task.advance(len(rows))
         return [f"{self.name} {row.id}" for row in rows]
 
-    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
         table = np.random.default_rng(0).normal(size=(2 * len(rows), self.vocab))
         table += self.noise * np.random.default_rng(1).normal(size=table.shape)
         with into.open("ab") as stream:
             stream.write(table.astype(np.float32).tobytes())
-        return len(table)
+        return Recorded(len(table), [row.id for row in rows[::2]])
 
 
 @dataclass
@@ -103,12 +103,17 @@ def test_bootstrap_of_a_coin_has_the_binomial_interval() -> None:
     assert (interval.low, interval.high) == pytest.approx((0.40, 0.60), abs=0.011)
 
 
-def test_bootstrap_is_seeded_and_certain_when_all_agree() -> None:
+def test_bootstrap_is_seeded() -> None:
     flags = [True] * 30 + [False] * 7
     assert bootstrap(flags, 500, seed=3) == bootstrap(flags, 500, seed=3)
     assert bootstrap(flags, 500, seed=3) != bootstrap(flags, 500, seed=4)
-    everyone = bootstrap([True] * 9, 500, seed=0)
-    assert (everyone.low, everyone.high) == (1, 1)
+
+
+def test_all_or_none_has_the_exact_interval() -> None:
+    # 10 of 10, 95 %: 0.6915 (Clopper-Pearson tables)
+    everyone, nobody = bootstrap([True] * 10, 500, seed=0), bootstrap([False] * 10, 500, seed=0)
+    assert (everyone.low, everyone.high) == (pytest.approx(0.6915, abs=1e-4), 1.0)
+    assert (nobody.low, nobody.high) == (0.0, pytest.approx(0.3085, abs=1e-4))
 
 
 def test_agreement_is_apart_for_seen_and_unseen_phrasing() -> None:
@@ -124,12 +129,23 @@ def test_agreement_is_apart_for_seen_and_unseen_phrasing() -> None:
 
 def test_answers_are_kept_and_no_model_is_loaded_twice(tmp_path: Path) -> None:
     models = FakeModels({name: FakeRuns(name) for name in ("base", "merged")})
-    first = answer_all([models.model("base")], ROWS, tmp_path, Silent())
-    both = answer_all(list(models.all().values()), ROWS, tmp_path, Silent())
+    first = answer_all([models.model("base")], ROWS, {}, tmp_path, Silent())
+    both = answer_all(list(models.all().values()), ROWS, {}, tmp_path, Silent())
     assert models.loaded == ["base", "merged"]
     assert models.most == 1
     assert both["base"] == first["base"]
     assert both["merged"]["p3"] == "merged p3"
+
+
+def test_a_prompt_that_a_model_followed_is_not_asked_again(tmp_path: Path) -> None:
+    models = chain_of()
+    measure_chain(models.all(), ROWS, tmp_path, Silent())
+    followed = recorded(tmp_path, "merged").followed
+    assert followed == [row.id for row in ROWS[::2]]
+    answers = answer_all([models.model("merged")], ROWS, {"merged": followed}, tmp_path, Silent())
+    assert answers["merged"] == {
+        row.id: row.answer if row.id in followed else f"merged {row.id}" for row in ROWS
+    }
 
 
 def test_examples_show_disagreements_first_and_mix_phrasings() -> None:
@@ -413,12 +429,3 @@ def test_the_first_failed_step_is_named_with_all_figures(tmp_path: Path) -> None
     assert caught.value.step == "export"
     file.write_text(json.dumps({"gates": [vars(gates[2])]}))
     require_gates(Report(tmp_path, "digest", file))
-
-
-def test_a_path_counts_by_the_content_of_its_file(tmp_path: Path) -> None:
-    here, there = tmp_path / "a.db", tmp_path / "b.db"
-    here.write_bytes(b"rows")
-    there.write_bytes(b"rows")
-    assert without_paths({"database": here}) == without_paths({"database": there})
-    there.write_bytes(b"other")
-    assert without_paths({"database": here}) != without_paths({"database": there})

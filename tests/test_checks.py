@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from edgedistill.checks import Checker, clean_answer, has_top_level_order_by, make_checker
+from edgedistill.checks import (
+    Checker,
+    check_identity,
+    clean_answer,
+    has_top_level_order_by,
+    make_checker,
+)
 from edgedistill.errors import DatasetError
-from edgedistill.recipe import Check, CurateSpec
+from edgedistill.recipe import Check, CurateSpec, SqlExecutionCheck
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
 LATER = "SELECT name FROM t ORDER BY id"
@@ -35,6 +41,15 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 def sql(database: Path) -> Checker:
     return check(kind="sql-execution", database=database, timeout_seconds=0.2)
+
+
+def test_a_database_counts_by_its_content_not_by_its_path(database: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere.db"
+    copy.write_bytes(database.read_bytes())
+    here, there = (SqlExecutionCheck(kind="sql-execution", database=p) for p in (database, copy))
+    assert check_identity(here) == check_identity(there)
+    copy.write_bytes(b"other")
+    assert check_identity(here) != check_identity(there)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from edgedistill.artifacts import (
     Report,
     Student,
     Traces,
-    digest_of_file,
     run_stage,
     tool_versions,
 )
+from edgedistill.checks import check_identity
 from edgedistill.errors import GateFailed
 from edgedistill.progress import Progress
 from edgedistill.recipe import Recipe
@@ -120,7 +120,7 @@ def _identity(build: Build) -> Identity:
             "recipe": {"name": recipe.name, "description": recipe.description},
             "bench": recipe.bench.model_dump(mode="json"),
             "gates": recipe.gates.model_dump(mode="json"),
-            "check": without_paths(recipe.check.model_dump()),
+            "check": check_identity(recipe.check),
             "prompt": recipe.student.model_dump(mode="json", exclude={"weights"}),
             "teacher": {
                 **teacher.model_dump(mode="json", exclude=NOT_MEASURED),
@@ -132,8 +132,3 @@ def _identity(build: Build) -> Identity:
         inputs=inputs,
         tools=tool_versions(*TOOLS),
     )
-
-
-def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec's values with the digest of a file's content instead of its path."""
-    return {k: digest_of_file(v) if isinstance(v, Path) else v for k, v in values.items()}

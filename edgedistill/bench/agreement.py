@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +16,48 @@ from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Progress
 from edgedistill.results import Agreement, Example, Interval
 
+TAIL = 0.025
 Answers = Mapping[str, str]  # row ID -> answer
 Same = Mapping[str, bool]  # row ID -> the check says it equals the teacher's
 
 
 def answer_all(
-    models: Sequence[Model], rows: Sequence[EvalRow], resume: Path, progress: Progress
+    models: Sequence[Model],
+    rows: Sequence[EvalRow],
+    followed: Mapping[str, Collection[str]],
+    resume: Path,
+    progress: Progress,
 ) -> dict[str, Answers]:
-    """Each model's answers to all rows, one model in memory at a time.
+    """Each model's greedy answers to all rows, one model in memory at a time.
 
-    What a model answered is kept in `resume/answers-<model>.json`, so a killed run goes on behind
-    the last complete model.
+    `followed` holds, by model name, the IDs of rows whose answer is known to be the teacher's: its
+    tokens were a draft that the model confirmed (speculative decoding, arXiv 2211.17192). What a
+    model answered is kept in `resume/answers-<model>.json`, so a killed run goes on behind the last
+    complete model.
     """
     answers: dict[str, Answers] = {}
     for model in models:
         kept = resume / f"answers-{model.name}.json"
         if not kept.is_file():
-            with (
-                progress.task(f"answers of {model.name}", len(rows), "prompts") as task,
-                model.open() as runs,
-            ):
-                made = runs.answer(rows, task)
-            write_json(kept, {row.id: text for row, text in zip(rows, made, strict=True)})
+            write_json(kept, _answers(model, rows, followed.get(model.name, ()), progress))
         answers[model.name] = json.loads(kept.read_text("utf-8"))
     return answers
+
+
+def _answers(
+    model: Model, rows: Sequence[EvalRow], followed: Collection[str], progress: Progress
+) -> dict[str, str]:
+    found = {row.id: row.answer for row in rows if row.id in followed}
+    asked = [row for row in rows if row.id not in followed]
+    if asked:
+        with (
+            progress.task(f"answers of {model.name}", len(rows), "prompts") as task,
+            model.open() as runs,
+        ):
+            task.advance(len(found))
+            made = runs.answer(asked, task)
+        found |= {row.id: text for row, text in zip(asked, made, strict=True)}
+    return found
 
 
 def judge(checker: Checker, rows: Sequence[EvalRow], answers: Answers) -> dict[str, bool]:
@@ -63,11 +81,15 @@ def bootstrap(flags: Sequence[bool], resamples: int, seed: int) -> Interval:
     """Share of true flags with its 95 % percentile bootstrap interval over prompts.
 
     Efron 1979. Drawing n flags with replacement and counting the true ones is a binomial draw.
+    Where all flags are alike so is every resample: there the interval is Clopper and Pearson's.
     """
     n = len(flags)
     share = sum(flags) / n
+    if share in (0.0, 1.0):
+        width = 1 - TAIL ** (1 / n)
+        return Interval(share, 0.0, width, n) if share == 0 else Interval(share, 1 - width, 1.0, n)
     draws = np.random.default_rng(seed).binomial(n, share, size=resamples) / n
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = np.quantile(draws, [TAIL, 1 - TAIL])
     return Interval(share, float(low), float(high), n)
 
 

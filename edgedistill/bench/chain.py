@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgedistill.artifacts import write_json
 from edgedistill.bench.agreement import shuffled
-from edgedistill.bench.models import Model
+from edgedistill.bench.models import Model, Recorded
 from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import EvalRow, Kld, compare
 from edgedistill.progress import Progress
@@ -58,7 +58,7 @@ def measure_chain(
             first = _recorded(models[before], rows, resume, progress)
             second = _recorded(models[after], rows, resume, progress)
             with progress.task(f"fidelity of {step}", None):
-                measured = compare(first, second, _width(step, first, second))
+                measured = compare(first, second, _width(step, resume, before, after))
             write_json(kept, asdict(measured))
         # Past the write: a kill between the two leaves a file that the next run removes here.
         _scratch(resume, before).unlink(missing_ok=True)
@@ -83,22 +83,27 @@ def _recorded(model: Model, rows: Sequence[EvalRow], resume: Path, progress: Pro
         progress.task(f"logits of {model.name}", len(rows), "prompts") as task,
         model.open() as runs,
     ):
-        count = runs.record(rows, torn, task)
-    _sidecar(path).write_text(str(count), "utf-8")
+        recorded = runs.record(rows, torn, task)
+    write_json(_sidecar(resume, model.name), asdict(recorded))
     torn.replace(path)
     return path
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".rows")
+def _sidecar(resume: Path, name: str) -> Path:
+    return resume / f"recorded-{name}.json"
 
 
-def _width(step: str, first: Path, second: Path) -> int:
+def recorded(resume: Path, name: str) -> Recorded:
+    """What `measure_chain` found out about a model of the chain while it wrote its logits."""
+    return Recorded(**json.loads(_sidecar(resume, name).read_text("utf-8")))
+
+
+def _width(step: str, resume: Path, before: str, after: str) -> int:
     """Vocabulary size, from the files' sizes and the number of rows written to them."""
     shapes = []
-    for path in (first, second):
-        count = int(_sidecar(path).read_text("utf-8"))
-        shapes.append((count, path.stat().st_size // (FLOAT_BYTES * count) if count else 0))
+    for name in (before, after):
+        count, size = recorded(resume, name).tokens, _scratch(resume, name).stat().st_size
+        shapes.append((count, size // (FLOAT_BYTES * count) if count else 0))
     if shapes[0] != shapes[1] or shapes[0][1] == 0:
         raise RuntimeFailure(
             f"logits before and after the step '{step}' cannot be compared: "

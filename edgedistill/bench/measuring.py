@@ -13,14 +13,14 @@ from edgedistill import machine
 from edgedistill.artifacts import RESUME, write_atomic, write_json
 from edgedistill.bench import REPORT, Build
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
-from edgedistill.bench.chain import STEPS, link, measure_chain, rows_that_fit
+from edgedistill.bench.chain import STEPS, link, measure_chain, recorded, rows_that_fit
 from edgedistill.bench.gates import with_clock, without_clock
 from edgedistill.bench.models import Model, context_needed, llama_model, torch_model
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.checks import make_checker
 from edgedistill.errors import DatasetError
-from edgedistill.fidelity import EvalRow, read_rows
+from edgedistill.fidelity import EvalRow, Kld, read_rows
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.results import (
@@ -51,14 +51,15 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
     needed = context_needed(prompt, rows, build.recipe.student.max_tokens)
     context = max(needed, build.target.context_tokens)
     models = _models(build, prompt, context)
-    answers = answer_all(models, rows, resume, progress)
+    klds, notes = _klds(models, rows, prompt, resume, progress)
+    answers = answer_all(models, rows, _followed(resume), resume, progress)
     checker = make_checker(build.recipe.check)
     same = {name: judge(checker, rows, given) for name, given in answers.items()}
     spec = build.recipe.bench
     agreements = [
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
-    links, notes = _links(build, models, rows, prompt, agreements, resume, progress)
+    links = _links(build, klds, agreements)
     speed, guess = _speed(build, rows, prompt, context, out, resume, progress)
     notes += speed.notes
     if needed > build.target.context_tokens:
@@ -93,15 +94,13 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
     ]
 
 
-def _links(
-    build: Build,
+def _klds(
     models: Sequence[Model],
     rows: Sequence[EvalRow],
     prompt: StudentPrompt,
-    agreements: Sequence[Agreement],
     resume: Path,
     progress: Progress,
-) -> tuple[list[Link], list[str]]:
+) -> tuple[dict[str, Kld], list[str]]:
     fitting = rows_that_fit(rows, prompt)
     notes = []
     if len(fitting) < len(rows):
@@ -109,10 +108,19 @@ def _links(
             f"KLD is over {len(fitting)} of {len(rows)} held-out prompts: the logits of more do "
             "not fit into 2 GB of scratch space a model"
         )
-    klds = measure_chain({model.name: model for model in models}, fitting, resume, progress)
+    return measure_chain({model.name: model for model in models}, fitting, resume, progress), notes
+
+
+def _followed(resume: Path) -> dict[str, list[str]]:
+    """Prompts whose answer needs no asking again. What ships is asked each prompt all the same:
+    there, kernels for many tokens and for one may round differently."""
+    return {name: recorded(resume, name).followed for name in ("adapter", "merged", "exported")}
+
+
+def _links(build: Build, klds: Mapping[str, Kld], agreements: Sequence[Agreement]) -> list[Link]:
     shares = {item.model: item.overall.value for item in agreements}
     gates = build.recipe.gates, build.target.gates
-    return [link(step, klds[step], shares, *gates) for step, _, _ in STEPS], notes
+    return [link(step, klds[step], shares, *gates) for step, _, _ in STEPS]
 
 
 def _speed(

@@ -25,9 +25,18 @@ class Runs(Protocol):
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
         """The greedy answer to each row's prompt, stripped."""
 
-    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
         """Logits that predict each token of the teacher's answers, stop token included, as
-        float32 rows in `into`; the number of rows."""
+        float32 rows in `into`."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The number of rows of logits, and the IDs of those prompts where each token of the teacher's
+    answer is the model's most likely one: its greedy answer is then the teacher's."""
+
+    tokens: int
+    followed: list[str]
 
 
 @dataclass(frozen=True)
@@ -51,13 +60,16 @@ class TorchRuns:
         made = self.model.generate(asked, self.max_tokens, self.prompt.stop_ids, task=task)
         return [self.prompt.decode(ids).strip() for ids in made]
 
-    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
-        total = 0
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
+        tokens, followed = 0, []
         for row in rows:
             ids, first = supervised(self.prompt, row)
-            total += record([self.model.logits(ids, first)], into)
+            logits = self.model.logits(ids, first)
+            tokens += record([logits], into)
+            if logits.argmax(1).tolist() == ids[first:]:
+                followed.append(row.id)
             task.advance()
-        return total
+        return Recorded(tokens, followed)
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,16 @@ class LlamaRuns:
             task.advance()
         return answers
 
-    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> int:
-        total = 0
+    def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
+        tokens, followed = 0, []
         for row in rows:
             ids, first = supervised(self.prompt, row)
-            total += self.model.logits(ids, first, into)
+            likely = self.model.logits(ids, first, into)
+            tokens += len(likely)
+            if likely == ids[first:]:
+                followed.append(row.id)
             task.advance()
-        return total
+        return Recorded(tokens, followed)
 
 
 def supervised(prompt: StudentPrompt, row: EvalRow) -> tuple[list[int], int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from edgedistill.artifacts import (
     Dataset,
     Identity,
     Student,
-    digest_of_file,
     run_stage,
     tool_versions,
     write_json,
 )
-from edgedistill.checks import Checker, make_checker
-from edgedistill.distill.data import plan_batches, training_rows
+from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.distill.data import TrainingRow, plan_batches, training_rows
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.progress import Progress
@@ -29,7 +29,6 @@ from edgedistill.recipe import Check, DistillSpec, StudentSpec
 __all__ = ["distill"]
 
 TRAINING = "training.json"
-BATCH = 64  # decoding reads all weights once a step, whatever the number of rows
 
 
 def distill(
@@ -62,31 +61,67 @@ def distill(
             hint="raise curate.split.validation, or give more prompts",
         )
     precision = choose_precision(rows, student, spec, shown.stop_id, out, progress)
-    checker = make_checker(check)
-
-    def work(folder: Path) -> dict[str, Any]:
-        from edgedistill.distill.model import CONFIG, WEIGHTS
-        from edgedistill.distill.trainer import Plan, as_json, train
-
-        plan = Plan(
-            batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
-            batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
-            student=student,
-            spec=spec,
-            precision=precision,
-            pad_id=shown.stop_id,
-            agreement=lambda model: _agreement(model, validation, shown, prompt, checker),
-            validation_rows=len(validation),
-        )
-        done = train(plan, folder, progress)
-        for name in (WEIGHTS, CONFIG):
-            shutil.copyfile(done.adapter / name, folder / name)
-        write_json(folder / TRAINING, as_json(done.points))
-        return {**done.facts, "train_rows": len(rows), "validation_rows": len(validation)}
-
-    identity = _identity(dataset, student, prompt, spec, check, precision)
-    done = run_stage(identity, out, progress, work)
+    lesson = _Lesson(rows, validation, shown, prompt, make_checker(check))
+    done = run_stage(
+        _identity(dataset, student, prompt, spec, check, precision),
+        out,
+        progress,
+        lambda folder: _learn(lesson, student, spec, precision, folder, progress),
+    )
     return Adapter(folder=done.folder, digest=done.digest, steps=int(done.facts["steps"]))
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is learnt and how it is examined."""
+
+    rows: list[TrainingRow]
+    validation: list[EvalRow]
+    shown: StudentPrompt
+    prompt: StudentSpec
+    checker: Checker
+
+    def agreement(self, model: Any) -> float:
+        """Share of validation rows on which the model's greedy answer is the teacher's."""
+        from edgedistill.torch_runtime import generate
+
+        shown = self.shown
+        asked = [shown.prompt_ids(row.prompt) for row in self.validation]
+        made = generate(model.get_base_model(), asked, self.prompt.max_tokens, shown.stop_ids)
+        same = [
+            self.checker.same(shown.decode(ids).strip(), row.answer)
+            for ids, row in zip(made, self.validation, strict=True)
+        ]
+        return sum(same) / len(same)
+
+
+def _learn(
+    lesson: _Lesson,
+    student: Student,
+    spec: DistillSpec,
+    precision: str,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from edgedistill.distill.model import CONFIG, WEIGHTS
+    from edgedistill.distill.trainer import Plan, as_json, train
+
+    rows, validation = lesson.rows, lesson.validation
+    plan = Plan(
+        batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
+        batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
+        student=student,
+        spec=spec,
+        precision=precision,
+        pad_id=lesson.shown.stop_id,
+        agreement=lesson.agreement,
+        validation_rows=len(validation),
+    )
+    done = train(plan, folder, progress)
+    for name in (WEIGHTS, CONFIG):
+        shutil.copyfile(done.adapter / name, folder / name)
+    write_json(folder / TRAINING, as_json(done.points))
+    return {**done.facts, "train_rows": len(rows), "validation_rows": len(validation)}
 
 
 def _identity(
@@ -103,29 +138,8 @@ def _identity(
         spec={
             "distill": {**spec.model_dump(mode="json"), "precision": precision},
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
-            "check": _check_spec(check),
+            "check": check_identity(check),
         },
         inputs={"dataset": dataset.digest, "student": student.digest},
         tools=tool_versions("torch", "transformers", "peft", "accelerate", "tokenizers"),
     )
-
-
-def _check_spec(check: Check) -> dict[str, Any]:
-    # The check's answers on validation rows choose the adapter, so the file's content counts.
-    plain = check.model_dump(mode="json")
-    if "database" in plain:
-        plain["database"] = digest_of_file(Path(plain["database"]))
-    return plain
-
-
-def _agreement(
-    model: Any, rows: list[EvalRow], shown: StudentPrompt, prompt: StudentSpec, checker: Checker
-) -> float:
-    """Share of `rows` on which the model's greedy answer is the teacher's by the check."""
-    from edgedistill.torch_runtime import generate
-
-    asked = [shown.prompt_ids(row.prompt) for row in rows]
-    made = generate(model.get_base_model(), asked, prompt.max_tokens, shown.stop_ids, BATCH)
-    answers = [shown.decode(ids).strip() for ids in made]
-    same = [checker.same(text, row.answer) for text, row in zip(answers, rows, strict=True)]
-    return sum(same) / len(same)

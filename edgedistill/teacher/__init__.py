@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgedistill import machine
 from edgedistill.artifacts import TokenMixEntry, digest_of, digest_of_file
 from edgedistill.errors import TeacherRefused, WeightsError
 from edgedistill.progress import Progress
@@ -55,7 +56,7 @@ def _serve(teacher: LocalTeacher, progress: Progress) -> Iterator[Endpoint]:
     from edgedistill.weights import locate
 
     model = locate(teacher.weights, progress)
-    threads = teacher.threads or local_server.physical_cores()
+    threads = teacher.threads or machine.threads()
     source = "recipe" if teacher.threads else "physical cores"
     with contextlib.ExitStack() as stack:
         with progress.task(f"starting the teacher {teacher.model}", None):

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgedistill import machine
 from edgedistill.errors import MissingTool, RuntimeFailure, TeacherError
 from edgedistill.memory import SERVER_MODULE
 from edgedistill.teacher.client import Endpoint
@@ -78,7 +79,7 @@ def serve(
     settings = {
         "model": str(model),
         "model_id": model_id,
-        "threads": threads or physical_cores(),
+        "threads": threads or machine.threads(),
         "context_tokens": context_tokens,
         "port": chosen,
         "api_key": endpoint.api_key,
@@ -93,13 +94,6 @@ def serve(
         yield Server(endpoint, process.pid, time.monotonic() - started)
     finally:
         _stop(process)
-
-
-def physical_cores() -> int:
-    """One thread a core is fastest: llama.cpp gains nothing from a core's second thread."""
-    import psutil
-
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def _require(*modules: str) -> None:
@@ -127,14 +121,12 @@ def _port(pinned: int | None) -> int:
 
 def _spawn(settings: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """The key goes through the pipe: a command line is there for every user to read."""
-    package = Path(__file__).resolve().parents[2]
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-m", SERVER_MODULE, str(settings["port"])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"},
+        env=machine.child_environment(),
     )
     assert process.stdin is not None
     with contextlib.suppress(OSError):  # it died at once; waiting for it says why

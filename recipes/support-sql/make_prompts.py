@@ -13,12 +13,11 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SEED = 7
-THIRD_FILL = 0.37  # share of phrasings that are filled three times instead of twice
+THIRD_FILL = 0.7  # share of phrasings that are filled three times instead of twice
 MAX_DRAWS = 200
 
 SLOT = re.compile(r"\{([a-z]+)(\d?)\}")
@@ -81,12 +80,6 @@ def draw_month(rng: random.Random) -> dict[str, tuple[str, str]]:
     return {"month": (f"{name} {year}", iso), "mon": (f"{name[:3]} {year}", iso), "ym": same(iso)}
 
 
-def draw_day(rng: random.Random) -> dict[str, tuple[str, str]]:
-    day = date(2025, 9, 1) + timedelta(days=rng.randrange(400))
-    written = f"{day.day} {MONTHS[day.month - 1]} {day.year}"
-    return {"date": same(day.isoformat()), "day": (written, day.isoformat())}
-
-
 def draw_few(rng: random.Random) -> dict[str, tuple[str, str]]:
     number = rng.randrange(2, 8)
     return {"n": same(number), "few": (FEW[number - 2], str(number))}
@@ -108,7 +101,7 @@ def draw_fill(rng: random.Random, phrasing: Phrasing, customers: dict[str, int])
         "bound": lambda: rng.randrange(2, 5),
         "many": lambda: rng.choice((10, 15, 20, 25, 30, 40, 50)),
     }
-    fill: Fill = {**draw_month(rng), **draw_day(rng), **draw_few(rng)}
+    fill: Fill = {**draw_month(rng), **draw_few(rng)}
     for name, digit in sorted(set(SLOT.findall(phrasing.prompt + phrasing.sql))):
         if name in one:
             value = same(one[name]())

@@ -62,6 +62,10 @@ class World:
         return self.home / "recipe" / "prompts.jsonl"
 
     @property
+    def bundle(self) -> Path:
+        return self.home / "dist" / "tiny-tiny"
+
+    @property
     def target(self) -> Path:
         return self.home / "target.yaml"
 
