@@ -57,7 +57,7 @@ def tool_versions(*packages: str) -> dict[str, str]:
     for name in packages:
         try:
             # "+cpu" and the like name a build of the same code, not other code.
-            found[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
@@ -67,8 +67,12 @@ STORAGE_HINTS = {
     errno.ENOSPC: "free some space (edgedistill gc removes what no build uses)",
     errno.EDQUOT: "your quota on this disk is used up",
     errno.EACCES: "make the folder writable, or choose another with --workspace",
+    errno.ENOTDIR: "a file is where a folder should be; choose another with --workspace",
+    errno.EEXIST: "a file is where a folder should be; choose another with --workspace",
     errno.EROFS: "this disk is read-only; choose another folder with --workspace",
 }
+WINDOWS_ERRORS = {5: errno.EACCES, 112: errno.ENOSPC}
+FULL_DISK_BYTES = 4 << 20
 # Libraries written in Rust (safetensors, tokenizers) raise errors of their own with this text.
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -81,9 +85,8 @@ def storing(path: Path) -> Iterator[None]:
     except EdgedistillError:
         raise
     except Exception as error:
-        told = OS_ERROR.search(str(error))
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if number not in STORAGE_HINTS:
+        number = _storage_error(error, path)
+        if number is None:
             raise
         raise StorageError(
             f"cannot write: {os.strerror(number)}",
@@ -92,11 +95,28 @@ def storing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _storage_error(error: Exception, path: Path) -> int | None:
+    """The errno of what the disk refused, or None when the error is about something else."""
+    told = OS_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if told and os.name == "nt":
+        number = WINDOWS_ERRORS.get(int(told[1]))
+    if number is None and isinstance(error, RuntimeError) and is_full(path):
+        number = errno.ENOSPC  # torch's writer says that it failed, not why
+    return number if number in STORAGE_HINTS else None
+
+
+def is_full(path: Path) -> bool:
+    """Whether the disk of `path`, which need not be there yet, has no room left to speak of."""
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(there).free < FULL_DISK_BYTES
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write so that `path` holds either its old content or all of `data`, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)

@@ -158,9 +158,12 @@ class _Tally:
         self._spec = spec
         self._total = total
         self._failures = Counter(failures or {})
+        self._first = ""
 
-    def add(self, reason: str, prompts: int) -> None:
-        self._failures[reason] += prompts
+    def add(self, trace: Trace, prompts: int) -> None:
+        assert trace.failure is not None
+        self._failures[trace.failure] += prompts
+        self._first = self._first or trace.failure_detail
 
     def check(self, *, still_open: bool) -> None:
         """Raises CollectError as soon as the rule can no longer be kept."""
@@ -177,7 +180,8 @@ class _Tally:
         common = self._failures.most_common(SHOWN_REASONS)
         reasons = ", ".join(f"{reason}: {count}" for reason, count in common)
         more = " and others" if len(self._failures) > SHOWN_REASONS else ""
-        return f"{self._failures.total()} of {self._total} calls failed ({reasons}{more})"
+        said = f"; the first said: {self._first}" if self._first else ""
+        return f"{self._failures.total()} of {self._total} calls failed ({reasons}{more}{said})"
 
 
 def _ask_missing(
@@ -197,7 +201,7 @@ def _ask_missing(
         if kept is None or (kept.failure is not None and retry_failed):
             missing[call.key] = call
         elif kept.failure is not None:
-            tally.add(kept.failure, prompts[call.key])
+            tally.add(kept, prompts[call.key])
     tally.check(still_open=bool(missing))
     if not missing:
         return 0
@@ -205,7 +209,7 @@ def _ask_missing(
 
     def judge(trace: Trace) -> None:
         if trace.failure is not None:
-            tally.add(trace.failure, prompts[trace.key])
+            tally.add(trace, prompts[trace.key])
             tally.check(still_open=True)
 
     with open_endpoint(teacher, progress) as endpoint:

@@ -32,6 +32,8 @@ from edgedistill.tokenmix import TokenMix, normalised, phrasing
 
 VERSION = 1
 USED = ("trace_id", "prompt_id", "text", "finish_reason", "failure")
+# What a teacher itself says of an answer that is none.
+CUT_OFF = ("refusal", "content_filter")
 PARTS = ("train", "validation", "held_out")
 REASONS = ("failed", "empty", "truncated", "refused", "duplicate", "too-long", "invalid")
 
@@ -50,6 +52,12 @@ class Row:
     tags: tuple[str, ...]
     trace_id: str
     reference: str | None
+    history: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def same(self) -> str:
+        """Equal for rows that differ by case, space and punctuation only."""
+        return normalised("\n".join([*(said["content"] for said in self.history), self.prompt]))
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ def select(
         for entry in mix.entries:
             trace = traces.get(entry.id)
             answer = clean_answer(trace["text"] or "", spec) if trace else ""
-            key = normalised(entry.prompt)
+            key = normalised("\n".join(said["content"] for said in entry.messages))
             why = _unusable(trace, answer, spec) or _repeated(kept.get(key))
             why = why or _invalid(answer, checker)
             if why is None and trace is not None:
@@ -184,6 +192,7 @@ def _row(entry: TokenMixEntry, answer: str, trace_id: str) -> Row:
         tags=entry.tags,
         trace_id=trace_id,
         reference=entry.reference,
+        history=entry.messages[:-1],
     )
 
 
@@ -196,6 +205,8 @@ def _unusable(
         return "failed", str(trace["failure"])
     if trace["finish_reason"] == "length":
         return "truncated", "the answer ends at the teacher's max_tokens"
+    if trace["finish_reason"] in CUT_OFF:
+        return "refused", f"the teacher's finish_reason is {trace['finish_reason']}"
     if not answer:
         return "empty", "nothing is left of the answer once it is cleaned"
     plain = _plain(answer)
@@ -300,8 +311,8 @@ def _marked(rows: Sequence[Row], train: set[str], validation: set[str], held: se
     parts = Split(
         *(tuple(row for row in marked if row.id in ids) for ids in (train, validation, held))
     )
-    elsewhere = {normalised(row.prompt) for row in (*parts.train, *parts.validation)}
-    leaked = [row.id for row in parts.held_out if normalised(row.prompt) in elsewhere]
+    elsewhere = {row.same for row in (*parts.train, *parts.validation)}
+    leaked = [row.id for row in parts.held_out if row.same in elsewhere]
     assert not leaked, f"held-out prompts that training or validation also has: {leaked}"
     return parts
 

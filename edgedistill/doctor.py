@@ -29,9 +29,14 @@ LOAD = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
 # Package -> the extra that installs it.
 PACKAGES: Mapping[str, str] = {
     "openai": "collect",
+    "uvicorn": "local-teacher",
+    "fastapi": "local-teacher",
     "torch": "distill",
     "transformers": "distill",
     "peft": "distill",
+    "accelerate": "distill",
+    "safetensors": "distill",
+    "tokenizers": "distill",
     "gguf": "distill",
     "matplotlib": "report",
 }

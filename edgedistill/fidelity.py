@@ -6,8 +6,9 @@ two models never have to be in memory at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgedistill.prompting import StudentPrompt
+
+SCRATCH_BYTES = 2_000_000_000  # per recorded model; two lie on the disk at once
+FLOAT_BYTES = 4
 BLOCK_BYTES = 8 << 20  # float64 bytes of one block; the work needs about five of that size
 # A row with a logit that is not finite counts as this many nats: beyond any bound, and still JSON.
 NOT_FINITE = 1e6
@@ -46,6 +51,7 @@ class EvalRow:
     seen: bool
     weight: float = 1.0
     reference: str | None = None
+    history: tuple[Mapping[str, str], ...] = ()  # messages before the prompt
 
 
 def read_rows(file: Path) -> list[EvalRow]:
@@ -63,7 +69,33 @@ def _row(value: dict[str, Any]) -> EvalRow:
         seen=value["seen"],
         weight=value.get("weight", 1.0),
         reference=value.get("reference"),
+        history=tuple(value.get("history", ())),
     )
+
+
+def follows(likely: Sequence[int], answer: Sequence[int], max_tokens: int) -> bool:
+    """Whether a model's greedy answer is `answer` (token IDs with the stop token), given its most
+    likely token at each place of it: speculative decoding with the answer as the draft
+    (Leviathan et al. 2023, arXiv 2211.17192)."""
+    return list(likely) == list(answer) and len(answer) - 1 <= max_tokens
+
+
+def rows_that_fit(
+    rows: Sequence[EvalRow], prompt: StudentPrompt, limit: int = SCRATCH_BYTES
+) -> list[EvalRow]:
+    """As many rows as the logits of their answers fit into `limit` bytes, chosen by ID alone."""
+    kept, used = set(), 0
+    for row in sorted(rows, key=lambda row: shuffled(row.id, 0)):
+        used += len(prompt.answer_ids(row.answer)) * prompt.vocab_size * FLOAT_BYTES
+        if used > limit:
+            break
+        kept.add(row.id)
+    return [row for row in rows if row.id in kept]
+
+
+def shuffled(row_id: str, seed: int) -> str:
+    """A sort key that shuffles rows by ID alone: one row more or less moves no other."""
+    return hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest()
 
 
 def record(rows: Iterable[Logits], into: Path) -> int:

@@ -55,7 +55,7 @@ READ_ME = """\
 # {name}
 
 `recipe.yaml` says what to distil, `prompts.jsonl` holds the prompts, one JSON object a line:
-`id` and `prompt`, and if you like `weight`, `tags` and `reference`. A tag `phrasing:NAME` marks
+`id` and `prompt`, and if you like `tags` and `reference`. A tag `phrasing:NAME` marks
 prompts that are worded the same way, so that the report can tell seen from unseen wording.
 
 The four prompts here only show the form. Use the ones your users really send: a few hundred in

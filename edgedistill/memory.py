@@ -9,8 +9,9 @@ from types import TracebackType
 import psutil
 
 # The teacher is a black box that usually runs elsewhere; when it runs here, its server carries
-# this module name on its command line and is counted apart.
+# this word on its command line and is counted apart. A student may be served the same way.
 SERVER_MODULE = "edgedistill.teacher.local_server"
+TEACHER = "teacher"
 INTERVAL_SECONDS = 0.1
 # Finding children reads the whole process table, which takes milliseconds from whoever computes.
 CHILDREN_EVERY = 5  # intervals
@@ -61,7 +62,7 @@ def children(me: psutil.Process) -> tuple[int, int]:
     for child in me.children(recursive=True):
         try:
             size = child.memory_info().rss
-            if SERVER_MODULE in child.cmdline():
+            if child.cmdline()[-1:] == [TEACHER]:
                 server += size
             else:
                 own += size

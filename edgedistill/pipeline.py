@@ -23,7 +23,7 @@ from edgedistill.bench import bench, require_gates
 from edgedistill.collect import collect
 from edgedistill.curate import curate
 from edgedistill.distill import distill
-from edgedistill.errors import GateFailed
+from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
 from edgedistill.merge import merge
 from edgedistill.pack import pack, write_page
@@ -32,12 +32,9 @@ from edgedistill.quantize import quantize
 from edgedistill.recipe import Recipe
 from edgedistill.student import prepare_student
 from edgedistill.target import Target
-from edgedistill.tokenmix import read_token_mix
+from edgedistill.tokenmix import TokenMix, read_token_mix
 from edgedistill.verify import verify
 from edgedistill.workspace import locked
-
-SHARED = ("collect", "curate", "distill", "merge", "export")
-PER_TARGET = ("quantize", "bench", "pack")
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,14 @@ def _build(
     log: _Recorder,
     until: str = "pack",
     retry_failed: bool = False,
+    page: bool = True,
 ) -> list[BuildResult]:
     shared = _once_per_recipe(recipe, workspace.root, log, until, retry_failed)
     if shared is None:
         return [BuildResult(target, log.manifests()) for target in targets]
     return [
-        _for_target(recipe, target, shared, workspace, log.branch(), until) for target in targets
+        _for_target(recipe, target, shared, workspace, log.branch(), until, page)
+        for target in targets
     ]
 
 
@@ -115,11 +114,17 @@ def _once_per_recipe(
     verify(checkpoint, exported, dataset, prompt, recipe.gates.export_mean_kld, out, log)
     if until == "export":
         return None
-    return _Shared(traces, dataset, student, adapter, checkpoint, exported)
+    return _Shared(mix, traces, dataset, student, adapter, checkpoint, exported)
 
 
 def _for_target(
-    recipe: Recipe, target: Target, made: _Shared, workspace: Workspace, log: _Recorder, until: str
+    recipe: Recipe,
+    target: Target,
+    made: _Shared,
+    workspace: Workspace,
+    log: _Recorder,
+    until: str,
+    page: bool,
 ) -> BuildResult:
     out = workspace.root
     quantized = quantize(
@@ -128,13 +133,14 @@ def _for_target(
     if until == "quantize":
         return BuildResult(target, log.manifests())
     report = bench(
-        recipe, target, made.traces, made.dataset, made.student, made.adapter, made.checkpoint,
-        made.exported, quantized, out, log,
+        recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
+        made.checkpoint, made.exported, quantized, out, log,
     )  # fmt: skip
     try:
         require_gates(report)
     except GateFailed:
-        write_page(report, recipe, quantized, made.exported, made.student, log.manifests())
+        if page:
+            write_page(report, recipe, quantized, made.exported, made.student, log.manifests())
         raise
     bundle = None
     if until == "pack":
@@ -150,6 +156,7 @@ def _for_target(
 class _Shared:
     """What every target of a recipe starts from."""
 
+    mix: TokenMix
     traces: Traces
     dataset: Dataset
     student: Student
@@ -169,8 +176,9 @@ def plan(
     steps: list[tuple[str, str, Path]] = []
     for target in targets:
         planner = _Planner()
-        with contextlib.suppress(_WouldRun):
-            _build(recipe, [target], workspace, _Recorder(planner))
+        # A rule that is broken ends a build, too, and so the plan.
+        with contextlib.suppress(_WouldRun, GateFailed, CollectError):
+            _build(recipe, [target], workspace, _Recorder(planner), page=False)
         steps += [step for step in planner.steps if step not in steps]
     return steps
 

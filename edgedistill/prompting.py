@@ -51,13 +51,14 @@ class StudentPrompt:
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._check_assistant_turn()
 
-    def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The conversation the student sees for one prompt of the token mix."""
+    def messages(self, prompt: str, history: Sequence[Message] = ()) -> list[dict[str, str]]:
+        """The conversation the student sees for one prompt of the token mix and what was said
+        before it. As for the teacher, an own system message stands instead of the recipe's."""
+        before = [dict(message) for message in history]
+        if self._spec.system is not None and (not before or before[0]["role"] != "system"):
+            before = [{"role": "system", "content": self._spec.system}, *before]
         # str.replace, not str.format: braces in the user's text are the user's.
-        user = {"role": "user", "content": self._spec.prompt.replace("{prompt}", prompt)}
-        if self._spec.system is None:
-            return [user]
-        return [{"role": "system", "content": self._spec.system}, user]
+        return [*before, {"role": "user", "content": self._spec.prompt.replace("{prompt}", prompt)}]
 
     def render_messages(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The chat template's text for a conversation."""
@@ -73,9 +74,9 @@ class StudentPrompt:
         except (TemplateError, SecurityError, TypeError) as error:
             self._refuse(f"its chat template cannot be rendered: {error}", error)
 
-    def render(self, prompt: str) -> str:
+    def render(self, prompt: str, history: Sequence[Message] = ()) -> str:
         """The text the student is given, up to where its answer begins."""
-        return self.render_messages(self.messages(prompt), add_generation_prompt=True)
+        return self.render_messages(self.messages(prompt, history), add_generation_prompt=True)
 
     def encode(self, text: str) -> list[int]:
         """Token IDs; special tokens in the text are parsed, none is added."""
@@ -85,9 +86,9 @@ class StudentPrompt:
         """Text of token IDs, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token IDs of `render(prompt)`, with a BOS in front where the model wants one."""
-        ids = self.encode(self.render(prompt))
+    def prompt_ids(self, prompt: str, history: Sequence[Message] = ()) -> list[int]:
+        """Token IDs of `render(...)`, with a BOS in front where the model wants one."""
+        ids = self.encode(self.render(prompt, history))
         bos = self._tokenizer.token_to_id(self._bos) if self._adds_bos else None
         # The runtime adds one too; a template that writes its own must not give two.
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

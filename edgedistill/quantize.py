@@ -27,7 +27,15 @@ from edgedistill.artifacts import (
 )
 from edgedistill.checks import Checker, check_identity, make_checker
 from edgedistill.errors import DatasetError, GateFailed
-from edgedistill.fidelity import EvalRow, Kld, per_token, read_rows, summarise
+from edgedistill.fidelity import (
+    EvalRow,
+    Kld,
+    follows,
+    per_token,
+    read_rows,
+    rows_that_fit,
+    summarise,
+)
 from edgedistill.names import with_encoding
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
@@ -108,9 +116,15 @@ def quantize(
 
     def work(folder: Path) -> Mapping[str, Any]:
         student = StudentPrompt(exported.folder, prompt)
-        rows = read_rows(dataset.folder / "validation.jsonl")
+        every = read_rows(dataset.folder / "validation.jsonl")
+        rows = rows_that_fit(every, student)
         if not rows:
             raise DatasetError("there are no validation rows to choose a format on")
+        if len(rows) < len(every):
+            progress.note(
+                f"formats are chosen on {len(rows)} of {len(every)} validation prompts: "
+                "the logits of more do not fit into 2 GB of scratch space"
+            )
         job = _Job(
             exported.model,
             target,
@@ -231,10 +245,9 @@ class _Job:
 
     def _agrees(self, runtime: LlamaCpp, case: Case, logits: Path) -> bool:
         """Append the logits of the teacher's answer to `logits`; does the check call the greedy
-        answer the same? Where each token of the teacher's is the most likely one, it is that answer
-        (speculative decoding with the teacher's answer as draft, arXiv 2211.17192)."""
+        answer the same?"""
         likely = runtime.logits(case.asked + case.answer, len(case.asked), logits)
-        if likely == case.answer:
+        if follows(likely, case.answer, self.max_tokens):
             return self.checker.same(case.row.answer, case.row.answer)
         made = runtime.generate(case.asked, self.max_tokens, self.student.stop_ids)
         return self.checker.same(self.student.decode(made.ids).strip(), case.row.answer)
@@ -325,7 +338,7 @@ def _cases(rows: Sequence[EvalRow], student: StudentPrompt) -> list[Case]:
     cases, skip = [], 0
     for row in rows:
         answer = student.answer_ids(row.answer)
-        cases.append(Case(row, student.prompt_ids(row.prompt), answer, skip))
+        cases.append(Case(row, student.prompt_ids(row.prompt, row.history), answer, skip))
         skip += len(answer)
     return cases
 

@@ -217,9 +217,10 @@ class Recipe(Strict):
 
 
 Held = TypeVar("Held", StudentSpec, LocalTeacher)
+SYSTEM_FILE: Location = ("teacher", "system_file")
 FILES: tuple[Location, ...] = (
     ("prompts",),
-    ("teacher", "system_file"),
+    SYSTEM_FILE,
     ("check", "database"),
 )
 
@@ -245,16 +246,21 @@ def _missing_files(document: Document, folder: Path) -> list[Problem]:
         value: object = document.values
         for part in location:
             value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, str) and not (folder / value).is_file():
-            problems.append(
-                Problem(
-                    document.file,
-                    document.line(location),
-                    ".".join(map(str, location)),
-                    f"there is no file {folder / value}",
-                )
-            )
+        if isinstance(value, str) and (wrong := _unusable(folder / value, location)):
+            field = ".".join(map(str, location))
+            problems.append(Problem(document.file, document.line(location), field, wrong))
     return problems
+
+
+def _unusable(file: Path, location: Location) -> str:
+    if not file.is_file():
+        return f"there is no file {file}"
+    try:
+        if location == SYSTEM_FILE:
+            file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{file} cannot be read as UTF-8 text: {error}"
+    return ""
 
 
 def _resolved(recipe: Recipe, folder: Path) -> Recipe:

@@ -90,6 +90,7 @@ class Latency:
     cold_start_seconds: float | None  # start of the process to the first answer's end
     peak_memory_bytes: int | None
     end_to_end_seconds: list[float]  # one a prompt, for the distribution
+    reused: int = 0  # timings of an earlier sitting, since an answered call is not asked again
 
 
 @dataclass(frozen=True)

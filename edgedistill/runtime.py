@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from edgedistill import machine
+from edgedistill.artifacts import is_full
 from edgedistill.errors import MissingTool, RuntimeFailure
 
 CHILD = (sys.executable, "-m", "edgedistill.runtime_child")
 REQUEST_SECONDS = 600.0  # longest wait for one answer
 QUANTIZE_SECONDS = 6 * 3600.0
 WAIT_SECONDS = 0.5
-FULL_DISK_BYTES = 4 << 20
 LAST_LINES = 8
 
 
@@ -155,7 +154,7 @@ def quantize_file(source: Path, destination: Path, format: str, threads: int | N
         os.replace(temporary, destination)
     except RuntimeFailure as error:
         # llama.cpp does not say why a write failed.
-        if shutil.disk_usage(destination.parent).free < FULL_DISK_BYTES:
+        if is_full(destination.parent):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination)) from error
         raise
     finally:

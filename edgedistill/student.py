@@ -18,7 +18,7 @@ from edgedistill.errors import WeightsError
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
-from edgedistill.weights import ModelFile, locate
+from edgedistill.weights import ModelFile, describe, locate
 
 TOKENIZER_GGUF = "tokenizer.gguf.json"
 ARCHITECTURES = ("llama", "qwen2")
@@ -55,16 +55,17 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
         WeightsError: the file cannot be had, its architecture or pre-tokenizer is not known, or
             its chat template cannot prompt a student.
     """
-    file = locate(spec.weights, progress)
+    about = describe(spec.weights)
     identity = Identity(
         stage="student",
         version=1,
         spec={"dtype": "float32"},
-        inputs={"weights": file.sha256},
+        inputs={"weights": about.sha256},
         tools=tool_versions("transformers", "tokenizers", "gguf"),
     )
 
     def work(folder: Path) -> dict[str, Any]:
+        file = locate(spec.weights, progress)
         keys = read_tokenizer_keys(file.path)
         write_tokenizer(folder, keys)
         StudentPrompt(folder, StudentSpec(weights=spec.weights))
@@ -74,9 +75,9 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
     return Student(
         folder=done.folder,
         digest=done.digest,
-        name=file.base_model or file.name,
-        licence=file.licence,
-        source=f"{file.name} sha256:{file.sha256}",
+        name=about.base_model or about.name,
+        licence=about.licence,
+        source=f"{about.name} sha256:{about.sha256}",
     )
 
 

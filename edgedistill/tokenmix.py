@@ -1,13 +1,13 @@
 """The token mix: the prompts that users really send, read from JSONL, one object a line.
 
 Fields: `id`; `prompt` or `messages` ([{"role", "content"}, ...], the last one from the user);
-optional `weight` (> 0), `tags` (strings) and `reference` (a known good answer).
+optional `weight` (> 0; kept, and not used yet), `tags` (strings) and `reference` (a known good
+answer).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from edgedistill.errors import Problem, TokenMixError
 FIELDS = frozenset({"id", "prompt", "messages", "weight", "tags", "reference"})
 ROLES = ("system", "user", "assistant")
 SHOWN_PROBLEMS = 20
+MAX_WEIGHT = 1e9
 PHRASING = "phrasing:"
 
 
@@ -153,8 +154,12 @@ def _is_message(message: Any) -> bool:
 def _wrong_rest(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     problems = []
     weight = values.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        problems.append(("weight", "must be a number above 0"))
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not 0 < weight < MAX_WEIGHT
+    ):
+        problems.append(("weight", f"must be a number above 0 and below {MAX_WEIGHT:g}"))
     tags = values.get("tags", [])
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         problems.append(("tags", "must be a list of strings"))

@@ -213,8 +213,8 @@ class _Handover:
 
     def _texts(self, rows: Sequence[EvalRow]) -> Iterator[tuple[str, str, list[int]]]:
         for row in rows:
-            rendered = self.student.render(row.prompt)
-            yield f"prompt {row.id}", rendered, self.student.prompt_ids(row.prompt)
+            rendered = self.student.render(row.prompt, row.history)
+            yield f"prompt {row.id}", rendered, self.student.prompt_ids(row.prompt, row.history)
             answer = self.student.answer_ids(row.answer)[:-1]  # without the stop token
             if row.answer:
                 yield f"answer {row.id}", row.answer, answer
@@ -230,7 +230,7 @@ class _Handover:
     # Weights
 
     def _supervised(self, row: EvalRow) -> tuple[list[int], int]:
-        asked = self.student.prompt_ids(row.prompt)
+        asked = self.student.prompt_ids(row.prompt, row.history)
         return asked + self.student.answer_ids(row.answer), len(asked)
 
     def _longest(self, rows: Sequence[EvalRow]) -> int:

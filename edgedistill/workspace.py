@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgedistill.artifacts import MANIFEST
+from edgedistill.artifacts import MANIFEST, storing
 from edgedistill.errors import StorageError
 from edgedistill.recipe import Recipe
 from edgedistill.target import Target
 
 STAGE_FOLDER = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{16}")
 TRACES = "traces.db"
+LOCK = "lock.db"
 Plan = Callable[[Recipe, Sequence[Target]], Iterable[tuple[str, str, Path]]]
 
 
@@ -96,20 +97,31 @@ def locked(root: Path) -> Iterator[None]:
     Raises:
         StorageError: another process holds it.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(root / "lock.db", timeout=0, isolation_level=None)
-    try:
+    with storing(root):
+        root.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
         try:
+            lock = sqlite3.connect(root / LOCK, timeout=0, isolation_level=None)
+            stack.callback(lock.close)
             lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise StorageError(
-                "another build is using this workspace",
-                where=str(root),
-                hint="wait for it to end, or give this one its own with --workspace",
-            ) from error
+        except sqlite3.Error as error:
+            raise _not_locked(root, error) from error
         yield
-    finally:
-        lock.close()
+
+
+def _not_locked(root: Path, error: sqlite3.Error) -> StorageError:
+    if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StorageError(
+            "another build is using this workspace",
+            where=str(root),
+            hint="wait for it to end, or give this one its own with --workspace",
+        )
+    return StorageError(
+        f"the workspace cannot be locked: {error}",
+        where=str(root / LOCK),
+        hint="make the folder writable, remove this file when no build runs, or choose another "
+        "folder with --workspace",
+    )
 
 
 def _held(folder: Path, recipes: set[str], now: float) -> Held:

@@ -35,8 +35,8 @@ class FakeTeacher:
     `script` maps a prompt (or "*" for any) to what its next requests meet, in order; the last
     entry holds for all later ones when it ends with "!". Without an entry a request is answered
     with `answer(prompt)`. Entries: ok, 429 (Retry-After: `retry_after`), any other HTTP status,
-    garbage (no JSON), no-choices, no-content, empty (text ""), hang, drip (one byte at a time),
-    cut (the connection closes in the middle), error-body, quota.
+    garbage (no JSON), no-choices, no-content, empty (text ""), refusal, hang, drip (one byte at
+    a time), cut (the connection closes in the middle), error-body, quota.
     """
 
     script: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -44,6 +44,7 @@ class FakeTeacher:
     delay_seconds: float = 0.0
     retry_after: str = "0"
     usage_in_stream: bool = True
+    knows_stream_options: bool = True
     requests: list[Received] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._raw(b"\x00\xff<html>", "application/json")
         elif step == "error-body":
             self._json(200, {"error": {"message": "overloaded"}})
+        elif "stream_options" in received.body and not self.teacher.knows_stream_options:
+            self._json(400, {"error": {"message": "unknown field stream_options"}})
         elif received.body.get("stream"):
             self._stream(received)
         else:
@@ -132,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         content: str | None = self.teacher.answer(received.prompt)
         content = {"empty": "", "no-content": None}.get(step, content)
         message = {"role": "assistant", "content": content}
+        if step == "refusal":
+            message = {"role": "assistant", "content": None, "refusal": "Unable to help."}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         return {
             "id": "x",

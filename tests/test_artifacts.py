@@ -142,6 +142,17 @@ def test_storing_names_what_the_disk_refused(tmp_path: Path, error: Exception, s
     assert caught.value.hint
 
 
+def test_a_writer_that_fails_without_a_word_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("PytorchStreamWriter failed writing file data/3")
+    with pytest.raises(RuntimeError, match="Pytorch"), storing(tmp_path):
+        raise error
+    monkeypatch.setattr("edgedistill.artifacts.FULL_DISK_BYTES", 1 << 62)  # any disk is full
+    with pytest.raises(StorageError, match="No space left"), storing(tmp_path / "not" / "there"):
+        raise error
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "gone"), ValueError("other")])
 def test_storing_lets_other_errors_pass(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as caught, storing(tmp_path):

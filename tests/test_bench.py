@@ -13,7 +13,7 @@ import pytest
 from edgedistill.artifacts import Report
 from edgedistill.bench import require_gates
 from edgedistill.bench.agreement import agreement, answer_all, bootstrap, examples
-from edgedistill.bench.chain import bounds, link, measure_chain, recorded, rows_that_fit
+from edgedistill.bench.chain import bounds, link, measure_chain, recorded
 from edgedistill.bench.gates import at_least, at_most, failure, with_clock, without_clock
 from edgedistill.bench.latency import (
     Asker,
@@ -27,7 +27,7 @@ from edgedistill.bench.latency import (
 )
 from edgedistill.bench.models import Model, Recorded, Runs
 from edgedistill.errors import GateFailed, RuntimeFailure, TeacherError
-from edgedistill.fidelity import EvalRow, Kld
+from edgedistill.fidelity import EvalRow, Kld, rows_that_fit
 from edgedistill.progress import Silent, Task
 from edgedistill.recipe import RecipeGates
 from edgedistill.results import Candidate, LlamaBench

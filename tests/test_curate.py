@@ -43,6 +43,13 @@ def trace(name: str, text: str = "1", **changes: Any) -> dict[str, Any]:
     return {"trace_id": f"t-{name}", "prompt_id": name, "latency_seconds": 1.5, **plain, **changes}
 
 
+def chat(name: str, *said: str) -> TokenMixEntry:
+    roles = ("user", "assistant")
+    return TokenMixEntry(
+        name, tuple({"role": roles[n % 2], "content": text} for n, text in enumerate(said))
+    )
+
+
 def many(count: int, phrasings: int) -> list[TokenMixEntry]:
     return [entry(f"p{n}", tag=f"f{n % phrasings}") for n in range(count)]
 
@@ -109,6 +116,20 @@ def test_first_usable_of_equal_prompts_is_kept(tmp_path: Path) -> None:
     assert "x2" in rejected["x3"]["detail"]
 
 
+def test_conversations_that_end_alike_are_not_the_same(tmp_path: Path) -> None:
+    chats = [
+        chat("a", "refund me", "sure?", "yes"),
+        chat("b", "cancel me", "sure?", "yes"),
+        chat("c", "Refund me!", "sure?", "Yes."),
+    ]
+    made = run(tmp_path, [*chats, *many(20, 5)])
+    assert made.rejected == 1
+    rows = [row for part in PARTS for row in lines(made, part)]
+    kept = {row["id"]: row["history"] for row in rows if row["id"] in "abc"}
+    assert kept["a"] == list(chats[0].messages[:-1])
+    assert set(kept) == {"a", "b"}
+
+
 def test_rows_hold_the_cleaned_answer_and_their_provenance(tmp_path: Path) -> None:
     entries = [replace(e, weight=2.0, reference="ref") for e in many(30, 10)]
     dataset = run(tmp_path, entries, [trace(e.id, "```json\n[1]\n```") for e in entries])
@@ -124,6 +145,7 @@ def test_rows_hold_the_cleaned_answer_and_their_provenance(tmp_path: Path) -> No
         "tags": [f"phrasing:f{int(name[1:]) % 10}"],
         "trace_id": f"t-{name}",
         "reference": "ref",
+        "history": [],
     }
 
 

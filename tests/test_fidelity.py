@@ -11,6 +11,7 @@ from edgedistill.fidelity import (
     NOT_FINITE,
     Logits,
     compare,
+    follows,
     kl_divergence,
     per_token,
     read_rows,
@@ -87,6 +88,16 @@ def test_files_that_do_not_match_are_refused(tmp_path: Path, rows: int, vocab: i
     record([logits(rows, 0)], tmp_path / "b")
     with pytest.raises(ValueError, match="holds"):
         compare(tmp_path / "a", tmp_path / "b", vocab)
+
+
+@pytest.mark.parametrize(
+    ("likely", "max_tokens", "same"),
+    [([5, 6, 2], 9, True), ([5, 7, 2], 9, False), ([5, 6, 2], 2, True), ([5, 6, 2], 1, False)],
+)
+def test_an_answer_is_followed_to_its_end_or_not(
+    likely: list[int], max_tokens: int, same: bool
+) -> None:
+    assert follows(likely, [5, 6, 2], max_tokens) is same
 
 
 def test_read_rows(tmp_path: Path) -> None:

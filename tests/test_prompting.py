@@ -34,6 +34,16 @@ def test_render_keeps_braces_of_the_user(folder: Path) -> None:
     )
 
 
+def test_what_was_said_before_is_shown(folder: Path) -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    prompt = StudentPrompt(folder, SPEC.model_copy(update={"system": "short"}))
+    shown = prompt.messages("x", said)
+    assert [m["role"] for m in shown] == ["system", "user", "assistant", "user"]
+    assert prompt.render("x", said).index("hello") < prompt.render("x", said).rindex("x")
+    own = [{"role": "system", "content": "own"}, *said]
+    assert [m["content"] for m in prompt.messages("x", own)[:2]] == ["own", "hi"]
+
+
 def test_answer_ends_with_its_one_stop_token(folder: Path) -> None:
     prompt = StudentPrompt(folder, SPEC)
     ids = prompt.answer_ids("the answer")

@@ -80,6 +80,25 @@ def test_trouble_is_retried_then_recorded(step: str, reason: str) -> None:
     assert [r.headers["X-Attempt"] for r in teacher.requests] == ["1", "2", "1", "2"]
 
 
+def test_why_a_call_failed_is_kept() -> None:
+    with FakeTeacher({"bad": ["400"]}) as teacher, client(teacher) as asked:
+        failed, answered = asked.ask(call("bad")), asked.ask(call("good"))
+    assert "told to say 400" in failed.failure_detail
+    assert answered.failure_detail == ""
+
+
+def test_a_refusal_says_so() -> None:
+    with FakeTeacher({"bad": ["refusal"]}) as teacher, client(teacher) as asked:
+        trace = asked.ask(call("bad"))
+    assert (trace.text, trace.finish_reason) == ("Unable to help.", "refusal")
+
+
+def test_a_server_without_stream_options_is_streamed_all_the_same() -> None:
+    with FakeTeacher(knows_stream_options=False) as teacher, client(teacher) as asked:
+        trace = asked.stream(call("a b"))
+    assert (trace.text, trace.failure, trace.attempts) == ("answer to a b", None, 1)
+
+
 def test_bad_request_is_not_retried() -> None:
     with FakeTeacher({"*": ["400!"]}) as teacher, client(teacher) as asked:
         trace = asked.ask(call())

@@ -82,6 +82,18 @@ def test_gc_does_not_run_during_a_build(tmp_path: Path) -> None:
     assert not old.exists()
 
 
+def test_a_workspace_that_cannot_be_locked_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lock.db").write_bytes(b"no database at all" * 100)
+    with (
+        pytest.raises(StorageError, match="cannot be locked: file is not a database"),
+        locked(tmp_path),
+    ):
+        pass
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="Not a directory"), locked(tmp_path / "file" / "below"):
+        pass
+
+
 def test_reached_merges_plans(tiny: Path, tmp_path: Path) -> None:
     recipe = load_recipe(tiny)
     other = recipe.model_copy(update={"name": "other"})

@@ -33,6 +33,7 @@ from edgedistill.progress import Progress
 from edgedistill.recipe import Recipe
 from edgedistill.target import Target
 from edgedistill.teacher import weights_identity
+from edgedistill.tokenmix import TokenMix
 
 REPORT = "report.json"
 NOT_MEASURED = {"licence", "port", "start_seconds", "weights", "api_key_env"}
@@ -45,6 +46,7 @@ class Build:
 
     recipe: Recipe
     target: Target
+    mix: TokenMix
     traces: Traces
     dataset: Dataset
     student: Student
@@ -57,6 +59,7 @@ class Build:
 def bench(
     recipe: Recipe,
     target: Target,
+    mix: TokenMix,
     traces: Traces,
     dataset: Dataset,
     student: Student,
@@ -76,7 +79,7 @@ def bench(
         RuntimeFailure: a model cannot be run.
     """
     build = Build(
-        recipe, target, traces, dataset, student, adapter, checkpoint, exported, quantized
+        recipe, target, mix, traces, dataset, student, adapter, checkpoint, exported, quantized
     )
 
     def work(folder: Path) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from edgedistill.artifacts import write_json
 from edgedistill.bench.models import Model
 from edgedistill.checks import Checker
-from edgedistill.fidelity import EvalRow
+from edgedistill.fidelity import EvalRow, shuffled
 from edgedistill.progress import Progress
 from edgedistill.results import Agreement, Example, Interval
 
@@ -115,8 +114,3 @@ def _mixed(rows: Iterable[EvalRow]) -> list[EvalRow]:
         ranked.append((place[row.seen], row.seen, row))
         place[row.seen] += 1
     return [row for _, _, row in sorted(ranked, key=lambda item: item[:2])]
-
-
-def shuffled(row_id: str, seed: int) -> str:
-    """A sort key that shuffles rows by ID alone: one row more or less moves no other."""
-    return hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest()

@@ -8,12 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from edgedistill.artifacts import write_json
-from edgedistill.bench.agreement import shuffled
 from edgedistill.bench.models import Model, Recorded
 from edgedistill.errors import RuntimeFailure
-from edgedistill.fidelity import EvalRow, Kld, compare
+from edgedistill.fidelity import FLOAT_BYTES, EvalRow, Kld, compare
 from edgedistill.progress import Progress
-from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import RecipeGates
 from edgedistill.results import Link
 from edgedistill.target import TargetGates
@@ -23,21 +21,6 @@ STEPS = (
     ("export", "merged", "exported"),
     ("quantize", "exported", "quantized"),
 )
-SCRATCH_BYTES = 2_000_000_000  # per recorded model; two lie on the disk at once
-FLOAT_BYTES = 4
-
-
-def rows_that_fit(
-    rows: Sequence[EvalRow], prompt: StudentPrompt, limit: int = SCRATCH_BYTES
-) -> list[EvalRow]:
-    """As many rows as their logits fit into `limit` bytes, chosen by ID alone."""
-    kept, used = set(), 0
-    for row in sorted(rows, key=lambda row: shuffled(row.id, 0)):
-        used += len(prompt.answer_ids(row.answer)) * prompt.vocab_size * FLOAT_BYTES
-        if used > limit:
-            break
-        kept.add(row.id)
-    return [row for row in rows if row.id in kept]
 
 
 def measure_chain(

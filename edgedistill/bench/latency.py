@@ -15,9 +15,8 @@ from typing import Protocol
 import numpy as np
 import psutil
 
-from edgedistill.bench.agreement import shuffled
 from edgedistill.errors import TeacherError
-from edgedistill.fidelity import EvalRow
+from edgedistill.fidelity import EvalRow, shuffled
 from edgedistill.progress import Progress
 from edgedistill.results import Latency, LlamaBench, Spread
 from edgedistill.runtime import Generation
@@ -148,7 +147,11 @@ def in_process(
 
 
 def summary(
-    who: str, timings: Sequence[Timing], cold_start: float | None, peak_memory: int | None
+    who: str,
+    timings: Sequence[Timing],
+    cold_start: float | None,
+    peak_memory: int | None,
+    reused: int = 0,
 ) -> Latency:
     """The percentiles of one model's timings."""
     return Latency(
@@ -161,6 +164,7 @@ def summary(
         cold_start_seconds=cold_start,
         peak_memory_bytes=peak_memory,
         end_to_end_seconds=[round(t.seconds, 6) for t in timings],
+        reused=reused,
     )
 
 

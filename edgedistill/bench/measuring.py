@@ -13,14 +13,14 @@ from edgedistill import machine
 from edgedistill.artifacts import RESUME, write_atomic, write_json
 from edgedistill.bench import REPORT, Build
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
-from edgedistill.bench.chain import STEPS, link, measure_chain, recorded, rows_that_fit
+from edgedistill.bench.chain import STEPS, link, measure_chain, recorded
 from edgedistill.bench.gates import with_clock, without_clock
 from edgedistill.bench.models import Model, context_needed, llama_model, torch_model
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.checks import make_checker
 from edgedistill.errors import DatasetError
-from edgedistill.fidelity import EvalRow, Kld, read_rows
+from edgedistill.fidelity import EvalRow, Kld, read_rows, rows_that_fit
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.results import (
@@ -31,7 +31,6 @@ from edgedistill.results import (
     Link,
     TrainingPoint,
 )
-from edgedistill.tokenmix import read_token_mix
 
 FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
 # The fields of a BenchResult that depend neither on the clock nor on the machine.
@@ -134,7 +133,7 @@ def _speed(
 ) -> tuple[Measured, Estimate | None]:
     target = build.target
     if target.roofline is not None and target.latency == "roofline":
-        asked = median(len(prompt.prompt_ids(row.prompt)) for row in rows)
+        asked = median(len(prompt.prompt_ids(row.prompt, row.history)) for row in rows)
         answered = median(len(prompt.answer_ids(row.answer)) for row in rows)
         load = load_of(build.quantized.model)
         guess = estimate(load, target.roofline, asked, answered, target.sources)
@@ -142,7 +141,7 @@ def _speed(
         return Measured([], None, [], []), guess
     # Of another part of the data, so that no answer to a timed prompt is in a server's cache.
     validation = read_rows(build.dataset.folder / "validation.jsonl")
-    entries = {entry.id: entry for entry in read_token_mix(build.recipe.prompts).entries}
+    entries = {entry.id: entry for entry in build.mix.entries}
     sitting = Sitting(
         build.recipe,
         target,
@@ -205,7 +204,7 @@ def _counts(build: Build) -> dict[str, int]:
         "prompts": traces.answered + traces.failed,
         "answered": traces.answered,
         "failed": traces.failed,
-        "rejected": data.rejected,
+        "rejected": data.rejected - traces.failed,
         "train": data.train,
         "validation": data.validation,
         "held_out": data.held_out,
@@ -213,9 +212,11 @@ def _counts(build: Build) -> dict[str, int]:
 
 
 def _rejected(folder: Path) -> dict[str, int]:
-    """Rejected traces by reason, most frequent first."""
+    """Rejected answers by reason, most frequent first; a call that failed gave no answer."""
     with (folder / "rejected.jsonl").open(encoding="utf-8") as stream:
-        return dict(Counter(json.loads(line)["reason"] for line in stream).most_common())
+        reasons = Counter(json.loads(line)["reason"] for line in stream)
+    del reasons["failed"]
+    return dict(reasons.most_common())
 
 
 def _candidates(folder: Path) -> list[Candidate]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgedistill.fidelity import EvalRow, record
+from edgedistill.fidelity import EvalRow, follows, record
 from edgedistill.progress import Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.runtime import LlamaCpp
@@ -56,7 +56,7 @@ class TorchRuns:
     max_tokens: int
 
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
-        asked = [self.prompt.prompt_ids(row.prompt) for row in rows]
+        asked = [self.prompt.prompt_ids(row.prompt, row.history) for row in rows]
         made = self.model.generate(asked, self.max_tokens, self.prompt.stop_ids, task=task)
         return [self.prompt.decode(ids).strip() for ids in made]
 
@@ -66,7 +66,7 @@ class TorchRuns:
             ids, first = supervised(self.prompt, row)
             logits = self.model.logits(ids, first)
             tokens += record([logits], into)
-            if logits.argmax(1).tolist() == ids[first:]:
+            if follows(logits.argmax(1).tolist(), ids[first:], self.max_tokens):
                 followed.append(row.id)
             task.advance()
         return Recorded(tokens, followed)
@@ -83,7 +83,7 @@ class LlamaRuns:
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
         answers = []
         for row in rows:
-            ids = self.model.tokenize(self.prompt.render(row.prompt))
+            ids = self.model.tokenize(self.prompt.render(row.prompt, row.history))
             made = self.model.generate(ids, self.max_tokens, self.prompt.stop_ids)
             answers.append(made.text.strip())
             task.advance()
@@ -95,7 +95,7 @@ class LlamaRuns:
             ids, first = supervised(self.prompt, row)
             likely = self.model.logits(ids, first, into)
             tokens += len(likely)
-            if likely == ids[first:]:
+            if follows(likely, ids[first:], self.max_tokens):
                 followed.append(row.id)
             task.advance()
         return Recorded(tokens, followed)
@@ -103,7 +103,7 @@ class LlamaRuns:
 
 def supervised(prompt: StudentPrompt, row: EvalRow) -> tuple[list[int], int]:
     """Token IDs of prompt and teacher's answer, and the position where the answer starts."""
-    asked = prompt.prompt_ids(row.prompt)
+    asked = prompt.prompt_ids(row.prompt, row.history)
     return asked + prompt.answer_ids(row.answer), len(asked)
 
 

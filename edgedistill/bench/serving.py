@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill import machine
-from edgedistill.artifacts import Quantized, TokenMixEntry
+from edgedistill.artifacts import Quantized, TokenMixEntry, digest_of, tool_versions
 from edgedistill.bench.latency import (
     Asker,
     choose,
@@ -122,11 +122,18 @@ def _over_http(
             asker.who,
             [pair[side] for pair in pairs],
             colds[side],
-            peak_memory(server.pid) if server.pid is not None else None,
+            _peak(server, asker, len(rows)),
+            asker.reused,
         )
         for side, (server, asker) in enumerate((teacher, student))
     ]
     return latencies, latencies[0].end_to_end.p50 / latencies[1].end_to_end.p50
+
+
+def _peak(served: _Served, asker: Asker, asked: int) -> int | None:
+    """None where the process is not here, or answered only the warm-up."""
+    here = served.pid is not None and asker.reused < asked
+    return peak_memory(served.pid) if here and served.pid is not None else None
 
 
 def _warmed(served: _Served, asker: Asker, row: EvalRow, rows: Sequence[EvalRow]) -> float | None:
@@ -149,7 +156,7 @@ def _embedded(sitting: Sitting, progress: Progress) -> tuple[Latency, list[Llama
     with LlamaCpp(model, threads=threads, context_tokens=sitting.context_tokens) as student:
 
         def generate(row: EvalRow) -> Generation:
-            ids = student.tokenize(prompt.render(row.prompt))
+            ids = student.tokenize(prompt.render(row.prompt, row.history))
             return student.generate(ids, sitting.recipe.student.max_tokens, prompt.stop_ids)
 
         generate(sitting.warm_up)
@@ -166,9 +173,13 @@ def _embedded(sitting: Sitting, progress: Progress) -> tuple[Latency, list[Llama
 
 
 def _teacher_call(sitting: Sitting) -> Callable[[EvalRow], Call]:
-    # Timings belong to a machine: a workspace that moves to another asks again there.
-    purpose = f"bench-{machine.fingerprint()}"
+    # Timings belong to a machine and to how a server runs there: with another, all is asked again.
     teacher = sitting.recipe.teacher
+    served: list[object] = [machine.fingerprint()]
+    if isinstance(teacher, LocalTeacher):
+        runtime = tool_versions("llama-cpp-python")
+        served += [teacher.threads or machine.threads(), teacher.context_tokens, runtime]
+    purpose = f"bench-{digest_of(served)[:12]}"
     return lambda row: call_for(sitting.entries[row.id], teacher, purpose)
 
 
@@ -178,7 +189,7 @@ def _student_call(sitting: Sitting) -> Callable[[EvalRow], Call]:
     return lambda row: Call(
         prompt_id=row.id,
         model=STUDENT,
-        messages=tuple(sitting.prompt.messages(row.prompt)),
+        messages=tuple(sitting.prompt.messages(row.prompt, row.history)),
         parameters=parameters,
         prompt_version=STUDENT,
         purpose="bench",
@@ -219,6 +230,7 @@ def _student_server(sitting: Sitting) -> Iterator[_Served]:
         context_tokens=sitting.context_tokens,
         port=None,
         start_seconds=STUDENT_START_SECONDS,
+        role=STUDENT,
     ) as server:
         yield _Served(server.endpoint, server.pid, server.start_seconds)
 

@@ -86,7 +86,7 @@ class _Lesson:
         from edgedistill.torch_runtime import generate
 
         shown = self.shown
-        asked = [shown.prompt_ids(row.prompt) for row in self.validation]
+        asked = [shown.prompt_ids(row.prompt, row.history) for row in self.validation]
         made = generate(model.get_base_model(), asked, self.prompt.max_tokens, shown.stop_ids)
         same = [
             self.checker.same(shown.decode(ids).strip(), row.answer)

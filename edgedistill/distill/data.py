@@ -45,7 +45,7 @@ def training_rows(
         )
     made = []
     for row in rows:
-        asked, answer = prompt.prompt_ids(row.prompt), prompt.answer_ids(row.answer)
+        asked, answer = prompt.prompt_ids(row.prompt, row.history), prompt.answer_ids(row.answer)
         training = TrainingRow(row.id, tuple(asked), tuple(answer))
         _require_promises(training, prompt.stop_id, max_length)
         made.append(training)

@@ -137,7 +137,7 @@ def training_points(history: Sequence[dict[str, Any]], per_epoch: int) -> list[T
 
 def _arguments(plan: Plan, resume: Path) -> Any:
     spec, on_cpu = plan.spec, device().type == "cpu"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(resume),
         max_steps=plan.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
@@ -162,6 +162,9 @@ def _arguments(plan: Plan, resume: Path) -> Any:
         report_to=[],
         disable_tqdm=True,
     )
+    # Trainer would put the batches of two steps on two GPUs, and count steps otherwise than here.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _facts(

@@ -66,8 +66,12 @@ def sentence(report: Json) -> str:
         if {"teacher", "student"} <= times.keys():
             student, teacher = duration(times["student"]), duration(times["teacher"])
             against = f" (median {student} against {teacher})"
-        parts.append(f"and answers {report['speedup_p50']:.1f} times faster{against}")
+        parts.append(f"and answers {_faster(report['speedup_p50'])}{against}")
     return " ".join(parts) + "."
+
+
+def _faster(ratio: float) -> str:
+    return f"{ratio:.1f} times faster" if ratio >= 1 else f"{1 / ratio:.1f} times slower"
 
 
 def machine(facts: Json) -> dict[str, str]:

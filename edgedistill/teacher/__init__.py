@@ -6,18 +6,18 @@ Everything downstream sees an `Endpoint` (base URL and key) and `Call`s.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgedistill import machine
-from edgedistill.artifacts import TokenMixEntry, digest_of, digest_of_file
+from edgedistill.artifacts import TokenMixEntry, digest_of
 from edgedistill.errors import TeacherRefused, WeightsError
 from edgedistill.progress import Progress
 from edgedistill.recipe import ApiTeacher, LocalTeacher, Teacher
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient, Trace
 from edgedistill.teacher.traces import TraceStore
+from edgedistill.weights.cache import cache_folder, digest
 
 __all__ = [
     "Call",
@@ -130,19 +130,11 @@ def weights_identity(teacher: Teacher) -> str | None:
         return None
     if not teacher.weights.lower().endswith(".gguf"):
         return teacher.weights
-    path = Path(teacher.weights)
     try:
-        state = path.stat()
+        return digest(Path(teacher.weights), cache_folder())
     except OSError as error:
         raise WeightsError(
             f"the teacher's weights cannot be read: {error.strerror}",
             where=teacher.weights,
             hint="teacher.weights in the recipe names a pinned file or a GGUF path",
         ) from error
-    return _file_digest(path, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=8)
-def _file_digest(path: Path, size: int, modified_ns: int) -> str:
-    """Size and time are there so that a changed file is read again."""
-    return digest_of_file(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST_ANSWER_BYTES = 64 << 20
+REFUSAL = "refusal"  # our finish_reason for a text that came in the field of that name
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def read_whole(document: Mapping[str, Any]) -> Answer:
         raise Trouble("answer without choices")
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
-    text = message.get("content")
+    text, finish_reason = message.get("content"), str(choice.get("finish_reason") or "")
     if text is None:
-        text = message.get("refusal")
+        text, finish_reason = message.get("refusal"), REFUSAL
     if not isinstance(text, str):
         raise Trouble("answer without content")
     logprobs = choice.get("logprobs")
@@ -101,7 +102,7 @@ def read_whole(document: Mapping[str, Any]) -> Answer:
     return Answer(
         model=str(document.get("model") or ""),
         text=_clean(text),
-        finish_reason=str(choice.get("finish_reason") or ""),
+        finish_reason=finish_reason,
         prompt_tokens=_usage(document, "prompt_tokens") or 0,
         completion_tokens=_usage(document, "completion_tokens") or 0,
         top_logprobs=top if isinstance(top, list) else None,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import openai
 
 LONGEST_PAUSE_SECONDS = 60.0
+USAGE = {"stream_options": {"include_usage": True}}
 RETRIED = frozenset({408, 409, 429})
 REASONS = {408: "request timeout", 409: "conflict", 429: "rate limit"}
 
@@ -95,6 +96,7 @@ class Trace:
     attempts: int
     failure: str | None
     asked_at: str
+    failure_detail: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -205,9 +207,17 @@ class TeacherClient:
         return read_whole(parse_object(body))
 
     def _streamed(self, call: Call, number: int) -> Answer:
+        try:
+            return self._stream_with(call, number, USAGE)
+        except Trouble as trouble:
+            if trouble.status not in (400, 422):
+                raise
+        # Some servers refuse the option; without it the chunks are counted.
+        return self._stream_with(call, number, {})
+
+    def _stream_with(self, call: Call, number: int, options: Mapping[str, Any]) -> Answer:
         started = time.monotonic()
-        extra = {"stream": True, "stream_options": {"include_usage": True}}
-        reader = StreamReader(started)
+        reader, extra = StreamReader(started), {"stream": True, **options}
         with _translated(), self._request(call, number, extra) as response:
             pending = b""
             for chunk in chunks(response.iter_bytes(), started + self._timeout):
@@ -361,7 +371,11 @@ def _trace(call: Call, asked_at: str) -> Trace:
 
 def _failed(trace: Trace, trouble: Trouble, attempts: int, seconds: float) -> Trace:
     return replace(
-        trace, failure=trouble.reason, attempts=attempts, latency_seconds=round(seconds, 6)
+        trace,
+        failure=trouble.reason,
+        failure_detail=trouble.detail,
+        attempts=attempts,
+        latency_seconds=round(seconds, 6),
     )
 
 
@@ -378,4 +392,5 @@ def _completed(trace: Trace, answer: Answer, attempts: int, seconds: float) -> T
         top_logprobs=answer.top_logprobs,
         attempts=attempts,
         failure=None,
+        failure_detail="",
     )

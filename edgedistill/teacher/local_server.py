@@ -22,13 +22,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgedistill import machine
 from edgedistill.errors import MissingTool, RuntimeFailure, TeacherError
-from edgedistill.memory import SERVER_MODULE
+from edgedistill.memory import SERVER_MODULE, TEACHER
 from edgedistill.teacher.client import Endpoint
 
 HOST = "127.0.0.1"
@@ -62,6 +63,7 @@ def serve(
     context_tokens: int,
     port: int | None,
     start_seconds: float,
+    role: str = TEACHER,
 ) -> Iterator[Server]:
     """Serve one GGUF file under `model_id` with a random key; stopped on the way out.
 
@@ -85,7 +87,7 @@ def serve(
         "api_key": endpoint.api_key,
     }
     started = time.monotonic()
-    process = _spawn(settings)
+    process = _spawn(settings, role)
     lines: deque[str] = deque(maxlen=SHOWN_LINES)
     reader = threading.Thread(target=_keep_lines, args=(process, lines), daemon=True)
     try:
@@ -119,10 +121,10 @@ def _port(pinned: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def _spawn(settings: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+def _spawn(settings: Mapping[str, Any], role: str) -> subprocess.Popen[bytes]:
     """The key goes through the pipe: a command line is there for every user to read."""
     process = subprocess.Popen(
-        [sys.executable, "-m", SERVER_MODULE, str(settings["port"])],
+        [sys.executable, "-m", SERVER_MODULE, str(settings["port"]), role],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -219,6 +221,20 @@ def _run(settings: Mapping[str, Any]) -> None:
 
 def _answer_forever(settings: Mapping[str, Any]) -> None:
     import uvicorn
+
+    # OpenMP keeps a team of threads for each thread that calls it. With more teams than cores they
+    # sleep at every barrier, and decoding takes two or three times as long: one thread computes.
+    engine = ThreadPoolExecutor(1)
+    app = engine.submit(_load, settings, engine).result()
+    # A connection that the server closes while the client picks it up again is a lost call.
+    config = uvicorn.Config(
+        app, HOST, settings["port"], log_level="warning", access_log=False, timeout_keep_alive=600
+    )
+    uvicorn.Server(config).run()
+
+
+def _load(settings: Mapping[str, Any], engine: Executor) -> Any:
+    """llama-cpp-python's server application, with the model in memory."""
     from llama_cpp.server import app as server
     from llama_cpp.server.settings import ModelSettings, ServerSettings
     from llama_cpp.server.types import CreateChatCompletionRequest
@@ -244,12 +260,10 @@ def _answer_forever(settings: Mapping[str, Any]) -> None:
     )
     app = server.create_app(server_settings=access, model_settings=[model])
     proxy: Any = server._llama_proxy
-    answer_alike(proxy(settings["model_id"]))
-    # A connection that the server closes while the client picks it up again is a lost call.
-    config = uvicorn.Config(
-        app, HOST, settings["port"], log_level="warning", access_log=False, timeout_keep_alive=600
-    )
-    uvicorn.Server(config).run()
+    llama = proxy(settings["model_id"])
+    answer_alike(llama)
+    compute_in(engine, llama)
+    return app
 
 
 def _forget_environment(fields: set[str]) -> None:
@@ -289,6 +303,18 @@ def answer_alike(llama: Any) -> None:
         return generate(tokens, *args, **kwargs)
 
     llama.generate = alike
+
+
+def compute_in(engine: Executor, llama: Any) -> None:
+    """Let `engine` evaluate and sample every token, whichever thread asks for them."""
+    generate, ended = llama.generate, object()
+
+    def elsewhere(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        tokens = engine.submit(generate, *args, **kwargs).result()
+        while (token := engine.submit(next, tokens, ended).result()) is not ended:
+            yield token
+
+    llama.generate = elsewhere
 
 
 def batch_ends(control: Sequence[bool]) -> list[int]:

@@ -29,6 +29,7 @@ __all__ = [
     "Weights",
     "cache_folder",
     "cached",
+    "describe",
     "locate",
     "obtain",
 ]
@@ -38,8 +39,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file on this machine; `sha256` was computed from its bytes. `licence` is "unknown"
-    for a file that is not pinned."""
+    """A model file. `licence` is "unknown" for one that is not pinned."""
 
     path: Path
     name: str
@@ -48,8 +48,21 @@ class ModelFile:
     base_model: str
 
 
+def describe(name_or_path: str) -> ModelFile:
+    """What is known of a model file without having it: `path` is where it will be.
+
+    Raises:
+        WeightsError: the name is unknown, or the path is not a readable GGUF file.
+    """
+    if name_or_path.lower().endswith(".gguf"):
+        return _as_given(Path(name_or_path))
+    weights = _pinned(name_or_path)
+    return _model_file(weights, entry_folder(cache_folder(), weights) / weights.file)
+
+
 def locate(name_or_path: str, progress: Progress) -> ModelFile:
-    """A pinned file, fetched when needed, or any file whose name ends in .gguf, taken as it is.
+    """A pinned file, fetched when needed, or any file whose name ends in .gguf, taken as it is;
+    its sha256 was computed from its bytes.
 
     Raises:
         WeightsError: the name is unknown, no source gives the file, or the bytes are other ones.
@@ -57,15 +70,23 @@ def locate(name_or_path: str, progress: Progress) -> ModelFile:
     """
     if name_or_path.lower().endswith(".gguf"):
         return _as_given(Path(name_or_path))
-    weights = KNOWN.get(name_or_path)
+    weights = _pinned(name_or_path)
+    return _model_file(weights, obtain(weights, progress))
+
+
+def _pinned(name: str) -> Weights:
+    weights = KNOWN.get(name)
     if weights is None:
-        close = difflib.get_close_matches(name_or_path, KNOWN, n=1)
+        close = difflib.get_close_matches(name, KNOWN, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise WeightsError(
-            f"no pinned weights are called {name_or_path!r}",
+            f"no pinned weights are called {name!r}",
             hint=f"{meant}known: {', '.join(KNOWN)}; or give the path of a .gguf file",
         )
-    path = obtain(weights, progress)
+    return weights
+
+
+def _model_file(weights: Weights, path: Path) -> ModelFile:
     return ModelFile(path, weights.name, weights.sha256, weights.licence, weights.base_model)
 
 

@@ -124,7 +124,7 @@ def _from_source(
         return _from_path(weights, source, root)
     target = entry_folder(root, weights) / weights.file
     _check_space(weights, source, target.parent)
-    with progress.task(f"fetching {weights.file}", weights.bytes, "B") as task:
+    with progress.task(f"fetching {weights.file}", weights.bytes, "bytes") as task:
         if isinstance(source, HubFile):
             _from_hub(weights, source, target, task, hub)
         else:

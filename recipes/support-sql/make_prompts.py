@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SEED = 7
-THIRD_FILL = 0.7  # share of phrasings that are filled three times instead of twice
+SHORT = 52  # characters; phrasings up to here are filled three times, longer ones twice
 MAX_DRAWS = 200
 
 SLOT = re.compile(r"\{([a-z]+)(\d?)\}")
@@ -143,7 +143,7 @@ def draw_lines(
     for phrasing in phrasings:
         # Seeded by its own text: rewording one phrasing leaves the prompts of all others alone.
         rng = random.Random(f"{seed} {phrasing.prompt}")
-        wanted, found = 3 if rng.random() < THIRD_FILL else 2, 0
+        wanted, found = 3 if len(phrasing.prompt) <= SHORT else 2, 0
         for _ in range(MAX_DRAWS):
             fill = draw_fill(rng, phrasing, customers)
             prompt, sql = render(phrasing.prompt, fill, 0), render(phrasing.sql, fill, 1)

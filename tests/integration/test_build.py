@@ -95,6 +95,8 @@ def test_a_missed_gate_ends_the_build_and_leaves_the_report(world: World) -> Non
     assert "'distill'" in done.stderr
     assert "merged_agreement" in done.stderr
     assert (world.stages()["bench"] / "report.html").is_file()
+    shown = world.run("status")  # a build that ended so can still be looked at
+    assert "bench" in shown.stdout
 
 
 def _swap_rows(values: Any) -> Any:

@@ -77,7 +77,6 @@ def test_killed_in_each_stage(
         paid = answered(world)
     world.run()
     assert world.digests() == unbroken.digests()
-    # An answer that was asked for again would carry a new trace ID.
     assert paid.items() <= answered(world).items()
     # Each prompt once to collect; four once more to time, behind a warm-up that is not kept.
     assert len(teacher.requests) - before <= PROMPTS + 4 + 1 + lost
@@ -124,13 +123,13 @@ def kill_build(world: World, stage: str, after_seconds: float) -> None:
 
 
 def answered(world: World) -> dict[str, str]:
-    """Request key and trace ID of every answer in the trace store."""
+    """Request key and whole trace, with the time it was asked at, of every answer in the store."""
     store = world.workspace / "traces.db"
     if not store.is_file():
         return {}
     with contextlib.closing(sqlite3.connect(store)) as database:
         bodies = [json.loads(body) for (body,) in database.execute("SELECT body FROM traces")]
-    return {body["key"]: body["trace_id"] for body in bodies if body["failure"] is None}
+    return {body["key"]: json.dumps(body) for body in bodies if body["failure"] is None}
 
 
 def test_a_local_server_dies_with_the_build_alone(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ class World:
             done = load_finished(folder, reused=True)
             assert done is not None
             outputs = done.manifest["outputs"]
-            found[name] = outputs["fidelity.json"] if name == "bench" else (folder.name, outputs)
+            parts = {"bench": outputs.get("fidelity.json"), "collect": done.facts.get("digest")}
+            found[name] = parts.get(name, (folder.name, outputs))
         for model in (self.home / "dist").glob("*/*.gguf"):
             found["model"] = (model.name, model.read_bytes())
         return found
