@@ -271,7 +271,10 @@ def init(name: str, into: Path) -> None:
 
     value = {"recipe": str(initialise(name, into))}
     _show(
-        lambda made: Text(f"made {made['recipe']}; next: edit it, then edgedistill validate"), value
+        lambda made: Text(
+            f"made {made['recipe']}; next: edit it, then run what its first lines say"
+        ),
+        value,
     )
 
 

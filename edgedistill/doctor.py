@@ -101,7 +101,7 @@ def _room(name: str, free: int, total: int, wanted: int) -> Finding:
 def _runtimes(code: str) -> Iterator[Finding]:
     installed = _version("llama-cpp-python")
     if installed is None:
-        hint = 'pip install "edgedistill[local-teacher]"'
+        hint = 'in the checkout: pip install -e ".[local-teacher]"'
         yield Finding("runtime", "llama-cpp-python", "missing", "not installed", hint)
     else:
         yield loads(installed, code)
@@ -133,7 +133,7 @@ def _packages(wanted: Mapping[str, str]) -> Iterator[Finding]:
     for name, extra in wanted.items():
         version = _version(name)
         if version is None:
-            hint = f'pip install "edgedistill[{extra}]"'
+            hint = f'in the checkout: pip install -e ".[{extra}]"'
             yield Finding("package", name, "missing", "not installed", hint)
         else:
             yield Finding("package", name, "ok", version)

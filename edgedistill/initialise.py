@@ -19,6 +19,7 @@ from edgedistill.errors import UsageError
 from edgedistill.recipe import ApiTeacher, Recipe, TextCheck
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+MODEL_ID = "the-model-id"  # to be replaced: validate says so
 STUDENT = "smollm2-135m-instruct-q4_1"
 # What a new recipe says where the model has no default, or where the default teaches less.
 VALUES: Mapping[str, Any] = {
@@ -28,7 +29,7 @@ VALUES: Mapping[str, Any] = {
         "kind": "api",
         "base_url": "http://127.0.0.1:8000/v1",
         "api_key_env": "TEACHER_API_KEY",
-        "model": "the-model-id",
+        "model": MODEL_ID,
         "licence": "the licence or terms of its answers",
         "system": "Answer with one word: urgent or normal.",
         "sampling": {"max_tokens": 8},
@@ -41,9 +42,11 @@ VALUES: Mapping[str, Any] = {
 VARIANTS: Mapping[str, type[BaseModel]] = {"teacher": ApiTeacher, "check": TextCheck}
 HEAD = """\
 # A recipe: what to distil. Fields behind a # are optional; all others are written out.
-# Check it with `edgedistill validate --recipe {name}`, build it with `edgedistill build`.
-# Other teachers: `kind: local` with `weights: NAME` serves a pinned model on this machine.
-# Other checks: exact, label, json, number, sql-execution (with a database).
+# Check it: edgedistill validate --recipe {name} --target laptop
+# Build it: edgedistill build --recipe {name} --target laptop
+# Other teachers: `kind: local` with `weights: file.gguf` (relative to this folder) or the name of
+# pinned weights is served on this machine, and needs no base_url or key.
+# Other checks: exact, label, json, number, sql-execution (with `database: file.db`).
 """
 PROMPTS = (
     ("p-001", "The whole shop is down and we are losing orders!", "outage"),
@@ -55,7 +58,8 @@ READ_ME = """\
 # {name}
 
 `recipe.yaml` says what to distil, `prompts.jsonl` holds the prompts, one JSON object a line:
-`id` and `prompt`, and if you like `tags` and `reference`. A tag `phrasing:NAME` marks
+`id` and `prompt` (or `messages`, a conversation that ends with the user's turn), and if you like
+`tags` and `reference` (kept, not used yet). A tag `phrasing:NAME` marks
 prompts that are worded the same way, so that the report can tell seen from unseen wording.
 
 The four prompts here only show the form. Use the ones your users really send: a few hundred in
@@ -75,7 +79,11 @@ def initialise(name: str, folder: Path) -> Path:
         )
     home = folder / name
     if home.exists():
-        raise UsageError("there is something already", where=str(home), hint="take another name")
+        raise UsageError(
+            "there is something already, and it was left as it is",
+            where=str(home),
+            hint="edit its recipe.yaml, or take another name",
+        )
     prompts = "".join(
         json.dumps({"id": key, "prompt": text, "tags": [f"phrasing:{tag}"]}) + "\n"
         for key, text, tag in PROMPTS

@@ -140,7 +140,8 @@ def _load_tokenizer(path: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingTool(
-            "the package tokenizers is not installed", hint='pip install "edgedistill[build]"'
+            "the package tokenizers is not installed",
+            hint='in the checkout: pip install -e ".[build]"',
         ) from error
     try:
         return Tokenizer.from_file(str(path))

@@ -53,7 +53,9 @@ class ApiTeacher(TeacherBase):
     kind: Literal["api"]
     base_url: str = Field(pattern=r"^https?://", description="e.g. https://host/v1")
     api_key_env: str | None = Field(
-        None, description="name of the environment variable that holds the key; none for no key"
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="name of the environment variable that holds the key; none for no key",
     )
 
 

@@ -241,7 +241,7 @@ class _Child:
         if any("No module named 'llama_cpp'" in line for line in lines):
             raise MissingTool(
                 "the package llama-cpp-python is not installed",
-                hint='pip install "edgedistill[runtime]"',
+                hint='in the checkout: pip install -e ".[runtime]"',
             )
         said = "".join(f"\n    {line}" for line in lines)
         raise RuntimeFailure(

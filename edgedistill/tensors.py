@@ -156,7 +156,8 @@ def _opened(file: Path) -> Any:
         from safetensors import safe_open
     except ImportError as error:
         raise MissingTool(
-            "the package safetensors is not installed", hint='pip install "edgedistill[build]"'
+            "the package safetensors is not installed",
+            hint='in the checkout: pip install -e ".[build]"',
         ) from error
     return safe_open(str(file), framework="np")
 

@@ -94,6 +94,8 @@ def _read_line(line: bytes) -> tuple[TokenMixEntry | None, list[tuple[str, str]]
         return None, [("", f"not UTF-8 (byte {error.start + 1} of the line)")]
     except UnicodeEncodeError:
         return None, [("", "holds half of a surrogate pair, which is no text")]
+    except json.JSONDecodeError as error:
+        return None, [("", f"not a JSON object: {error.msg} at character {error.pos + 1}")]
     except (ValueError, RecursionError) as error:
         return None, [("", f"not a JSON object: {error}")]
     if not isinstance(values, dict):

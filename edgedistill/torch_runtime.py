@@ -169,5 +169,6 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 def _missing(error: ImportError) -> MissingTool:
     return MissingTool(
-        f"the package {error.name} is not installed", hint='pip install "edgedistill[distill]"'
+        f"the package {error.name} is not installed",
+        hint='in the checkout: pip install -e ".[distill]"',
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgedistill.errors import ConfigError, Problem, TokenMixError
+from edgedistill.initialise import MODEL_ID
 from edgedistill.library import shown
 from edgedistill.recipe import ApiTeacher, Recipe, load_recipe
 from edgedistill.target import Target, load_target
@@ -28,14 +29,46 @@ def validate(recipes: Sequence[Path], targets: Sequence[Path]) -> dict[str, Any]
     """
     held, devices, problems = _read(recipes, targets)
     counts = {}
-    for recipe in held.values():
+    for path in dict.fromkeys(recipes):
+        prompts = _prompts(path, held.get(path))
+        if prompts is None:
+            continue
         try:
-            counts[recipe.name] = len(read_token_mix(recipe.prompts).entries)
+            count = len(read_token_mix(prompts).entries)
         except TokenMixError as error:
-            problems += _about_prompts(recipe.prompts, error)
+            problems += _about_prompts(prompts, error)
+        else:
+            if path in held:
+                counts[held[path].name] = count
+    for path, recipe in held.items():
+        problems += _about_name(path, recipe.name, path.parent.name, path.parent.parent, "recipes")
+        if recipe.teacher.model == MODEL_ID:
+            text = "is still the template's; write the model ID that your endpoint knows"
+            problems.append(_problem(path, ("teacher", "model"), text))
+    for path, target in devices.items():
+        problems += _about_name(path, target.name, path.stem, path.parent, "targets")
     if problems:
         raise ConfigError(problems)
     return {"recipes": counts, "targets": [target.name for target in devices.values()]}
+
+
+def _prompts(path: Path, recipe: Recipe | None) -> Path | None:
+    """The prompts file, also of a recipe with other problems, so that all are told at once."""
+    if recipe is not None:
+        return recipe.prompts
+    try:
+        named = load(path, shown(path)).values.get("prompts")
+    except ConfigError:
+        return None
+    file = path.parent / named if isinstance(named, str) else None
+    return file if file is not None and file.is_file() else None
+
+
+def _about_name(path: Path, name: str, place: str, folder: Path, kind: str) -> list[Problem]:
+    """Two of one name would overwrite each other's bundle, so a name is that of its place."""
+    if folder.name != kind or name == place:
+        return []
+    return [_problem(path, ("name",), f"is {name!r}, but the file says {place!r}; make them equal")]
 
 
 def load_together(recipe: Path, targets: Sequence[Path]) -> tuple[Recipe, list[Target]]:
@@ -101,6 +134,10 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
             problems.append(
                 _problem(path, location, f"no pinned weights '{weights}'; known: {known}")
             )
+        elif location[0] == "student" and not KNOWN[weights].trainable:
+            known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
+            text = f"'{weights}' cannot be a student yet; those that can: {known}"
+            problems.append(_problem(path, location, text))
     return problems
 
 

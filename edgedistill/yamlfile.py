@@ -92,8 +92,14 @@ def _problem(document: Document, item: Any) -> Problem:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field (misspelt, or of another version?)"
+    elif item["type"] == "union_tag_invalid":
+        context = item["ctx"]
+        location = (*location, context["discriminator"].strip("'"))
+        message = f"{context['tag']!r} is none of {context['expected_tags']}"
     elif item["type"] == "missing":
         message = "is required"
+    elif location[-1:] == ("api_key_env",):
+        message = "must be the name of an environment variable, never the key itself"
     elif item["type"] not in ("value_error", "union_tag_not_found"):
         message += f" (got {item['input']!r})"
     return Problem(document.file, document.line(location), dotted(location), message)

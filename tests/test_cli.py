@@ -158,7 +158,11 @@ def test_no_arguments_show_help(run: Run) -> None:
 def test_init_makes_a_valid_recipe(run: Run, here: Path) -> None:
     result = run("init", "my-task")
     assert result.code == 0
-    assert (here / "recipes/my-task/recipe.yaml").is_file()
+    recipe = here / "recipes/my-task/recipe.yaml"
+    fresh = run("validate", "--recipe", "my-task", "--target", "laptop")
+    assert (fresh.code, fresh.err.count("recipe.yaml:")) == (1, 1)
+    assert "teacher.model: is still the template's" in fresh.err
+    edit(recipe, "the-model-id", "my-model")
     assert run("validate", "--recipe", "my-task", "--json").json["recipes"] == {"my-task": 4}
     again = run("init", "my-task")
     assert again.code == 2
@@ -185,6 +189,33 @@ def test_all_problems_of_all_files_at_once(run: Run, tiny: Path, command: tuple[
     if targets:
         assert f"{Path('targets/small.yaml')}:1: unknown formats Q4_9" in result.err
         assert "error: 3 problems found" in result.err
+
+
+def test_broken_prompts_are_told_beside_a_broken_recipe(run: Run, tiny: Path) -> None:
+    edit(tiny, "max_tokens: 8", "max_tokenz: 8")
+    edit(tiny.parent / "prompts.jsonl", '{"id": "p-3", "prompt"', '{"id": "p-3", prompt')
+    result = run("validate", "--recipe", "tiny")
+    assert "student.max_tokenz: unknown field" in result.err
+    assert "prompts.jsonl:4: not a JSON object" in result.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind: label", "kind: labels", "check.kind: 'labels' is none of 'sql-execution'"),
+        ("smollm2-135m-instruct-q4_1", "gemma-3-270m-q4_k_m", "cannot be a student yet"),
+        ("model: some", "api_key_env: sk-12\n  model: some", "never the key itself"),
+        ("name: tiny", "name: other", "name: is 'other', but the file says 'tiny'"),
+    ],
+)
+def test_what_would_fail_later_is_told_at_once(
+    run: Run, tiny: Path, old: str, new: str, said: str
+) -> None:
+    edit(tiny, old, new)
+    result = run("validate", "--recipe", "tiny")
+    assert result.code == 1
+    assert said in result.err
+    assert "sk-12" not in result.err
 
 
 def test_missing_prompts_file(run: Run, tiny: Path) -> None:

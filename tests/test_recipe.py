@@ -38,7 +38,7 @@ def test_paths_become_absolute(tiny: Path) -> None:
         ("name: tiny", "name: Tiny Recipe", 1, "name", "should match pattern"),
         ("  max_tokens: 8", "  max_tokns: 8", 14, "student.max_tokns", "unknown field"),
         ("description: S", "# description: S", 1, "description", "is required"),
-        ("  kind: api", "  kind: apy", 4, "teacher", "'apy'"),
+        ("  kind: api", "  kind: apy", 5, "teacher.kind", "'apy'"),
         ("  base_url: http:", "  base_url: ftp:", 6, "teacher.base_url", "should match pattern"),
         ("  max_tokens: 8", "  max_tokens: many", 14, "student.max_tokens", "got 'many'"),
         ("prompts: prompts.jsonl", "prompts: no.jsonl", 3, "prompts", "there is no file"),

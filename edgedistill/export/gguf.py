@@ -61,7 +61,7 @@ def _writer_class() -> Any:
         from gguf import GGUFWriter
     except ImportError as error:
         raise MissingTool(
-            "the package gguf is not installed", hint='pip install "edgedistill[build]"'
+            "the package gguf is not installed", hint='in the checkout: pip install -e ".[build]"'
         ) from error
     return GGUFWriter
 

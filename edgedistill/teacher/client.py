@@ -260,7 +260,7 @@ def _sdk(endpoint: Endpoint, timeout: float) -> openai.OpenAI:
         import openai
     except ImportError as error:
         what = f"the package {error.name} is not installed, and asking a teacher needs it"
-        raise MissingTool(what, hint="pip install 'edgedistill[collect]'") from error
+        raise MissingTool(what, hint="in the checkout: pip install -e '.[collect]'") from error
 
     # A proxy from the environment must not get the calls that stay on this machine.
     http = openai.DefaultHttpxClient(

@@ -102,7 +102,7 @@ def _require(*modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         what = f"not installed, and a local teacher needs it: {', '.join(missing)}"
-        raise MissingTool(what, hint="pip install 'edgedistill[local-teacher]'")
+        raise MissingTool(what, hint="in the checkout: pip install -e '.[local-teacher]'")
 
 
 def _port(pinned: int | None) -> int:

