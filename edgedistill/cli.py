@@ -270,12 +270,7 @@ def init(name: str, into: Path) -> None:
     from edgedistill.initialise import initialise
 
     value = {"recipe": str(initialise(name, into))}
-    _show(
-        lambda made: Text(
-            f"made {made['recipe']}; next: edit it, then run what its first lines say"
-        ),
-        value,
-    )
+    _show(lambda made: Text(f"made {made['recipe']}; edit it, then do as it says on top"), value)
 
 
 @cli.command()
