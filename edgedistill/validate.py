@@ -134,7 +134,7 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
             problems.append(
                 _problem(path, location, f"no pinned weights '{weights}'; known: {known}")
             )
-        elif location[0] == "student" and not KNOWN[weights].trainable:
+        elif location[0] == "student" and weights in KNOWN and not KNOWN[weights].trainable:
             known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
             text = f"'{weights}' cannot be a student yet; those that can: {known}"
             problems.append(_problem(path, location, text))
