@@ -1,5 +1,5 @@
 # make demo   environment, install, the main job: distil support-sql and build it for a laptop
-# make test   the same environment, then every check but the slow end-to-end tests
+# make test   the same environment, then every check
 # make clean  remove the environment and caches; never the workspace or bundles
 
 PYTHON ?= python3

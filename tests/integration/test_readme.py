@@ -43,7 +43,6 @@ def put_recipe(world: World, name: str) -> None:
     file.write_text(text, "utf-8")
 
 
-@pytest.mark.slow
 def test_each_command_of_ours_runs(world: World) -> None:
     assert len(OURS) >= 8
     for words in OURS:
