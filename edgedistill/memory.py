@@ -13,7 +13,7 @@ import psutil
 SERVER_MODULE = "edgedistill.teacher.local_server"
 TEACHER = "teacher"
 INTERVAL_SECONDS = 0.1
-# Finding children reads the whole process table, which takes milliseconds from whoever computes.
+# Finding children reads the whole process table, and takes that time from whoever computes.
 CHILDREN_EVERY = 5  # intervals
 
 

@@ -116,31 +116,33 @@ def quantize(
 
     def work(folder: Path) -> Mapping[str, Any]:
         student = StudentPrompt(exported.folder, prompt)
-        every = read_rows(dataset.folder / "validation.jsonl")
-        rows = rows_that_fit(every, student)
-        if not rows:
-            raise DatasetError("there are no validation rows to choose a format on")
-        if len(rows) < len(every):
-            progress.note(
-                f"formats are chosen on {len(rows)} of {len(every)} validation prompts: "
-                "the logits of more do not fit into 2 GB of scratch space"
-            )
-        job = _Job(
-            exported.model,
-            target,
-            student,
-            prompt.max_tokens,
-            make_checker(check),
-            _cases(rows, student),
-            folder,
-            progress,
-        )
-        return job.run()
+        cases = _cases(_rows(dataset, student, progress), student)
+        checker = make_checker(check)
+        return _Job(
+            exported.model, target, student, prompt.max_tokens, checker, cases, folder, progress
+        ).run()
 
     done = run_stage(identity, out, progress, work)
     return Quantized(
         done.folder, done.digest, done.folder / done.facts["file"], done.facts["format"]
     )
+
+
+def _rows(dataset: Dataset, student: StudentPrompt, progress: Progress) -> list[EvalRow]:
+    """The validation rows that a format is chosen on."""
+    every = read_rows(dataset.folder / "validation.jsonl")
+    rows = rows_that_fit(every, student)
+    if not rows:
+        raise DatasetError(
+            "there are no validation rows to choose a format on",
+            hint="raise curate.split.validation, or give more prompts",
+        )
+    if len(rows) < len(every):
+        progress.note(
+            f"formats are chosen on {len(rows)} of {len(every)} validation prompts: "
+            "the logits of more do not fit into 2 GB of scratch space"
+        )
+    return rows
 
 
 @dataclass(frozen=True)
