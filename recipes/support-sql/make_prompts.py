@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SEED = 7
-SHORT = 52  # characters; phrasings up to here are filled three times, longer ones twice
+SHORT = 60  # characters; phrasings up to here are filled three times, longer ones twice
 MAX_DRAWS = 200
 
 SLOT = re.compile(r"\{([a-z]+)(\d?)\}")
@@ -99,7 +99,6 @@ def draw_fill(rng: random.Random, phrasing: Phrasing, customers: dict[str, int])
         "id": lambda: rng.randrange(1001, 6001),
         "stars": lambda: rng.randrange(1, 6),
         "bound": lambda: rng.randrange(2, 5),
-        "many": lambda: rng.choice((10, 15, 20, 25, 30, 40, 50)),
     }
     fill: Fill = {**draw_month(rng), **draw_few(rng)}
     for name, digit in sorted(set(SLOT.findall(phrasing.prompt + phrasing.sql))):
