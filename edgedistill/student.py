@@ -13,12 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
+from edgedistill.artifacts import (
+    RESUME,
+    Identity,
+    Student,
+    run_stage,
+    tool_versions,
+    write_json,
+)
 from edgedistill.errors import WeightsError
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
-from edgedistill.weights import ModelFile, describe, locate
+from edgedistill.weights import describe, locate
 
 TOKENIZER_GGUF = "tokenizer.gguf.json"
 ARCHITECTURES = ("llama", "qwen2")
@@ -66,10 +73,14 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
 
     def work(folder: Path) -> dict[str, Any]:
         file = locate(spec.weights, progress)
-        keys = read_tokenizer_keys(file.path)
+        reader = _opened(file.path)
+        keys = tokenizer_keys(reader)
         write_tokenizer(folder, keys)
         StudentPrompt(folder, StudentSpec(weights=spec.weights))
-        return {**_convert(file, folder, keys), "weights": file.name, "licence": file.licence}
+        weights = folder / RESUME / "weights.gguf"
+        write_without_tokenizer(reader, weights)
+        made = _convert(weights, file.path, folder, keys)
+        return {**made, "weights": file.name, "licence": file.licence}
 
     done = run_stage(identity, out, progress, work)
     return Student(
@@ -87,23 +98,65 @@ def read_tokenizer_keys(path: Path) -> list[Key]:
     Raises:
         WeightsError: not a GGUF file, or an architecture outside ARCHITECTURES.
     """
+    return tokenizer_keys(_opened(path))
+
+
+def _opened(path: Path) -> Any:
     from gguf import GGUFReader
 
     try:
-        fields = GGUFReader(path).fields
-    except (ValueError, OSError, IndexError) as error:
+        reader = GGUFReader(path)
+        architecture = _architecture(reader)
+    except (ValueError, OSError, IndexError, KeyError) as error:
         _refuse(path, f"not a readable GGUF file: {error}", error)
-    architecture = fields["general.architecture"].contents()
     if architecture not in ARCHITECTURES:
         known = " and ".join(ARCHITECTURES)
         _refuse(path, f"architecture {architecture!r} cannot be trained yet, only {known}")
-    keys = []
-    for name, field in fields.items():
-        if not name.startswith("tokenizer."):
-            continue
-        types = [kind.name for kind in field.types]
-        keys.append(Key(name, types[0], types[1] if len(types) > 1 else None, field.contents()))
-    return keys
+    return reader
+
+
+def _architecture(reader: Any) -> str:
+    return str(reader.fields["general.architecture"].contents())
+
+
+def tokenizer_keys(reader: Any) -> list[Key]:
+    """The `tokenizer.*` keys of a `gguf.GGUFReader`."""
+    return [_key(name, field) for name, field in reader.fields.items() if _of_tokenizer(name)]
+
+
+def _key(name: str, field: Any) -> Key:
+    types = [kind.name for kind in field.types]
+    return Key(name, types[0], types[1] if len(types) > 1 else None, field.contents())
+
+
+def _of_tokenizer(name: str) -> bool:
+    return name.startswith("tokenizer.")
+
+
+def write_without_tokenizer(reader: Any, into: Path) -> None:
+    """A copy of a GGUF file without its tokenizer.
+
+    transformers parses the file three times over, and nearly all of that is a loop in Python over
+    the tokenizer's hundred thousand strings.
+    """
+    from gguf import GGUFValueType, GGUFWriter
+
+    architecture, size = _architecture(reader), len(reader.fields["tokenizer.ggml.tokens"].data)
+    into.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(into, architecture)
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "tokenizer.", "general.architecture")):
+            key = _key(name, field)
+            element = None if key.element is None else GGUFValueType[key.element]
+            writer.add_key_value(name, key.value, GGUFValueType[key.type], element)
+    if f"{architecture}.vocab_size" not in reader.fields:
+        writer.add_vocab_size(size)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def write_tokenizer(folder: Path, keys: list[Key]) -> None:
@@ -172,7 +225,7 @@ def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _convert(file: ModelFile, folder: Path, keys: list[Key]) -> dict[str, Any]:
+def _convert(weights: Path, source: Path, folder: Path, keys: list[Key]) -> dict[str, Any]:
     # Its GGUF reader draws a bar whatever its own logging is told; tqdm reads this when imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
@@ -186,15 +239,15 @@ def _convert(file: ModelFile, folder: Path, keys: list[Key]) -> dict[str, Any]:
     pad = values.get("tokenizer.ggml.padding_token_id", eos)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(file.path.parent),
-            gguf_file=file.path.name,
+            str(weights.parent),
+            gguf_file=weights.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
-        _refuse(file.path, f"transformers cannot read it: {error}", error)
+        _refuse(source, f"transformers cannot read it: {error}", error)
     model.config.bos_token_id, model.config.eos_token_id = bos, eos
     model.config.pad_token_id = pad
     # Nothing but token IDs: a sampling or repetition penalty left here would change evaluation.
