@@ -5,7 +5,7 @@ Used for the checkpoints a build trains and measures; what ships runs in `runtim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from edgedistill.progress import SilentTask, Task
 
 # Decoding reads all weights once a step, whatever the number of rows.
 BATCH = 64
+# Enough rows for a matrix product to keep a core busy; more only takes memory.
+PART_TOKENS = 512
 
 
 class TorchModel:
@@ -45,20 +47,49 @@ class TorchModel:
         """See `generate`."""
         return generate(self._model, prompts, max_tokens, stop_ids, batch_size, task)
 
-    def logits(self, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
-        """Rows [len(ids) - first, vocab] that predict ids[first:], `first` at least 1.
+    def logits(
+        self, rows: Sequence[tuple[Sequence[int], int]]
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """For each (ids, first) the rows [len(ids) - first, vocab] that predict ids[first:].
 
-        One sequence at a time and without padding, so that nothing but the model shapes them.
+        `first` is at least 1. A few sequences go through the model at once, in the order given and
+        padded on the right, where a causal model never looks.
         """
+        for part in _parts(rows):
+            yield from self._logits(part)
+
+    def _logits(
+        self, rows: Sequence[tuple[Sequence[int], int]]
+    ) -> Iterator[npt.NDArray[np.float32]]:
         import torch
 
-        if not 1 <= first < len(ids):
-            raise ValueError(f"first must be in 1..{len(ids) - 1}, not {first}")
-        given = torch.tensor([list(ids[:-1])], device=self._model.device)
+        for ids, first in rows:
+            if not 1 <= first < len(ids):
+                raise ValueError(f"first must be in 1..{len(ids) - 1}, not {first}")
+        start, longest = min(first for _, first in rows) - 1, max(len(ids) for ids, _ in rows) - 1
+        given = torch.tensor([[*ids[:-1], *[0] * (longest - len(ids) + 1)] for ids, _ in rows])
         with torch.inference_mode():
-            found = self._model(input_ids=given, use_cache=False, logits_to_keep=len(ids) - first)
-        rows: npt.NDArray[np.float32] = found.logits[0].float().cpu().numpy()
-        return rows
+            found = self._model(
+                input_ids=given.to(self._model.device),
+                use_cache=False,
+                logits_to_keep=torch.arange(start, longest, device=self._model.device),
+            ).logits
+        for (ids, first), own in zip(rows, found, strict=True):
+            wanted = own[first - 1 - start : len(ids) - 1 - start]
+            yield wanted.float().cpu().numpy()
+
+
+def _parts(rows: Sequence[tuple[Sequence[int], int]]) -> Iterator[list[tuple[Sequence[int], int]]]:
+    """Consecutive rows in groups of at most PART_TOKENS tokens with padding, or of one row."""
+    part: list[tuple[Sequence[int], int]] = []
+    for row in rows:
+        longest = max(len(ids) for ids, _ in [*part, row])
+        if part and longest * (len(part) + 1) > PART_TOKENS:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
 
 
 def device() -> Any:

@@ -241,8 +241,8 @@ class _Handover:
 
         model = TorchModel(self.checkpoint)
         with self.progress.task("logits of merged", len(rows), "prompts") as task:
-            for row in rows:
-                record([model.logits(*self._supervised(row))], before)
+            for logits in model.logits([self._supervised(row) for row in rows]):
+                record([logits], before)
                 task.advance()
         del model
         gc.collect()

@@ -46,10 +46,20 @@ def test_merged_predicts_what_the_adapted_model_predicts(
     student: Student, adapter: Adapter, tmp_path: Path
 ) -> None:
     done = merge(adapter, student, tmp_path, Silent())
-    adapted = TorchModel(student.folder, adapter.folder).logits(IDS, 3)
-    merged = TorchModel(done.folder).logits(IDS, 3)
-    base = TorchModel(student.folder).logits(IDS, 3)
+    (adapted,) = TorchModel(student.folder, adapter.folder).logits([(IDS, 3)])
+    (merged,) = TorchModel(done.folder).logits([(IDS, 3)])
+    (base,) = TorchModel(student.folder).logits([(IDS, 3)])
     assert np.abs(merged - adapted).max() < 1e-4 < 0.01 < np.abs(base - adapted).max()
+
+
+def test_the_company_of_a_row_does_not_change_its_logits(student: Student) -> None:
+    model = TorchModel(student.folder)
+    rows = [(IDS[: 4 + at], 1 + at % 3) for at in range(len(IDS) - 4)] * 40
+    together = list(model.logits(rows))
+    assert [len(made) for made in together] == [len(ids) - first for ids, first in rows]
+    for row, made in zip(rows[-5:], together[-5:], strict=True):
+        (alone,) = model.logits([row])
+        assert np.abs(made - alone).max() < 1e-4
 
 
 def test_same_bytes_twice_and_nothing_of_this_machine(

@@ -62,9 +62,9 @@ class TorchRuns:
 
     def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
         tokens, followed = 0, []
-        for row in rows:
-            ids, first = supervised(self.prompt, row)
-            logits = self.model.logits(ids, first)
+        asked = [supervised(self.prompt, row) for row in rows]
+        made = self.model.logits(asked)
+        for row, (ids, first), logits in zip(rows, asked, made, strict=True):
             tokens += record([logits], into)
             if follows(logits.argmax(1).tolist(), ids[first:], self.max_tokens):
                 followed.append(row.id)
