@@ -156,11 +156,16 @@ def write_page(
     student: Student,
     chain: Mapping[str, Json],
 ) -> Path:
-    """The bundle's `report.html` beside `report.json`: for a build that a gate has stopped."""
+    """The bundle's `report.html` beside `report.json`: for a build that a gate has stopped.
+
+    It is drawn once: the figures of a finished stage do not change.
+    """
+    page = report.file.with_suffix(".html")
+    if page.is_file():
+        return page
     from edgedistill.report import render_html
 
     figures = json.loads(report.file.read_text("utf-8"))
-    page = report.file.with_suffix(".html")
     provenance = _provenance(recipe, quantized, exported, student, chain)
     write_atomic(page, render_html(figures, provenance).encode())
     return page

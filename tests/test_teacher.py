@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import KEY, MODEL, FakeTeacher
@@ -24,9 +26,9 @@ from edgedistill.errors import (
 )
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, LocalTeacher
-from edgedistill.teacher import call_for, open_endpoint
+from edgedistill.teacher import call_for, local_server, open_endpoint
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
-from edgedistill.teacher.local_server import Server, batch_ends, reusable, serve
+from edgedistill.teacher.local_server import Server, batch_ends, bundles, reusable, serve
 
 
 def call(prompt: str = "hello", model: str = MODEL) -> Call:
@@ -295,6 +297,28 @@ def test_the_server_leaves_with_its_parent() -> None:
 def test_batches_end_where_the_last_text_starts(parts: list[int], ends: list[int]) -> None:
     control = [is_control for part in parts for is_control in ([False] * part or [True])]
     assert batch_ends(control) == ends
+
+
+def chunk(text: str | None = None, finish_reason: str | None = None) -> dict[str, Any]:
+    delta = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {"id": "c1", "choices": [choice]}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sent"), [(60.0, [None, "S", "ELECT"]), (0.0, [None, *"SELECT", None])]
+)
+def test_text_after_the_first_token_travels_together(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, sent: list[str | None]
+) -> None:
+    monkeypatch.setattr(local_server, "BUNDLE_SECONDS", seconds)
+    pieces = [chunk(), *map(chunk, "SELECT"), chunk(finish_reason="stop")]
+    with ThreadPoolExecutor(1) as engine:
+        made = list(bundles(engine, iter(pieces)))
+    choices = [item["choices"][0] for item in made]
+    assert [choice["delta"].get("content") for choice in choices] == sent
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(sent) - 1) + ["stop"]
+    assert made[-1]["usage"] == {"completion_tokens": 6}
 
 
 def test_reuse_never_changes_the_company_of_a_token() -> None:

@@ -43,6 +43,7 @@ ROLE_TOKENS = 5
 POLL_SECONDS = 0.1
 STOP_SECONDS = 5.0
 SHOWN_LINES = 15
+BUNDLE_SECONDS = 0.04  # text of a streamed answer is sent this often: 25 times a second
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ def _load(settings: Mapping[str, Any], engine: Executor) -> Any:
         n_threads=threads,
         n_threads_batch=threads,
         n_gpu_layers=0,
+        flash_attn=True,  # llama.cpp's own default is to use it where it can
         logits_all=False,
         verbose=False,
     )
@@ -306,15 +308,49 @@ def answer_alike(llama: Any) -> None:
 
 
 def compute_in(engine: Executor, llama: Any) -> None:
-    """Let `engine` evaluate and sample every token, whichever thread asks for them."""
-    generate, ended = llama.generate, object()
+    """Let `engine` make every chat answer from prompt to text, whichever thread asks for it."""
+    from llama_cpp.llama_chat_format import get_chat_completion_handler
 
-    def elsewhere(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        tokens = engine.submit(generate, *args, **kwargs).result()
-        while (token := engine.submit(next, tokens, ended).result()) is not ended:
-            yield token
+    name = llama.chat_format
+    handle: Any = llama._chat_handlers.get(name) or get_chat_completion_handler(name)
 
-    llama.generate = elsewhere
+    def elsewhere(**request: Any) -> Any:
+        made = engine.submit(handle, **request).result()
+        return bundles(engine, made) if request["stream"] else made
+
+    llama.chat_handler = elsewhere
+
+
+def bundles(engine: Executor, chunks: Iterator[Any]) -> Iterator[Any]:
+    """The chunks of a streamed answer, the first with text at once, later ones put together.
+
+    A chunk costs Python, here and at the reader, on the cores that decode.
+    """
+    tokens, wait = 0, 0.0
+    while made := engine.submit(bundle, chunks, wait).result():
+        whole, count = made
+        tokens += count
+        wait = BUNDLE_SECONDS if tokens else 0.0
+        if whole["choices"][0]["finish_reason"]:
+            whole["usage"] = {"completion_tokens": tokens}
+        yield whole
+
+
+def bundle(chunks: Iterator[Any], seconds: float) -> tuple[dict[str, Any], int] | None:
+    """One chunk for all that come within `seconds`, and how many of them had text; None: the end.
+
+    Only the last may end the answer or carry log-probabilities, which belong to one token.
+    """
+    deadline, pieces = time.monotonic() + seconds, []
+    for chunk in chunks:
+        choice = chunk["choices"][0]
+        if text := choice["delta"].get("content"):
+            pieces.append(text)
+        if choice["finish_reason"] or choice["logprobs"] or time.monotonic() >= deadline:
+            if pieces:
+                choice["delta"]["content"] = "".join(pieces)
+            return chunk, len(pieces)
+    return None
 
 
 def batch_ends(control: Sequence[bool]) -> list[int]:
