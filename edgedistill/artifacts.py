@@ -216,7 +216,7 @@ def run_stage(
         _clear_torn(folder)
         facts = dict(work(folder))
         sync_files(folder)
-    manifest = _manifest(identity, folder, facts, started, memory)
+    manifest = manifest_of(identity, folder, facts, started, memory)
     write_json(folder / MANIFEST, manifest)
     shutil.rmtree(folder / RESUME, ignore_errors=True)
     progress.finished(identity.stage, manifest["wall_seconds"], memory.own_bytes)
@@ -233,9 +233,10 @@ def _clear_torn(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _manifest(
+def manifest_of(
     identity: Identity, folder: Path, facts: Json, started: float, memory: PeakMemory
 ) -> dict[str, Json]:
+    """The manifest of a folder that is complete, with the digest of every file in it."""
     outputs = {
         path.relative_to(folder).as_posix(): {
             "sha256": digest_of_file(path),

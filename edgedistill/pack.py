@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from edgedistill.artifacts import (
     Quantized,
     Report,
     Student,
-    digest_of,
     digest_of_file,
     load_finished,
+    manifest_of,
     storing,
     sync_files,
     write_atomic,
@@ -82,7 +81,11 @@ def pack(
         with PeakMemory() as memory:
             _fill(making, recipe, target, report, quantized, exported, student, chain)
             sync_files(making)
-        manifest = _manifest(identity, making, quantized, chain, started, memory)
+        facts = {"model": quantized.model.name, "format": quantized.format}
+        manifest = manifest_of(identity, making, facts, started, memory) | {
+            "made_by": f"edgedistill {__version__}",
+            "provenance": {name: reduced(manifest) for name, manifest in chain.items()},
+        }
         write_json(making / MANIFEST, manifest)
         _swap(making, folder, progress)
     progress.finished(STAGE, manifest["wall_seconds"], memory.own_bytes)
@@ -233,32 +236,6 @@ def _seed(spec: Any) -> int | None:
     if isinstance(spec.get("seed"), int):
         return int(spec["seed"])
     return next((seed for inner in spec.values() if (seed := _seed(inner)) is not None), None)
-
-
-def _manifest(
-    identity: Identity,
-    folder: Path,
-    quantized: Quantized,
-    chain: Mapping[str, Json],
-    started: float,
-    memory: PeakMemory,
-) -> dict[str, Any]:
-    outputs = {
-        path.name: {"sha256": digest_of_file(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-    }
-    return {
-        **asdict(identity),
-        "made_by": f"edgedistill {__version__}",
-        "key": identity.key,
-        "outputs": outputs,
-        "digest": digest_of({name: entry["sha256"] for name, entry in outputs.items()}),
-        "facts": {"model": quantized.model.name, "format": quantized.format},
-        "provenance": {name: reduced(manifest) for name, manifest in chain.items()},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "wall_seconds": round(time.time() - started, 3),
-        "peak_memory_bytes": memory.own_bytes,
-    }
 
 
 def _whole(folder: Path) -> Finished | None:

@@ -198,7 +198,7 @@ class _Child:
             stream.write(json.dumps({"do": do, **given}).encode() + b"\n")
             stream.flush()
             line = self._next_line()
-        except OSError:
+        except (OSError, ValueError):  # it has gone, or another thread has closed us
             line = b""
         except queue.Empty:
             self._process.kill()

@@ -46,6 +46,8 @@ class FakeTeacher:
     usage_in_stream: bool = True
     knows_stream_options: bool = True
     requests: list[Received] = field(default_factory=list)
+    most_at_once: int = 0
+    waiting: int = 0
 
     def __post_init__(self) -> None:
         self._plans = {prompt: deque(steps) for prompt, steps in self.script.items()}
@@ -76,6 +78,15 @@ class FakeTeacher:
         self._server.shutdown()
         self._server.server_close()
 
+    def wait(self) -> None:
+        """Take as long as a teacher does, and note how many requests wait at once."""
+        with self._lock:
+            self.waiting += 1
+            self.most_at_once = max(self.most_at_once, self.waiting)
+        time.sleep(self.delay_seconds)
+        with self._lock:
+            self.waiting -= 1
+
     def step(self, received: Received) -> str:
         """What this request meets."""
         with self._lock:
@@ -101,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.title(): value for name, value in self.headers.items()}
         received = Received(headers, json.loads(data))
         step = self.teacher.step(received)
-        time.sleep(self.teacher.delay_seconds)
+        self.teacher.wait()
         try:
             self._meet(step, received)
         except OSError:

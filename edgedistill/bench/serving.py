@@ -26,11 +26,10 @@ from edgedistill.recipe import LocalTeacher, Recipe, Teacher
 from edgedistill.results import Latency, LlamaBench
 from edgedistill.runtime import Generation, LlamaCpp
 from edgedistill.target import Target
-from edgedistill.teacher import call_for, open_endpoint
+from edgedistill.teacher import call_for, open_endpoint, serve_teacher
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
 from edgedistill.teacher.local_server import serve
 from edgedistill.teacher.traces import TraceStore
-from edgedistill.weights import locate
 
 STUDENT = "student"
 STUDENT_START_SECONDS = 180.0
@@ -208,15 +207,7 @@ def _teacher_server(teacher: Teacher, progress: Progress) -> Iterator[_Served]:
         with open_endpoint(teacher, progress) as endpoint:
             yield _Served(endpoint, None, None)
         return
-    model = locate(teacher.weights, progress)
-    with serve(
-        model.path,
-        teacher.model,
-        threads=teacher.threads,
-        context_tokens=teacher.context_tokens,
-        port=teacher.port,
-        start_seconds=teacher.start_seconds,
-    ) as server:
+    with serve_teacher(teacher, progress) as server:
         yield _Served(server.endpoint, server.pid, server.start_seconds)
 
 

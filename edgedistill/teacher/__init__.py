@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgedistill import machine
 from edgedistill.artifacts import TokenMixEntry, digest_of
@@ -19,6 +20,9 @@ from edgedistill.teacher.client import Call, Endpoint, TeacherClient, Trace
 from edgedistill.teacher.traces import TraceStore
 from edgedistill.weights.cache import cache_folder, digest
 
+if TYPE_CHECKING:
+    from edgedistill.teacher.local_server import Server
+
 __all__ = [
     "Call",
     "Endpoint",
@@ -28,6 +32,7 @@ __all__ = [
     "call_for",
     "open_endpoint",
     "prompt_version",
+    "serve_teacher",
     "weights_identity",
 ]
 
@@ -45,12 +50,13 @@ def open_endpoint(teacher: Teacher, progress: Progress) -> Iterator[Endpoint]:
         progress.note(f"teacher: {teacher.model} at {teacher.base_url} (recipe: teacher.base_url)")
         yield Endpoint(teacher.base_url, _key(teacher), teacher.api_key_env)
         return
-    with _serve(teacher, progress) as endpoint:
-        yield endpoint
+    with serve_teacher(teacher, progress) as server:
+        yield server.endpoint
 
 
 @contextlib.contextmanager
-def _serve(teacher: LocalTeacher, progress: Progress) -> Iterator[Endpoint]:
+def serve_teacher(teacher: LocalTeacher, progress: Progress) -> Iterator[Server]:
+    """A local teacher's server while it is needed; raises as `open_endpoint`."""
     # The server module is imported here, since the child runs it as its main module.
     from edgedistill.teacher import local_server
     from edgedistill.weights import locate
@@ -74,7 +80,7 @@ def _serve(teacher: LocalTeacher, progress: Progress) -> Iterator[Endpoint]:
             f"teacher: {teacher.model} at {server.endpoint.base_url}, {threads} threads ({source}),"
             f" ready after {server.start_seconds:.1f} s"
         )
-        yield server.endpoint
+        yield server
 
 
 def _key(teacher: ApiTeacher) -> str:
