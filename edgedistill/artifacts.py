@@ -210,6 +210,7 @@ def run_stage(
     found = load_finished(folder, reused=True)
     progress.stage(identity.stage, folder, reused=found is not None)
     if found is not None:
+        shutil.rmtree(folder / RESUME, ignore_errors=True)  # killed before it could be removed
         return found
     started = time.time()
     with storing(folder), PeakMemory() as memory:

@@ -303,6 +303,8 @@ def _value(value: Any) -> Any:
     """3.0 and 3 are one number, and so are floats with the same first 9 significant digits."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value
+    if value.is_integer():
+        return int(value)
     rounded = float(f"{value:.9g}")
     return int(rounded) if rounded.is_integer() else rounded
 

@@ -47,7 +47,7 @@ TRACES = "traces.jsonl"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 15.0
 SHOWN_REASONS = 3
-RETRY_HINT = "edgedistill collect --retry-failed asks the failed ones again; answers are kept"
+RETRY_HINT = "the same command with --retry-failed asks the failed ones again; answers are kept"
 
 
 def collect(
@@ -78,6 +78,8 @@ def collect(
         with TraceStore(out / STORE) as store:
             asked = _ask_missing(calls, teacher, spec, store, progress, retry_failed)
             traces = [_kept(store, call) for call in calls]
+        answered = sum(trace.failure is None for trace in traces)
+        progress.note(f"{answered} of {len(traces)} prompts answered, {asked} of them asked now")
         lines = "".join(canonical(trace.to_json()) + "\n" for trace in traces)
         write_atomic(folder / TRACES, lines.encode())
         return _facts(traces, asked)

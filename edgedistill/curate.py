@@ -31,6 +31,7 @@ from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
 from edgedistill.tokenmix import TokenMix, normalised, phrasing
 
 VERSION = 1
+FEW = 20  # prompts in a part; with 20, one of them is 5 points
 USED = ("trace_id", "prompt_id", "text", "finish_reason", "failure")
 # What a teacher itself says of an answer that is none.
 CUT_OFF = ("refusal", "content_filter")
@@ -111,11 +112,21 @@ def curate(
         for name in PARTS:
             _write_lines(folder / f"{name}.jsonl", getattr(parts, name))
         _write_lines(folder / "rejected.jsonl", rejected)
-        for note in _deviations(parts, spec.split):
+        for note in (_counts(parts, rejected), *_deviations(parts, spec.split)):
             progress.note(note)
         return _facts(parts, rejected)
 
     return _dataset(run_stage(identity, out, progress, work))
+
+
+def _counts(parts: Split, rejected: Sequence[Any]) -> str:
+    """The size of each part, and what so few prompts cannot show."""
+    told = (
+        f"{len(parts.train)} prompts to train on, {len(parts.validation)} to choose by, "
+        f"{len(parts.held_out)} to measure with; {len(rejected)} answers rejected"
+    )
+    few = min(len(parts.validation), len(parts.held_out)) < FEW
+    return f"{told}. Below {FEW}, figures are little more than chance" if few else told
 
 
 def _dataset(done: Finished) -> Dataset:

@@ -24,6 +24,7 @@ from edgedistill.artifacts import (
     Quantized,
     Report,
     Student,
+    digest_of,
     digest_of_file,
     load_finished,
     manifest_of,
@@ -161,16 +162,17 @@ def write_page(
 ) -> Path:
     """The bundle's `report.html` beside `report.json`: for a build that a gate has stopped.
 
-    It is drawn once: the figures of a finished stage do not change.
+    It is drawn once, and again when something else than its figures changed: they cannot.
     """
     page = report.file.with_suffix(".html")
-    if page.is_file():
+    provenance = _provenance(recipe, quantized, exported, student, chain)
+    mark = f"<!-- {digest_of(provenance)} -->\n"
+    if page.is_file() and page.read_text("utf-8").endswith(mark):
         return page
     from edgedistill.report import render_html
 
     figures = json.loads(report.file.read_text("utf-8"))
-    provenance = _provenance(recipe, quantized, exported, student, chain)
-    write_atomic(page, render_html(figures, provenance).encode())
+    write_atomic(page, (render_html(figures, provenance) + mark).encode())
     return page
 
 

@@ -27,7 +27,7 @@ from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
 from edgedistill.merge import merge
 from edgedistill.pack import pack, write_page
-from edgedistill.progress import Progress, Relay, Silent
+from edgedistill.progress import Progress, Silent, Task
 from edgedistill.quantize import quantize
 from edgedistill.recipe import Recipe
 from edgedistill.student import prepare_student
@@ -198,14 +198,24 @@ class _Planner(Silent):
 
 
 @dataclass
-class _Recorder(Relay):
+class _Recorder:
     """Passes everything on to the listener and remembers each stage's folder."""
 
+    listener: Progress
     folders: dict[str, Path] = field(default_factory=dict)
 
     def stage(self, name: str, folder: Path, *, reused: bool) -> None:
         self.folders[name] = folder
-        super().stage(name, folder, reused=reused)
+        self.listener.stage(name, folder, reused=reused)
+
+    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
+        self.listener.finished(name, seconds, peak_memory_bytes)
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return self.listener.task(label, total, unit)
+
+    def note(self, text: str) -> None:
+        self.listener.note(text)
 
     def branch(self) -> _Recorder:
         """The same listener with its own list: what one target adds is not the next one's."""

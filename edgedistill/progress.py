@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -69,22 +68,3 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
-
-
-@dataclass
-class Relay:
-    """Passes everything on; a base for listeners that also keep something."""
-
-    listener: Progress
-
-    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
-        self.listener.stage(name, folder, reused=reused)
-
-    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
-        self.listener.finished(name, seconds, peak_memory_bytes)
-
-    def task(self, label: str, total: float | None, unit: str = "") -> Task:
-        return self.listener.task(label, total, unit)
-
-    def note(self, text: str) -> None:
-        self.listener.note(text)

@@ -182,7 +182,7 @@ class BenchSpec(Strict):
     """What is measured, and how often."""
 
     latency_prompts: int = Field(
-        100, ge=1, description="held-out prompts timed on teacher and student, in turn"
+        100, ge=1, description="held-out prompts asked once more, to time teacher and student"
     )
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals")
     examples: int = Field(20, ge=0, description="held-out examples shown in the report")

@@ -42,6 +42,8 @@ PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "gpt-2": (GPT2,),
     "qwen2": (QWEN2,),
 }
+# The writer has an alignment of its own.
+NOT_COPIED = ("GGUF.", "tokenizer.", "general.architecture", "general.alignment")
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # gguf.TokenType
 
 
@@ -145,7 +147,7 @@ def write_without_tokenizer(reader: Any, into: Path) -> None:
     into.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(into, architecture)
     for name, field in reader.fields.items():
-        if not name.startswith(("GGUF.", "tokenizer.", "general.architecture")):
+        if not name.startswith(NOT_COPIED):
             key = _key(name, field)
             element = None if key.element is None else GGUFValueType[key.element]
             writer.add_key_value(name, key.value, GGUFValueType[key.type], element)

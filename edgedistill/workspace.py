@@ -64,7 +64,13 @@ def holds(root: Path, reached: Mapping[Path, set[str]]) -> list[Held]:
 
 def traces_bytes(root: Path) -> int:
     """Size of the trace store with its write-ahead log; 0 when there is none."""
-    return sum(path.stat().st_size for path in root.glob(f"{TRACES}*"))
+    return sum(path.stat().st_size for path in _traces(root))
+
+
+def _traces(root: Path) -> list[Path]:
+    """The store and what SQLite keeps beside it; a copy that a user made is not ours."""
+    files = (root / f"{TRACES}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+    return [file for file in files if file.is_file()]
 
 
 def unreached(held: Iterable[Held]) -> list[Held]:
@@ -85,7 +91,7 @@ def gc(root: Path, condemned: Iterable[Held], *, traces: bool = False) -> int:
             freed += held.bytes
         if traces:
             freed += traces_bytes(root)
-            for path in list(root.glob(f"{TRACES}*")):
+            for path in _traces(root):
                 path.unlink()
     return freed
 

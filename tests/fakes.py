@@ -46,12 +46,12 @@ class FakeTeacher:
     usage_in_stream: bool = True
     knows_stream_options: bool = True
     requests: list[Received] = field(default_factory=list)
-    most_at_once: int = 0
-    waiting: int = 0
+    together: int = 1  # no request is answered before so many wait
 
     def __post_init__(self) -> None:
         self._plans = {prompt: deque(steps) for prompt, steps in self.script.items()}
         self._lock = threading.Lock()
+        self._barrier = threading.Barrier(self.together)
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"teacher": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -79,13 +79,13 @@ class FakeTeacher:
         self._server.server_close()
 
     def wait(self) -> None:
-        """Take as long as a teacher does, and note how many requests wait at once."""
-        with self._lock:
-            self.waiting += 1
-            self.most_at_once = max(self.most_at_once, self.waiting)
+        """Take as long as a teacher does.
+
+        Raises:
+            threading.BrokenBarrierError: for 20 s there were not `together` requests.
+        """
         time.sleep(self.delay_seconds)
-        with self._lock:
-            self.waiting -= 1
+        self._barrier.wait(20)
 
     def step(self, received: Received) -> str:
         """What this request meets."""

@@ -26,9 +26,16 @@ from edgedistill.errors import (
 )
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, LocalTeacher
-from edgedistill.teacher import call_for, local_server, open_endpoint
+from edgedistill.teacher import call_for, open_endpoint
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
-from edgedistill.teacher.local_server import Server, batch_ends, bundles, reusable, serve
+from edgedistill.teacher.local_server import (
+    Server,
+    Usage,
+    batch_ends,
+    bundles,
+    reusable,
+    serve,
+)
 
 
 def call(prompt: str = "hello", model: str = MODEL) -> Call:
@@ -97,8 +104,10 @@ def test_a_refusal_says_so() -> None:
 
 def test_a_server_without_stream_options_is_streamed_all_the_same() -> None:
     with FakeTeacher(knows_stream_options=False) as teacher, client(teacher) as asked:
-        trace = asked.stream(call("a b"))
-    assert (trace.text, trace.failure, trace.attempts) == ("answer to a b", None, 1)
+        traces = [asked.stream(call(prompt)) for prompt in ("a b", "c")]
+    assert [trace.text for trace in traces] == ["answer to a b", "answer to c"]
+    assert [(trace.failure, trace.attempts) for trace in traces] == [(None, 1)] * 2
+    assert teacher.calls == 3  # the refusal takes time, so the option is not offered again
 
 
 def test_bad_request_is_not_retried() -> None:
@@ -309,16 +318,16 @@ def chunk(text: str | None = None, finish_reason: str | None = None) -> dict[str
     ("seconds", "sent"), [(60.0, [None, "S", "ELECT"]), (0.0, [None, *"SELECT", None])]
 )
 def test_text_after_the_first_token_travels_together(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, sent: list[str | None]
+    seconds: float, sent: list[str | None]
 ) -> None:
-    monkeypatch.setattr(local_server, "BUNDLE_SECONDS", seconds)
     pieces = [chunk(), *map(chunk, "SELECT"), chunk(finish_reason="stop")]
     with ThreadPoolExecutor(1) as engine:
-        made = list(bundles(engine, iter(pieces)))
+        made = list(bundles(engine, iter(pieces), Usage(20, 7), seconds))
     choices = [item["choices"][0] for item in made]
     assert [choice["delta"].get("content") for choice in choices] == sent
     assert [choice["finish_reason"] for choice in choices] == [None] * (len(sent) - 1) + ["stop"]
-    assert made[-1]["usage"] == {"completion_tokens": 6}
+    wanted = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
+    assert made[-1]["usage"] == wanted
 
 
 def test_reuse_never_changes_the_company_of_a_token() -> None:

@@ -69,8 +69,10 @@ def test_gc_keeps_what_is_reached_and_the_traces(tmp_path: Path) -> None:
 def test_gc_removes_traces_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "traces.db").write_bytes(b"1234")
     (tmp_path / "traces.db-wal").write_bytes(b"12")
+    (tmp_path / "traces.db-of-may").write_bytes(b"a copy of the user's")
     assert gc(tmp_path, [], traces=True) == 6
     assert traces_bytes(tmp_path) == 0
+    assert (tmp_path / "traces.db-of-may").is_file()
 
 
 def test_gc_does_not_run_during_a_build(tmp_path: Path) -> None:

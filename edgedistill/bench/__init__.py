@@ -118,7 +118,7 @@ def _identity(build: Build) -> Identity:
     }  # fmt: skip
     return Identity(
         stage="bench",
-        version=1,
+        version=2,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
             "bench": recipe.bench.model_dump(mode="json"),

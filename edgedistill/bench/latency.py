@@ -88,7 +88,8 @@ class Asker:
         started = time.perf_counter()
         trace = self.client.stream(self.call(row))
         if trace.failure is not None:
-            raise TeacherError(f"the {self.who} did not answer the warm-up prompt: {trace.failure}")
+            why = ": ".join(filter(None, (trace.failure, trace.failure_detail)))
+            raise TeacherError(f"the {self.who} did not answer the warm-up prompt: {why}")
         return time.perf_counter() - started
 
 
@@ -131,8 +132,8 @@ def in_process(
     generate: Callable[[EvalRow], Generation], rows: Sequence[EvalRow], progress: Progress
 ) -> list[Timing]:
     """The student as an app with an embedded runtime sees it: prompt rendered, tokenized,
-    answered. Seconds include rendering and tokenization; the stop token counts as one, since it
-    costs a decode."""
+    answered. Seconds include rendering and tokenization; the stop token does not count, as over
+    HTTP."""
     timings = []
     with progress.task("latency, student in process", len(rows), "prompts") as task:
         for row in rows:
@@ -141,7 +142,7 @@ def in_process(
             seconds = time.perf_counter() - started
             before = seconds - made.total_seconds  # rendering, tokenization, the way to the child
             first = before + made.time_to_first_token
-            timings.append(Timing(seconds, first, len(made.ids) + made.stopped))
+            timings.append(Timing(seconds, first, len(made.ids)))
             task.advance()
     return timings
 

@@ -28,7 +28,7 @@ from edgedistill.runtime import Generation, LlamaCpp
 from edgedistill.target import Target
 from edgedistill.teacher import call_for, open_endpoint, serve_teacher
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
-from edgedistill.teacher.local_server import serve
+from edgedistill.teacher.local_server import SERVER_VERSION, serve
 from edgedistill.teacher.traces import TraceStore
 
 STUDENT = "student"
@@ -178,6 +178,7 @@ def _teacher_call(sitting: Sitting) -> Callable[[EvalRow], Call]:
     if isinstance(teacher, LocalTeacher):
         runtime = tool_versions("llama-cpp-python")
         served += [teacher.threads or machine.threads(), teacher.context_tokens, runtime]
+        served.append(SERVER_VERSION)
     purpose = f"bench-{digest_of(served)[:12]}"
     return lambda row: call_for(sitting.entries[row.id], teacher, purpose)
 

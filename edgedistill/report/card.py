@@ -64,7 +64,8 @@ class Card:
     def _commands(self) -> dict[str, str]:
         """Arguments of the run instructions, quoted for Python and for a shell."""
         shown = self.report["examples"]
-        asked = shown[0]["prompt"] if shown else "Hello"
+        right = [example["prompt"] for example in shown if example["same"]]
+        asked = next(iter(right), shown[0]["prompt"] if shown else "Hello")
         prompt = StudentPrompt(self.student.folder, self.recipe.student)
         messages = prompt.messages(asked)
         system = self.recipe.student.system

@@ -129,6 +129,7 @@ class StreamReader:
         self._first: float | None = None
         self._pieces: list[str] = []
         self._finish_reason = ""
+        self._events = 0
         self._model = ""
         self._usage: dict[str, int | None] = {}
 
@@ -136,6 +137,7 @@ class StreamReader:
         """One line of the stream; comments (pings) and other fields are passed over."""
         if not line.startswith(b"data:"):
             return
+        self._events += 1
         data = line[5:].strip()
         if data == b"[DONE]":
             self.done = True
@@ -156,6 +158,9 @@ class StreamReader:
 
     def answer(self) -> Answer:
         """Raises Trouble when the stream ended before its finish_reason."""
+        if not self._events:
+            detail = "bench times streamed answers, and this server sent none for stream: true"
+            raise Trouble("answer that is not streamed", retry=False, detail=detail)
         if not self._finish_reason:
             raise Trouble("connection lost", detail="the stream ended early")
         return Answer(

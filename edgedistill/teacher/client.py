@@ -123,6 +123,7 @@ class TeacherClient:
         self._backoff = backoff_seconds
         self._closed = threading.Event()
         self._answered = False
+        self._stream_options: Mapping[str, Any] = USAGE
         self._sdk = _sdk(endpoint, timeout_seconds)
 
     def __enter__(self) -> TeacherClient:
@@ -208,12 +209,15 @@ class TeacherClient:
 
     def _streamed(self, call: Call, number: int) -> Answer:
         try:
-            return self._stream_with(call, number, USAGE)
+            return self._stream_with(call, number, self._stream_options)
         except Trouble as trouble:
-            if trouble.status not in (400, 422):
+            if trouble.status not in (400, 422) or not self._stream_options:
                 raise
-        # Some servers refuse the option; without it the chunks are counted.
-        return self._stream_with(call, number, {})
+        # Some servers refuse the option; without it the chunks are counted. Asked for once only:
+        # every refusal would count as time of the answer.
+        answer = self._stream_with(call, number, {})
+        self._stream_options = {}
+        return answer
 
     def _stream_with(self, call: Call, number: int, options: Mapping[str, Any]) -> Answer:
         started = time.monotonic()

@@ -23,7 +23,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from edgedistill.memory import SERVER_MODULE, TEACHER
 from edgedistill.teacher.client import Endpoint
 
 HOST = "127.0.0.1"
+SERVER_VERSION = 2  # raised with every change that moves its answers or its speed
 BATCH_TOKENS = 512
 # How the text after the last message's control token is evaluated: at once when it is short, and
 # else in blocks, so that a long start which prompts share there can be reused too.
@@ -197,6 +198,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def main() -> None:
@@ -263,8 +266,7 @@ def _load(settings: Mapping[str, Any], engine: Executor) -> Any:
     app = server.create_app(server_settings=access, model_settings=[model])
     proxy: Any = server._llama_proxy
     llama = proxy(settings["model_id"])
-    answer_alike(llama)
-    compute_in(engine, llama)
+    compute_in(engine, llama, answer_alike(llama))
     return app
 
 
@@ -275,18 +277,29 @@ def _forget_environment(fields: set[str]) -> None:
             del os.environ[name]
 
 
-def answer_alike(llama: Any) -> None:
+@dataclass
+class Usage:
+    """Tokens of the answer that is being made; its stop token does not count."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def answer_alike(llama: Any) -> Usage:
     """Make an answer independent of the calls before it, and still reuse a cached prompt start.
 
     Rounding depends on how many tokens are evaluated at once, so a start that is cached up to
     wherever two prompts differ moves the logits (measured on a 1.5B model: by up to 0.5). Here
     the batches of a prompt are a function of its tokens alone, and whole batches are reused:
     every token is evaluated in the same company as without a cache, which gives the same bits.
+
+    Returns what counts the tokens: a streamed chunk is a whole character, and that can be several.
     """
     import llama_cpp
 
     generate, vocab = llama.generate, llama._model.vocab
     before: list[int] = []
+    usage = Usage()
 
     def alike(tokens: Sequence[int], *args: Any, **kwargs: Any) -> Any:
         nonlocal before
@@ -302,12 +315,16 @@ def answer_alike(llama: Any) -> None:
             if end > start:
                 llama.eval(tokens[start:end])
                 start = end
-        return generate(tokens, *args, **kwargs)
+        usage.prompt_tokens, usage.completion_tokens = len(tokens), 0
+        for token in generate(tokens, *args, **kwargs):
+            usage.completion_tokens += not llama_cpp.llama_vocab_is_eog(vocab, token)
+            yield token
 
     llama.generate = alike
+    return usage
 
 
-def compute_in(engine: Executor, llama: Any) -> None:
+def compute_in(engine: Executor, llama: Any, usage: Usage) -> None:
     """Let `engine` make every chat answer from prompt to text, whichever thread asks for it."""
     from llama_cpp.llama_chat_format import get_chat_completion_handler
 
@@ -316,40 +333,39 @@ def compute_in(engine: Executor, llama: Any) -> None:
 
     def elsewhere(**request: Any) -> Any:
         made = engine.submit(handle, **request).result()
-        return bundles(engine, made) if request["stream"] else made
+        return bundles(engine, made, usage) if request["stream"] else made
 
     llama.chat_handler = elsewhere
 
 
-def bundles(engine: Executor, chunks: Iterator[Any]) -> Iterator[Any]:
+def bundles(
+    engine: Executor, chunks: Iterator[Any], usage: Usage, seconds: float = BUNDLE_SECONDS
+) -> Iterator[Any]:
     """The chunks of a streamed answer, the first with text at once, later ones put together.
 
     A chunk costs Python, here and at the reader, on the cores that decode.
     """
-    tokens, wait = 0, 0.0
-    while made := engine.submit(bundle, chunks, wait).result():
-        whole, count = made
-        tokens += count
-        wait = BUNDLE_SECONDS if tokens else 0.0
-        if whole["choices"][0]["finish_reason"]:
-            whole["usage"] = {"completion_tokens": tokens}
+    wait = 0.0
+    while whole := engine.submit(bundle, chunks, wait).result():
+        choice = whole["choices"][0]
+        wait = seconds if wait or choice["delta"].get("content") else 0.0
+        if choice["finish_reason"]:
+            total = usage.prompt_tokens + usage.completion_tokens
+            whole["usage"] = {**asdict(usage), "total_tokens": total}
         yield whole
 
 
-def bundle(chunks: Iterator[Any], seconds: float) -> tuple[dict[str, Any], int] | None:
-    """One chunk for all that come within `seconds`, and how many of them had text; None: the end.
-
-    Only the last may end the answer or carry log-probabilities, which belong to one token.
-    """
+def bundle(chunks: Iterator[Any], seconds: float) -> dict[str, Any] | None:
+    """One chunk for all that come within `seconds`, or until the answer ends; None: no more."""
     deadline, pieces = time.monotonic() + seconds, []
     for chunk in chunks:
         choice = chunk["choices"][0]
         if text := choice["delta"].get("content"):
             pieces.append(text)
-        if choice["finish_reason"] or choice["logprobs"] or time.monotonic() >= deadline:
+        if choice["finish_reason"] or time.monotonic() >= deadline:
             if pieces:
                 choice["delta"]["content"] = "".join(pieces)
-            return chunk, len(pieces)
+            return dict(chunk)
     return None
 
 
