@@ -258,9 +258,11 @@ def _listed(folder: Path) -> dict[str, Any] | None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and _listed(folder) is None and any(folder.iterdir()):
+    if not folder.exists() or _listed(folder) is not None:
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
         raise ArtifactError(
-            "the bundle belongs here, but this folder holds something else",
+            "the bundle belongs here, but something else is here already",
             where=str(folder),
             hint="move it away, or choose another place for bundles",
         )

@@ -50,7 +50,7 @@ class TeacherBase(Strict):
 class ApiTeacher(TeacherBase):
     """Any endpoint that speaks the OpenAI chat-completions API."""
 
-    kind: Literal["api"]
+    kind: Literal["api"] = Field(description="api, or local for a GGUF file on this machine")
     base_url: str = Field(pattern=r"^https?://", description="e.g. https://host/v1")
     api_key_env: str | None = Field(
         None,
@@ -62,7 +62,7 @@ class ApiTeacher(TeacherBase):
 class LocalTeacher(TeacherBase):
     """A GGUF file served on loopback for as long as the build needs it."""
 
-    kind: Literal["local"]
+    kind: Literal["local"] = Field(description="a GGUF file, served on this machine")
     weights: str = Field(description="a pinned name (edgedistill doctor lists them) or a GGUF path")
     port: int | None = Field(None, ge=1, le=65535, description="by default any free one")
     threads: int | None = Field(None, ge=1, description="by default the physical cores")
@@ -154,7 +154,7 @@ class LoraSpec(Strict):
 
     rank: int = Field(32, ge=1, le=512, description="rank of the update")
     alpha: float = Field(64, gt=0, description="the update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the update left out at random")
 
 
 class DistillSpec(Strict):
@@ -164,18 +164,18 @@ class DistillSpec(Strict):
         "sft", description="sft: likelihood of the teacher's text (SeqKD)"
     )
     lora: LoraSpec = LoraSpec()
-    learning_rate: float = Field(4e-4, gt=0)
-    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(4e-4, gt=0, description="highest one; it falls to 0 linearly")
+    epochs: float = Field(3, gt=0, description="passes over the training rows")
     batch_size: int = Field(16, ge=1, description="rows a step")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps with a rising rate")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_length: int = Field(512, ge=16, description="longest row, in tokens; longer is an error")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: the faster of the two on this machine, measured once"
     )
     evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
     checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")
-    seed: int = Field(0)
+    seed: int = Field(0, description="of the fresh LoRA weights and the order of rows")
 
 
 class BenchSpec(Strict):
@@ -187,7 +187,7 @@ class BenchSpec(Strict):
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals")
     examples: int = Field(20, ge=0, description="held-out examples shown in the report")
     llama_bench_runs: int = Field(5, ge=1, description="runs of pp512 and tg128 after a warm-up")
-    seed: int = Field(0)
+    seed: int = Field(0, description="which prompts are timed, and of the bootstrap")
 
 
 class RecipeGates(Strict):

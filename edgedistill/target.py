@@ -46,7 +46,9 @@ class TargetGates(Strict):
 class Target(Strict):
     """A device profile."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$", description="the file's name; also the bundle's"
+    )
     description: str = Field(description="the device in words")
     device_class: Literal["laptop", "desktop", "phone", "board", "browser"] = Field(
         description="kind of device"

@@ -120,7 +120,7 @@ def _not_locked(root: Path, error: sqlite3.Error) -> StorageError:
         return StorageError(
             "another build is using this workspace",
             where=str(root),
-            hint="wait for it to end, or give this one its own with --workspace",
+            hint="wait for it to end, or give this one its own with --workspace and --dist",
         )
     return StorageError(
         f"the workspace cannot be locked: {error}",

@@ -253,6 +253,15 @@ def test_a_folder_of_someone_else_is_left_alone(parts: Parts, tmp_path: Path) ->
     assert [path.name for path in folder.parent.rglob("*")] == [folder.name, "README.md"]
 
 
+def test_a_file_of_someone_else_is_left_alone(parts: Parts, tmp_path: Path) -> None:
+    file = tmp_path / "dist" / "support-sql-laptop"
+    file.parent.mkdir()
+    file.write_text("mine")
+    with pytest.raises(ArtifactError, match="something else"):
+        replace(parts, root=tmp_path).pack()
+    assert file.read_text() == "mine"
+
+
 def test_a_pack_that_dies_leaves_the_old_bundle(fresh: Parts, tmp_path: Path) -> None:
     folder = tmp_path / "dist" / "support-sql-laptop"
     before = (folder / "manifest.json").read_bytes()

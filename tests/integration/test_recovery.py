@@ -90,16 +90,23 @@ def duration(unbroken: World, stage: str) -> float:
 def kill_in(world: World, stage: str, after_seconds: float) -> int:
     """Kill a build's process group `after_seconds` into `stage`; returns how often that was tried.
 
-    A stage that was complete by then is taken away and killed earlier, until it is torn.
+    A stage that was complete by then is taken away, with all that the build made behind it, and
+    killed earlier, until it is torn.
     """
     for tries in itertools.count(1):
         kill_build(world, stage, after_seconds)
-        complete = world.bundle if stage == "pack" else world.stages().get(stage)
+        complete = place(world, stage)
         if complete is None or not (complete / MANIFEST).is_file():
             return tries
-        shutil.rmtree(complete)
+        for later in STAGES[STAGES.index(stage) :]:
+            if (made := place(world, later)) is not None:
+                shutil.rmtree(made, ignore_errors=True)
         after_seconds /= 2
     raise AssertionError
+
+
+def place(world: World, stage: str) -> Path | None:
+    return world.bundle if stage == "pack" else world.stages().get(stage)
 
 
 def kill_build(world: World, stage: str, after_seconds: float) -> None:
