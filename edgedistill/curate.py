@@ -119,7 +119,7 @@ def curate(
     return _dataset(run_stage(identity, out, progress, work))
 
 
-def _counts(parts: Split, rejected: Sequence[Any]) -> str:
+def _counts(parts: Split, rejected: Sequence[Rejected]) -> str:
     """The size of each part, and what so few prompts cannot show."""
     told = (
         f"{len(parts.train)} prompts to train on, {len(parts.validation)} to choose by, "

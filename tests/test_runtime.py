@@ -20,6 +20,8 @@ from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
 from edgedistill.runtime import LlamaCpp, quantize_file
 from edgedistill.student import TOKENIZER_GGUF
+from edgedistill.teacher.client import Call, TeacherClient
+from edgedistill.teacher.local_server import serve
 
 PROMPT = "<|im_start|>user\nthe others in the canoe<|im_end|>\n"
 
@@ -52,6 +54,20 @@ def test_facts(runtime: LlamaCpp) -> None:
     assert tiny.STOP in runtime.end_ids()
     assert runtime.metadata()["tokenizer.chat_template"] == tiny.TEMPLATE
     assert runtime.peak_memory_bytes() > 10e6
+
+
+def test_a_streamed_answer_counts_tokens_as_a_whole_one_does(model: Path) -> None:
+    # Its tokens are mostly single bytes, and a streamed chunk is whole characters.
+    asked = ({"role": "user", "content": "the others"},)
+    call = Call("p", "m", asked, {"temperature": 0.0, "max_tokens": 24}, "v")
+    with (
+        serve(model, "m", threads=1, context_tokens=256, port=None, start_seconds=60) as server,
+        TeacherClient(server.endpoint, 60, 1, 1) as client,
+    ):
+        whole, streamed = client.ask(call), client.stream(call)
+    assert whole.completion_tokens > 1
+    assert streamed.completion_tokens == whole.completion_tokens
+    assert streamed.prompt_tokens == whole.prompt_tokens > 0
 
 
 @pytest.mark.parametrize("text", [PROMPT, "näïve 中文 🙂", " \n\t x"])
