@@ -131,13 +131,15 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """One step of training; validation agreement only where it was measured."""
+    """One step of training; the validation figures only where they were measured (NLL in nats a
+    token)."""
 
     step: int
     epoch: float
     loss: float | None
     learning_rate: float | None
     validation_agreement: float | None
+    validation_nll: float | None = None
 
 
 @dataclass(frozen=True)

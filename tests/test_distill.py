@@ -16,7 +16,12 @@ from tiny import STOP, tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student
 from edgedistill.distill import distill
-from edgedistill.distill.data import (
+from edgedistill.errors import DatasetError, TrainingError
+from edgedistill.fidelity import EvalRow
+from edgedistill.progress import Silent
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import DistillSpec, LoraSpec, StudentSpec, TextCheck
+from edgedistill.training.data import (
     IGNORED,
     TrainingRow,
     collate,
@@ -25,11 +30,6 @@ from edgedistill.distill.data import (
     split_batch,
     training_rows,
 )
-from edgedistill.errors import DatasetError, TrainingError
-from edgedistill.fidelity import EvalRow
-from edgedistill.progress import Silent
-from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import DistillSpec, LoraSpec, StudentSpec, TextCheck
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = StudentSpec(weights="tiny", max_tokens=4)
@@ -178,7 +178,7 @@ def test_killed_run_ends_with_the_same_bytes(
 
 
 def test_torn_checkpoint_is_never_used(tmp_path: Path) -> None:
-    from edgedistill.distill.trainer import COMPLETE, last_complete
+    from edgedistill.training.trainer import COMPLETE, last_complete
 
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -195,7 +195,7 @@ def test_torn_checkpoint_is_never_used(tmp_path: Path) -> None:
 def test_earlier_adapter_only_when_better_by_more_than_one_prompt(
     agreements: tuple[float, ...], chosen: int
 ) -> None:
-    from edgedistill.distill.trainer import choose_step
+    from edgedistill.distill import choose_step
     from edgedistill.results import TrainingPoint
 
     points = [TrainingPoint(i + 1, 1.0, 0.1, 0.1, value) for i, value in enumerate(agreements)]

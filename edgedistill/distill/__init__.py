@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.checks import Checker, check_identity, make_checker
-from edgedistill.distill.data import TrainingRow, plan_batches, training_rows
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, DistillSpec, StudentSpec
+from edgedistill.results import TrainingPoint
+from edgedistill.training.data import TrainingRow, plan_batches, training_rows
+from edgedistill.training.examine import agreement
 
 __all__ = ["distill"]
 
@@ -81,19 +84,6 @@ class _Lesson:
     prompt: StudentSpec
     checker: Checker
 
-    def agreement(self, model: Any) -> float:
-        """Share of validation rows on which the model's greedy answer is the teacher's."""
-        from edgedistill.torch_runtime import generate
-
-        shown = self.shown
-        asked = [shown.prompt_ids(row.prompt, row.history) for row in self.validation]
-        made = generate(model.get_base_model(), asked, self.prompt.max_tokens, shown.stop_ids)
-        same = [
-            self.checker.same(shown.decode(ids).strip(), row.answer)
-            for ids, row in zip(made, self.validation, strict=True)
-        ]
-        return sum(same) / len(same)
-
 
 def _learn(
     lesson: _Lesson,
@@ -104,24 +94,76 @@ def _learn(
     progress: Progress,
 ) -> dict[str, Any]:
     from edgedistill.distill.model import CONFIG, WEIGHTS
-    from edgedistill.distill.trainer import Plan, as_json, train
+    from edgedistill.training.trainer import as_json, train
 
-    rows, validation = lesson.rows, lesson.validation
-    plan = Plan(
+    course = _course(lesson, student, spec, precision)
+    done = train(course, folder, progress)
+    for name in (WEIGHTS, CONFIG):
+        shutil.copyfile(done.kept / name, folder / name)
+    write_json(folder / TRAINING, as_json(done.points))
+    last = done.facts["chosen_step"] == course.steps
+    return {
+        **done.facts,
+        "precision": precision,
+        "chosen_because": (
+            "the last step" if last else "an earlier step agreed on more than one validation "
+            "prompt more"
+        ),
+        "train_rows": len(lesson.rows),
+        "validation_rows": len(lesson.validation),
+    }  # fmt: skip
+
+
+def _course(lesson: _Lesson, student: Student, spec: DistillSpec, precision: str) -> Any:
+    from edgedistill.distill.model import lora_model, save_adapter, supervised_loss
+    from edgedistill.training.loss import in_parts
+    from edgedistill.training.trainer import Course, Examined, Schedule
+
+    rows = lesson.rows
+
+    def backward(model: Any, batch: Any, run_backward: Callable[[Any], None]) -> Any:
+        return in_parts(
+            batch, precision, run_backward, lambda part: supervised_loss(model, part, "sum")
+        )
+
+    def examine(model: Any) -> Examined:
+        base = model.get_base_model()
+        return Examined(
+            agreement(
+                base, lesson.validation, lesson.shown, lesson.prompt.max_tokens, lesson.checker
+            )
+        )
+
+    return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
         batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
-        student=student,
-        spec=spec,
-        precision=precision,
+        schedule=Schedule(
+            learning_rate=spec.learning_rate,
+            warmup_share=spec.warmup_share,
+            weight_decay=spec.weight_decay,
+            evaluations=spec.evaluations,
+            checkpoints=spec.checkpoints,
+            seed=spec.seed,
+        ),
         pad_id=lesson.shown.stop_id,
-        agreement=lesson.agreement,
-        validation_rows=len(validation),
+        build=lambda: lora_model(student, spec),
+        backward=backward,
+        examine=examine,
+        keep=lambda model, folder: save_adapter(model, folder, student),
+        choose=lambda points: choose_step(points, len(lesson.validation)),
     )
-    done = train(plan, folder, progress)
-    for name in (WEIGHTS, CONFIG):
-        shutil.copyfile(done.adapter / name, folder / name)
-    write_json(folder / TRAINING, as_json(done.points))
-    return {**done.facts, "train_rows": len(rows), "validation_rows": len(validation)}
+
+
+def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
+    """The last step, unless an earlier evaluation agreed on more than one validation prompt more:
+    then the best of them, the later one when equal."""
+    measured = [
+        (round(point.validation_agreement * validation_rows), point.step)
+        for point in points
+        if point.validation_agreement is not None
+    ]
+    last, best = measured[-1], max(measured)
+    return best[1] if best[0] > last[0] + 1 else last[1]
 
 
 def _identity(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import Student, write_json
-from edgedistill.distill.data import IGNORED
 from edgedistill.recipe import DistillSpec
 from edgedistill.torch_runtime import load_model
+from edgedistill.training.loss import cross_entropy, supervised_logits
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -37,27 +37,8 @@ def lora_model(student: Student, spec: DistillSpec) -> Any:
 
 
 def supervised_loss(model: Any, batch: Any, reduction: str = "mean") -> Any:
-    """Cross-entropy ("mean" or "sum") over the supervised tokens of [rows, longest] tensors.
-
-    The output head runs on supervised positions only: with a vocabulary of tens of thousands it
-    would otherwise cost as much as many layers. Rows are padded on the right, where a causal model
-    never looks, so no attention mask is needed.
-    """
-    import torch
-
-    base = model.get_base_model()
-    hidden = base.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
-    labels = batch["labels"][:, 1:]
-    kept = labels != IGNORED
-    logits = base.lm_head(hidden[:, :-1][kept])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[kept], reduction=reduction)
-
-
-def autocast(where: Any, precision: str) -> Any:
-    """Context that computes in `precision` on the torch device `where`; weights stay fp32."""
-    import torch
-
-    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """Cross-entropy of the adapted model ("mean" or "sum") over the supervised tokens."""
+    return cross_entropy(*supervised_logits(model.get_base_model(), batch), reduction)
 
 
 def save_adapter(model: Any, folder: Path, student: Student) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 from edgedistill import machine
 from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
-from edgedistill.distill.data import TrainingRow, collate
-from edgedistill.distill.model import autocast, lora_model, supervised_loss
+from edgedistill.distill.model import lora_model, supervised_loss
 from edgedistill.progress import Progress
 from edgedistill.recipe import DistillSpec
 from edgedistill.torch_runtime import device
+from edgedistill.training.data import TrainingRow, collate
+from edgedistill.training.loss import autocast
 
 CPU_TOKENS = 256  # enough for a stable rate on a CPU, short where bf16 is emulated
 GPU_TOKENS = 8192

@@ -7,44 +7,70 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from edgedistill.artifacts import RESUME, Student, sync_files, write_atomic
-from edgedistill.distill.data import IGNORED, TrainingRow, collate, padding_share, split_batch
-from edgedistill.distill.model import autocast, lora_model, save_adapter, supervised_loss
+from edgedistill.artifacts import RESUME, sync_files, write_atomic
 from edgedistill.errors import TrainingError
 from edgedistill.progress import Progress, Task
-from edgedistill.recipe import DistillSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.torch_runtime import device
+from edgedistill.training.data import TrainingRow, collate, padding_share
 
 COMPLETE = "complete"  # written last into a checkpoint: only then is it used again
-EVALUATED = "evaluated"  # adapters as they were when validation agreement was measured
+EVALUATED = "evaluated"  # what was kept when validation agreement was measured
 # A batch goes through the model in parts of about this many tokens: the gradient is the same, the
 # activations in memory are not. Matrices of this many rows keep a core busy already.
 PART_TOKENS = {"cpu": 512, "cuda": 16384}
-AGREEMENT = "validation_agreement"
+AGREEMENT, NLL = "validation_agreement", "validation_nll"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that decides a run. `agreement` answers the validation prompts with a model and returns
-    its share of agreement with the teacher."""
+class Schedule:
+    """How long a run is, how fast it learns, and how often it looks at itself."""
+
+    learning_rate: float
+    warmup_share: float
+    weight_decay: float
+    evaluations: int
+    checkpoints: int
+    seed: int
+    patience: int | None = None  # evaluations in a row without a better one that end the run
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Validation rows: share whose greedy answer is the teacher's, and, where it is looked at, the
+    negative log-likelihood of the teacher's answers in nats a token."""
+
+    agreement: float
+    nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that decides a run.
+
+    `backward(model, batch, run_backward)` adds the gradient of one batch and returns its mean
+    loss; `examine(model)` measures it on validation rows; `keep(model, folder)` writes what is
+    wanted of it as it is now; `choose(points)` names the step whose kept folder is the result.
+    """
 
     batches: Sequence[Sequence[TrainingRow]]
     batches_per_epoch: int
-    student: Student
-    spec: DistillSpec
-    precision: str
+    schedule: Schedule
     pad_id: int
-    agreement: Callable[[Any], float]
-    validation_rows: int
+    build: Callable[[], Any]
+    backward: Callable[[Any, Mapping[str, Any], Callable[[Any], None]], Any]
+    examine: Callable[[Any], Examined]
+    keep: Callable[[Any, Path], None]
+    choose: Callable[[Sequence[TrainingPoint]], int]
+    label: str = "train"
+    hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
 
     @property
     def steps(self) -> int:
@@ -52,20 +78,20 @@ class Plan:
 
     @property
     def evaluated_steps(self) -> frozenset[int]:
-        count = self.spec.evaluations
+        count = self.schedule.evaluations
         return frozenset(max(1, math.ceil(self.steps * (i + 1) / count)) for i in range(count))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The chosen adapter's folder (below `resume`), what was recorded, and facts."""
+    """The folder of the chosen step (below `resume`), what was recorded, and facts."""
 
-    adapter: Path
+    kept: Path
     points: list[TrainingPoint]
     facts: dict[str, Any]
 
 
-def train(plan: Plan, folder: Path, progress: Progress) -> Trained:
+def train(course: Course, folder: Path, progress: Progress) -> Trained:
     """Train, or go on from the last complete checkpoint below `folder/resume`.
 
     Raises:
@@ -74,23 +100,23 @@ def train(plan: Plan, folder: Path, progress: Progress) -> Trained:
     resume = folder / RESUME
     resume.mkdir(parents=True, exist_ok=True)
     begin = last_complete(resume)
-    model = lora_model(plan.student, plan.spec)
-    with progress.task("train", plan.steps, "steps") as task:
-        watcher = _Watcher(plan, resume, task)
-        trainer = _SupervisedTrainer(
-            precision=plan.precision,
+    model = course.build()
+    with progress.task(course.label, course.steps, "steps") as task:
+        watcher = _Watcher(course, resume, task)
+        trainer = _OwnLossTrainer(
+            course,
             model=model,
-            args=_arguments(plan, resume),
-            train_dataset=list(plan.batches),
-            data_collator=functools.partial(collate, pad_id=plan.pad_id),
+            args=_arguments(course, resume),
+            train_dataset=list(course.batches),
+            data_collator=functools.partial(collate, pad_id=course.pad_id),
             callbacks=[watcher],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(begin) if begin else None)
-    points = training_points(trainer.state.log_history, plan.batches_per_epoch)
-    chosen = choose_step(points, plan.validation_rows)
+    points = training_points(trainer.state.log_history, course.batches_per_epoch)
+    chosen = course.choose(points)
     return Trained(
-        resume / EVALUATED / str(chosen), points, _facts(plan, watcher, model, chosen, begin)
+        resume / EVALUATED / str(chosen), points, _facts(course, watcher, model, chosen, begin)
     )
 
 
@@ -105,18 +131,6 @@ def last_complete(resume: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
-    """The last step, unless an earlier evaluation agreed on more than one validation prompt more:
-    then the best of them, the later one when equal."""
-    measured = [
-        (round(point.validation_agreement * validation_rows), point.step)
-        for point in points
-        if point.validation_agreement is not None
-    ]
-    last, best = measured[-1], max(measured)
-    return best[1] if best[0] > last[0] + 1 else last[1]
-
-
 def training_points(history: Sequence[dict[str, Any]], per_epoch: int) -> list[TrainingPoint]:
     """Trainer's log as one point a step."""
     steps: dict[int, dict[str, Any]] = {}
@@ -129,33 +143,34 @@ def training_points(history: Sequence[dict[str, Any]], per_epoch: int) -> list[T
             loss=entry.get("loss"),
             learning_rate=entry.get("learning_rate"),
             validation_agreement=entry.get(AGREEMENT),
+            validation_nll=entry.get(NLL),
         )
         for step, entry in sorted(steps.items())
         if "loss" in entry or AGREEMENT in entry
     ]
 
 
-def _arguments(plan: Plan, resume: Path) -> Any:
-    spec, on_cpu = plan.spec, device().type == "cpu"
+def _arguments(course: Course, resume: Path) -> Any:
+    schedule, on_cpu = course.schedule, device().type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(resume),
-        max_steps=plan.steps,
+        max_steps=course.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         label_names=["labels"],
-        learning_rate=spec.learning_rate,
+        learning_rate=schedule.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=math.ceil(spec.warmup_share * plan.steps),
-        weight_decay=spec.weight_decay,
+        warmup_steps=math.ceil(schedule.warmup_share * course.steps),
+        weight_decay=schedule.weight_decay,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=max(1, math.ceil(plan.steps / spec.checkpoints)),
+        save_steps=max(1, math.ceil(course.steps / schedule.checkpoints)),
         save_total_limit=2,
         eval_strategy="no",
-        seed=spec.seed,
+        seed=schedule.seed,
         full_determinism=not on_cpu,  # a CPU is deterministic as it is, and slower with it
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
@@ -168,65 +183,53 @@ def _arguments(plan: Plan, resume: Path) -> Any:
 
 
 def _facts(
-    plan: Plan, watcher: _Watcher, model: Any, chosen: int, begin: Path | None
+    course: Course, watcher: _Watcher, model: Any, chosen: int, begin: Path | None
 ) -> dict[str, Any]:
     return {
-        "steps": plan.steps,
-        "precision": plan.precision,
+        "steps": course.steps,
         "device": str(device()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "padding_share": round(padding_share(plan.batches, PART_TOKENS[device().type]), 4),
-        "supervised_tokens": sum(len(row.answer) for batch in plan.batches for row in batch),
+        "padding_share": round(padding_share(course.batches, PART_TOKENS[device().type]), 4),
+        "supervised_tokens": sum(len(row.answer) for batch in course.batches for row in batch),
         "chosen_step": chosen,
-        "chosen_because": (
-            "the last step"
-            if chosen == plan.steps
-            else "an earlier step agreed on more than one validation prompt more"
-        ),
         "resumed_from_step": int(begin.name.split("-")[1]) if begin else 0,
         **watcher.timing(),
     }
 
 
-class _SupervisedTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with the loss on supervised positions only, a part of the batch at a time.
+class _OwnLossTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with the course's own gradient. Trainer takes no function for that.
 
-    Trainer takes no function for that. It runs in one process on one device.
+    It runs in one process on one device.
     """
 
-    def __init__(self, precision: str, **rest: Any) -> None:
-        self._precision = precision
+    def __init__(self, course: Course, **rest: Any) -> None:
+        self._course = course
         super().__init__(**rest)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         model.train()
-        batch = self._prepare_inputs(inputs)
-        where, plain = self.args.device, self.accelerator.unwrap_model(model)
-        supervised = (batch["labels"] != IGNORED).sum()
-        total = supervised.new_zeros((), dtype=torch.float32)
-        for part in split_batch(batch, PART_TOKENS[where.type]):
-            with autocast(where, self._precision):
-                loss = supervised_loss(plain, part, "sum") / supervised
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        if not total.isfinite():
+        batch, plain = self._prepare_inputs(inputs), self.accelerator.unwrap_model(model)
+        loss = self._course.backward(plain, batch, self.accelerator.backward)
+        if not loss.isfinite():
             raise TrainingError(
-                f"the loss is {float(total)} at step {self.state.global_step + 1}",
-                hint="lower distill.learning_rate, or set distill.precision to fp32",
+                f"the loss is {float(loss)} at step {self.state.global_step + 1}",
+                hint=self._course.hint,
             )
-        return total
+        return loss
 
 
 class _Watcher(TrainerCallback):  # type: ignore[misc]
     """Advances the bar, measures validation agreement, and marks checkpoints complete."""
 
-    def __init__(self, plan: Plan, resume: Path, task: Task) -> None:
-        self._plan, self._resume, self._task = plan, resume, task
+    def __init__(self, course: Course, resume: Path, task: Task) -> None:
+        self._course, self._resume, self._task = course, resume, task
         self._tokens, self._seconds, self._begun = 0, 0.0, 0.0
         self._evaluating = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._task.advance(state.global_step)
+        control.should_training_stop |= _gone_stale(state.log_history, self._course)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begun = time.perf_counter()
@@ -234,9 +237,10 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         step = state.global_step
         self._seconds += time.perf_counter() - self._begun
-        self._tokens += sum(map(len, self._plan.batches[step - 1]))
-        if step in self._plan.evaluated_steps:
+        self._tokens += sum(map(len, self._course.batches[step - 1]))
+        if step in self._course.evaluated_steps:
             self._evaluate(step, state, model)
+            control.should_training_stop |= _gone_stale(state.log_history, self._course)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         if "loss" in logs:
@@ -261,10 +265,10 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         started = time.perf_counter()
         self._keep(step, model)
         model.eval()
-        agreement = self._plan.agreement(model)
+        found = self._course.examine(model)
         model.train()
         # In the log, so that checkpoints carry it.
-        state.log_history.append({"step": step, AGREEMENT: agreement})
+        state.log_history.append({"step": step, AGREEMENT: found.agreement, NLL: found.nll})
         self._evaluating += time.perf_counter() - started
 
     def _keep(self, step: int, model: Any) -> None:
@@ -272,9 +276,24 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         part = whole.with_name(f"{step}.part")
         for folder in (whole, part):  # of a run that died behind its last checkpoint
             shutil.rmtree(folder, ignore_errors=True)
-        save_adapter(model, part, self._plan.student)
+        part.mkdir(parents=True)
+        self._course.keep(model, part)
         sync_files(part)
         os.replace(part, whole)
+
+
+def _gone_stale(history: Sequence[Mapping[str, Any]], course: Course) -> bool:
+    """Whether the last `patience` evaluations were no better than one before them."""
+    patience = course.schedule.patience
+    if patience is None:
+        return False
+    scores = [goodness(e[AGREEMENT], e[NLL]) for e in history if AGREEMENT in e]
+    return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+
+def goodness(agreement: float, nll: float | None) -> tuple[float, float]:
+    """Sorts evaluations: more agreement first, then the likelier teacher's text."""
+    return agreement, -(nll or 0.0)
 
 
 def as_json(points: Sequence[TrainingPoint]) -> list[dict[str, Any]]:

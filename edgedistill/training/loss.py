@@ -1,0 +1,57 @@
+"""The loss on supervised tokens, a part of a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgedistill.training.data import IGNORED, split_batch
+from edgedistill.training.trainer import PART_TOKENS
+
+
+def supervised_logits(model: Any, batch: Any) -> tuple[Any, Any]:
+    """Logits [n, vocab] and labels [n] of the n supervised tokens of [rows, longest] tensors.
+
+    The output head runs on supervised positions only: with a vocabulary of tens of thousands it
+    would otherwise cost as much as many layers. Rows are padded on the right, where a causal model
+    never looks, so no attention mask is needed.
+    """
+    hidden = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    kept = labels != IGNORED
+    return model.lm_head(hidden[:, :-1][kept]), labels[kept]
+
+
+def cross_entropy(logits: Any, labels: Any, reduction: str) -> Any:
+    """In fp32, whatever the logits are in."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction=reduction)
+
+
+def in_parts(
+    batch: Any,
+    precision: str,
+    run_backward: Callable[[Any], None],
+    loss_sum: Callable[[Any], Any],
+) -> Any:
+    """Accumulate the gradient of `loss_sum` over the batch's supervised tokens, part by part;
+    returns the mean loss (a scalar tensor without a gradient)."""
+    import torch
+
+    where = batch["labels"].device
+    supervised = (batch["labels"] != IGNORED).sum()
+    total = supervised.new_zeros((), dtype=torch.float32)
+    for part in split_batch(batch, PART_TOKENS[where.type]):
+        with autocast(where, precision):
+            loss = loss_sum(part) / supervised
+        run_backward(loss)
+        total += loss.detach()
+    return total
+
+
+def autocast(where: Any, precision: str) -> Any:
+    """Context that computes in `precision` on the torch device `where`; weights stay fp32."""
+    import torch
+
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16")
