@@ -15,16 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"errors", "progress", "memory", "artifacts", "yamlfile", "recipe", "target",
-               "results", "library", "names"}),
-    ("parts", {"teacher", "runtime", "runtime_child", "torch_runtime", "weights", "student",
-               "prompting", "checks", "fidelity", "tokenmix", "tensors", "training", "report",
-               "machine", "workspace"}),
-    ("stages", {"collect", "curate", "distill", "merge", "export", "verify", "quantize",
-                "bench", "pack"}),
+    ("facts", {"artifacts", "errors", "library", "memory", "names", "progress", "recipe",
+            "results", "target", "yamlfile"}),
+    ("parts", {"checks", "fidelity", "machine", "number_formats", "prompting", "report",
+            "runtime", "runtime_child", "student", "teacher", "tensors", "tokenmix",
+            "torch_runtime", "training", "weights", "workspace"}),
+    ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
+            "quantize", "verify"}),
     ("flow", {"pipeline"}),
-    ("command", {"console", "tables", "catalogue", "doctor", "initialise", "validate"}),
-    ("cli", {"cli", "__main__"}),
+    ("command", {"catalogue", "console", "doctor", "initialise", "tables", "validate"}),
+    ("cli", {"__main__", "cli"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 STAGES = LAYERS[2][1]

@@ -1,0 +1,1 @@
+"""Fit: quantization-aware fitting of a checkpoint to one target's number formats."""
