@@ -1,7 +1,8 @@
-"""Which tensors of a Hugging Face checkpoint become which tensors of a GGUF f16 file, and how.
+"""Which tensors of a Hugging Face checkpoint become which tensors of a GGUF file, and how.
 
 Values are read and converted a block of rows at a time, so memory stays far below the model's size.
-Names, types and the order of rows are those of llama.cpp's convert_hf_to_gguf.py --outtype f16.
+Names, types and the order of rows are those of llama.cpp's convert_hf_to_gguf.py --outtype f16, or
+f32.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,8 @@ BLOCK_BYTES = 16 << 20  # float32 bytes of one block of rows
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 ROPE_TYPES = ("default", "linear")
 HEAD = "lm_head.weight"
-NUMBERS = {"F32": np.float32, "F16": np.float16}
+NUMBERS: Mapping[str, type[np.float16] | type[np.float32]] = {"F32": np.float32, "F16": np.float16}
+Encoding = Literal["F16", "F32"]  # of matrices; the rest is always f32
 
 Values = npt.NDArray[Any]
 
@@ -85,8 +87,8 @@ class Layout:
         return {**own, "rope_type": kind, "rope_theta": theta}
 
 
-def read_layout(folder: Path) -> Layout:
-    """The layout of a checkpoint folder (config.json and safetensors files).
+def read_layout(folder: Path, encoding: Encoding = "F16") -> Layout:
+    """The layout of a checkpoint folder (config.json and safetensors), matrices in `encoding`.
 
     Raises:
         ArtifactError: another architecture, RoPE scaling or number type than can be exported, or a
@@ -109,8 +111,8 @@ def read_layout(folder: Path) -> Layout:
         shape, number = _header(file, source)
         if number not in NUMBERS:
             _refuse(file, f"tensor {source} is {number}; only {', '.join(NUMBERS)} can be exported")
-        half = len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight")
-        dtype = np.float16 if half else np.float32
+        matrix = len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight")
+        dtype = NUMBERS[encoding] if matrix else np.float32
         tensors.append(Tensor(name, source, file, shape, dtype, _heads(layout, source)))
     return Layout(layout.architecture, config, tuple(tensors))
 

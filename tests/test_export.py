@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from edgedistill.artifacts import Checkpoint, Exported, Student
 from edgedistill.errors import ArtifactError
 from edgedistill.export import export
+from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.names import gguf_name, with_encoding
 from edgedistill.progress import Silent
 from edgedistill.student import TOKENIZER_GGUF
@@ -88,6 +89,19 @@ def test_keys(tmp_path: Path) -> None:
     }
     assert {name: fields.get(name) for name in expected} == expected
     assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+
+
+def test_matrices_can_stay_f32(tmp_path: Path) -> None:
+    student = tiny.tiny_student(tmp_path / "student")
+    file, made_from = tmp_path / "model.gguf", Provenance("r", "base", "MIT", "digest")
+    tokenizer = student.folder / TOKENIZER_GGUF
+    write_gguf(student.folder, tokenizer, file, made_from, Silent(), encoding="F32")
+    reader = GGUFReader(file)
+    assert {tensor.data.dtype for tensor in reader.tensors} == {np.dtype(np.float32)}
+    assert reader.fields["general.file_type"].contents() == 0
+    (down,) = (tensor.data for tensor in reader.tensors if tensor.name == "blk.1.ffn_down.weight")
+    source = load_file(student.folder / "model.safetensors")
+    np.testing.assert_array_equal(down, source["model.layers.1.mlp.down_proj.weight"])
 
 
 def test_the_same_export_has_the_same_digest(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write a checkpoint as a GGUF f16 file, tensor by tensor, with the base's own tokenizer keys."""
+"""Write a checkpoint as a GGUF file, tensor by tensor, with the base's own tokenizer keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from edgedistill.errors import MissingTool
 from edgedistill.names import name_parts
 from edgedistill.progress import Progress
-from edgedistill.tensors import Layout, read_layout
+from edgedistill.tensors import Encoding, Layout, read_layout
 
 VERSION = "v1.0"
 
@@ -28,21 +28,26 @@ class Provenance:
 
 
 def write_gguf(
-    checkpoint: Path, tokenizer: Path, destination: Path, made_from: Provenance, progress: Progress
+    checkpoint: Path,
+    tokenizer: Path,
+    destination: Path,
+    made_from: Provenance,
+    progress: Progress,
+    encoding: Encoding = "F16",
 ) -> Layout:
     """Export the checkpoint folder to `destination`; `tokenizer` is a `tokenizer.gguf.json`.
 
-    1-D tensors and norms stay f32, matrices become f16, a tied head is not written. The tensors
-    are bit-identical to those of llama.cpp's convert_hf_to_gguf.py --outtype f16.
+    1-D tensors and norms stay f32, matrices become `encoding`, a tied head is not written. The
+    tensors are bit-identical to those of llama.cpp's convert_hf_to_gguf.py --outtype f16 or f32.
 
     Raises:
         ArtifactError: something in the checkpoint that cannot be exported (see tensors.py).
     """
     writer_class = _writer_class()
-    layout = read_layout(checkpoint)
+    layout = read_layout(checkpoint, encoding)
     writer = writer_class(path=None, arch=layout.architecture)
     _add_general(writer, layout, made_from)
-    _add_hyperparameters(writer, layout)
+    _add_hyperparameters(writer, layout, encoding)
     _add_tokenizer(writer, tokenizer)
     for tensor in layout.tensors:
         writer.add_tensor_info(tensor.name, tensor.shape, tensor.dtype, tensor.bytes)
@@ -101,7 +106,7 @@ def _add_general(writer: Any, layout: Layout, made_from: Provenance) -> None:
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
-def _add_hyperparameters(writer: Any, layout: Layout) -> None:
+def _add_hyperparameters(writer: Any, layout: Layout, encoding: Encoding) -> None:
     from gguf import LlamaFileType, RopeScalingType
 
     config: Mapping[str, Any] = layout.config
@@ -123,7 +128,8 @@ def _add_hyperparameters(writer: Any, layout: Layout) -> None:
         writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(int(LlamaFileType.MOSTLY_F16))
+    kinds = {"F16": LlamaFileType.MOSTLY_F16, "F32": LlamaFileType.ALL_F32}
+    writer.add_file_type(int(kinds[encoding]))
 
 
 def _add_tokenizer(writer: Any, file: Path) -> None:
