@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -359,12 +359,59 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """`sensitivity.json`: tensor (GGUF name) -> type -> predicted mean KLD, in nats a token."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The number format of each matrix: `allocation.json`, tensor (GGUF name) -> type; with
+    `importance.gguf` where the search for scales is to weigh columns by it."""
+
+    folder: Path
+    digest: str
+    types: Mapping[str, str]
+    importance: Path | None
+
+
+@dataclass(frozen=True)
 class Exported:
     """A checkpoint in a runtime's own format before quantization (GGUF f16)."""
 
     folder: Path
     digest: str
     model: Path
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The mean square of every matrix's inputs over the token mix: `importance.gguf`, in
+    llama.cpp's imatrix format."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The student prepared for one allocation of a target, before it is quantized.
+
+    `checkpoint` is what `exported` was written from: `trimmed`, if the allocation asks for that,
+    and then fitted; `kept_tokens` are the IDs that its tokens had before, None where it has them
+    all."""
+
+    name: str
+    checkpoint: Checkpoint
+    trimmed: Checkpoint | None
+    allocation: Allocation
+    exported: Exported
+    fitted: bool
+    kept_tokens: Sequence[int] | None
 
 
 @dataclass(frozen=True)

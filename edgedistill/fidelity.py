@@ -108,43 +108,67 @@ def record(rows: Iterable[Logits], into: Path) -> int:
     return count
 
 
-def compare(before: Path, after: Path, vocab: int) -> Kld:
-    """KLD of two files of recorded rows [n, vocab].
+def compare(before: Path, after: Path, vocab: int, columns: Sequence[int] | None = None) -> Kld:
+    """KLD of two files of recorded rows [n, vocab]; see `per_token` for `columns`.
 
     Raises:
         ValueError: the files do not hold the same number of whole rows, or none.
     """
-    return summarise(*per_token(before, after, vocab))
+    return summarise(*per_token(before, after, vocab, None, columns))
 
 
 def per_token(
-    before: Path, after: Path, vocab: int, skip: int | None = None
+    before: Path,
+    after: Path,
+    vocab: int,
+    skip: int | None = None,
+    columns: Sequence[int] | None = None,
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """KLD [n] and "same most likely token" [n] of each row of `after` against the rows of `before`
     from row `skip` on. Where `skip` is None both files must have the same length.
 
+    `vocab` is that of `before`. Where `after` has a smaller one, `columns` holds the token IDs
+    that its tokens have in `before`, whose predictions are then taken among those tokens alone.
+
     Raises:
         ValueError: the files do not hold the same number of whole rows, or none.
     """
-    size, begin = vocab * 4, skip or 0
-    bytes_before, bytes_after = before.stat().st_size - begin * size, after.stat().st_size
-    wrong = bytes_before != bytes_after if skip is None else bytes_before < bytes_after
-    if wrong or bytes_after == 0 or bytes_after % size:
+    width, begin = vocab if columns is None else len(columns), skip or 0
+    rows_before = before.stat().st_size / (vocab * FLOAT_BYTES) - begin
+    rows_after = after.stat().st_size / (width * FLOAT_BYTES)
+    wrong = rows_before != rows_after if skip is None else rows_before < rows_after
+    if wrong or rows_after == 0 or rows_after % 1:
         raise ValueError(
-            f"{before.name} holds {bytes_before / size:g} rows of {vocab} logits from row {begin} "
-            f"on, {after.name} holds {bytes_after / size:g}"
+            f"{before.name} holds {rows_before:g} rows of {vocab} logits from row {begin} "
+            f"on, {after.name} holds {rows_after:g} of {width}"
         )
-    rows, block = bytes_after // size, max(1, BLOCK_BYTES // (vocab * 8))
+    rows, block = int(rows_after), max(1, BLOCK_BYTES // (vocab * 8))
     klds, same = [], []
     with before.open("rb") as first, after.open("rb") as second:
-        first.seek(begin * size)
+        first.seek(begin * vocab * FLOAT_BYTES)
         for start in range(0, rows, block):
-            count = min(block, rows - start) * vocab
-            p = np.fromfile(first, np.float32, count).reshape(-1, vocab)
-            q = np.fromfile(second, np.float32, count).reshape(-1, vocab)
+            count = min(block, rows - start)
+            p = np.fromfile(first, np.float32, count * vocab).reshape(-1, vocab)
+            q = np.fromfile(second, np.float32, count * width).reshape(-1, width)
+            p = p if columns is None else p[:, columns]
             klds.append(kl_divergence(p, q))
             same.append(p.argmax(1) == q.argmax(1))
     return np.concatenate(klds), np.concatenate(same)
+
+
+def read_logits(file: Path, rows: int, begin: int = 0) -> Logits:
+    """The recorded rows [rows, vocab] from byte `begin` to the end of `file`."""
+    return np.fromfile(file, np.float32, offset=begin).reshape(rows, -1)
+
+
+def nll(rows: Logits, answer: Sequence[int]) -> Floats:
+    """Negative log-likelihood in nats of each token of `answer` [n] under rows [n, vocab].
+
+    A row with a logit that is not finite counts as NOT_FINITE nats.
+    """
+    finite: npt.NDArray[np.bool_] = np.isfinite(rows).all(1)
+    log_p = _log_softmax(np.where(finite[:, np.newaxis], rows, 0))
+    return np.where(finite, -log_p[np.arange(len(answer)), list(answer)], NOT_FINITE)
 
 
 def kl_divergence(before: Logits, after: Logits) -> Floats:

@@ -15,8 +15,10 @@ from edgedistill.artifacts import (
     Checkpoint,
     Dataset,
     Exported,
+    Importance,
     Student,
     Traces,
+    Variant,
     load_finished,
 )
 from edgedistill.bench import bench, require_gates
@@ -25,14 +27,16 @@ from edgedistill.curate import curate
 from edgedistill.distill import distill
 from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
+from edgedistill.fit import allocate, fit, measure_sensitivity
 from edgedistill.merge import merge
 from edgedistill.pack import pack, write_page
 from edgedistill.progress import Progress, Silent, Task
-from edgedistill.quantize import quantize
+from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
 from edgedistill.recipe import Recipe
 from edgedistill.student import prepare_student
-from edgedistill.target import Target
+from edgedistill.target import AllocationSpec, Target
 from edgedistill.tokenmix import TokenMix, read_token_mix
+from edgedistill.trim import kept_tokens, trim
 from edgedistill.verify import verify
 from edgedistill.workspace import locked
 
@@ -127,14 +131,18 @@ def _for_target(
     page: bool,
 ) -> BuildResult:
     out = workspace.root
+    variants = [_variant(recipe, target, spec, made, out, log) for spec in target.allocations]
+    weighed = _weighed(recipe, target, made, out, log)
     quantized = quantize(
-        made.exported, made.dataset, recipe.student, recipe.check, target, out, log
-    )
+        made.exported, variants, weighed, made.dataset, recipe.student, recipe.check, target, out,
+        log,
+    )  # fmt: skip
     if until == "quantize":
         return BuildResult(target, log.manifests())
+    variant = next((each for each in variants if each.name == quantized.format), None)
     report = bench(
         recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
-        made.checkpoint, made.exported, quantized, out, log,
+        made.checkpoint, made.exported, variant, quantized, out, log,
     )  # fmt: skip
     try:
         require_gates(report)
@@ -150,6 +158,45 @@ def _for_target(
         )  # fmt: skip
     figures = json.loads(report.file.read_text("utf-8"))
     return BuildResult(target, log.manifests(), figures, bundle)
+
+
+def _weighed(
+    recipe: Recipe, target: Target, made: _Shared, out: Path, log: Progress
+) -> Importance | None:
+    """The importance matrix for stock formats that ask for one."""
+    if not any(name.endswith(WITH_IMPORTANCE) for name in target.formats):
+        return None
+    return weigh(made.checkpoint, made.dataset, recipe.student, out, log)
+
+
+def _variant(
+    recipe: Recipe,
+    target: Target,
+    spec: AllocationSpec,
+    made: _Shared,
+    out: Path,
+    log: Progress,
+) -> Variant:
+    """The student made ready for one allocation: trimmed, allocated, fitted, exported."""
+    data, prompt = made.dataset, recipe.student
+    whole = start = made.checkpoint
+    if spec.vocabulary is not None:
+        whole = start = trim(whole, data, prompt, spec.vocabulary, 0, out, log)
+    if spec.drop_layers:
+        start = trim(whole, data, prompt, None, spec.drop_layers, out, log)
+    weighed = weigh(start, data, prompt, out, log) if spec.importance else None
+    costs = None
+    if len(spec.types) > 1:
+        costs = measure_sensitivity(start, data, prompt, spec.types, out, log)
+    trimmed = None if start is made.checkpoint else start
+    allocation = allocate(start, costs, weighed, spec, target, out, log)
+    if spec.fit is not None:
+        lesson, check = recipe.distill, recipe.check
+        start = fit(start, whole, allocation, data, prompt, lesson, spec.fit, check, out, log)
+    fitted = spec.fit is not None
+    exported = export(start, made.student, recipe.name, out, log, "F32" if fitted else "F16")
+    kept = kept_tokens(start.folder)
+    return Variant(spec.name, start, trimmed, allocation, exported, fitted, kept)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Agreement:
     """Agreement with the teacher on held-out prompts: over all, and by whether the phrasing of the
     prompt occurs in the training data."""
 
-    model: str  # "base" | "adapter" | "merged" | "exported" | "quantized"
+    model: str  # base, adapter, merged, exported, trimmed, fitted, quantized
     overall: Interval
     seen: Interval | None
     unseen: Interval | None
@@ -35,7 +35,7 @@ class Link:
     share of tokens with the same most likely token.
     """
 
-    step: str  # "merge" | "export" | "quantize"
+    step: str  # "merge" | "export" | "trim" | "fit" | "quantize"
     before: str
     after: str
     mean_kld: float
@@ -47,11 +47,17 @@ class Link:
     agreement_after: float
     gates: dict[str, float]  # bound by name, e.g. {"mean_kld": 1e-4}
     passed: bool
+    nll_before: float | None = None  # of the teacher's answers, nats a token
+    nll_after: float | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One quantization type, made and measured on validation prompts."""
+    """One quantized file, made and measured on validation prompts.
+
+    `nll` is of the teacher's answers, in nats a token. A fitted candidate was trained on, so it
+    may differ from the exported file (KLD) and still follow the teacher as well.
+    """
 
     format: str
     bytes: int
@@ -65,6 +71,9 @@ class Candidate:
     passed: bool
     why_not: str  # "" when it passed
     chosen: bool
+    fitted: bool = False
+    nll: float | None = None
+    nll_before: float | None = None
 
 
 @dataclass(frozen=True)

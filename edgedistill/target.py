@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from edgedistill.errors import ConfigError
+from edgedistill.number_formats import FORMATS
 from edgedistill.recipe import Strict
 from edgedistill.yamlfile import load, parse
 
@@ -30,7 +31,8 @@ class Roofline(Strict):
 
 
 class TargetGates(Strict):
-    """Bounds on a quantized file. Agreement and KLD are against the exported file before it."""
+    """Bounds on a quantized file. Agreement and KLD are against the exported file before it; a
+    fitted file, which was trained on, is held to the NLL of the teacher's answers, not to KLD."""
 
     max_file_mb: float | None = Field(None, gt=0, description="largest model file, MB (1e6 bytes)")
     max_agreement_drop: float = Field(
@@ -38,9 +40,82 @@ class TargetGates(Strict):
     )
     max_mean_kld: float | None = Field(None, gt=0, description="highest mean KLD, nats a token")
     max_p99_kld: float | None = Field(None, gt=0, description="highest 99th percentile KLD, nats")
+    max_nll_rise: float | None = Field(
+        0.05,
+        ge=0,
+        description="fitted: largest rise of the teacher's text's NLL, nats a token",
+    )
     min_tokens_per_second: float | None = Field(
         None, gt=0, description="slowest decode (tg128), tokens/s; only where it is measured"
     )
+
+
+class FitSpec(Strict):
+    """Quantization-aware fitting: the merged student is trained on while it computes with the
+    values that its number formats can hold; gradients pass straight through the rounding."""
+
+    method: Literal["full", "lora"] = Field(
+        "lora", description="what is trained: every matrix, or a LoRA update of it"
+    )
+    rank: int = Field(32, ge=1, le=512, description="lora: rank of the update")
+    learning_rate: float = Field(2e-4, gt=0, description="highest one; it falls to 0 linearly")
+    epochs: float = Field(2, gt=0, description="passes over the training rows")
+    batch_size: int = Field(16, ge=1, description="rows a step")
+    kl_weight: float = Field(
+        1.0, ge=0, description="weight of KL(unquantized student || this one) beside the NLL"
+    )
+    general_share: float = Field(
+        0.25, ge=0, lt=1, description="share of a batch's rows that are general text (KL alone)"
+    )
+    evaluations: int = Field(4, ge=1, description="validation agreement is measured this often")
+    patience: int | None = Field(
+        2, ge=1, description="so many evaluations without a better one end the fitting"
+    )
+    checkpoints: int = Field(2, ge=1, description="resumable checkpoints over the run")
+    seed: int = Field(0, description="of the LoRA weights, the order of rows and the general text")
+
+
+class AllocationSpec(Strict):
+    """One way to store the student: a number format for each matrix, chosen within a budget, and
+    what is done so that little is lost in it. Each is made and measured like a stock format."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$",
+        description="shown in the report and part of the file's name",
+    )
+    types: tuple[str, ...] = Field(
+        min_length=1, description="number formats a matrix may get; one: every matrix gets it"
+    )
+    embedding: str | None = Field(
+        None, description="format of the token embedding (and a tied head); none: one of types"
+    )
+    budget_mb: float | None = Field(
+        None, gt=0, description="largest file to plan for, MB (1e6 bytes); the smallest loss wins"
+    )
+    budget_tokens_per_second: float | None = Field(
+        None, gt=0, description="instead: decode rate to plan for, by the target's roofline"
+    )
+    importance: bool = Field(
+        True, description="quantize with the importance matrix of the token mix"
+    )
+    vocabulary: int | None = Field(
+        None, ge=256, description="keep so many of the most common tokens, and the token mix's"
+    )
+    drop_layers: int = Field(0, ge=0, description="leave out so many layers, the least missed")
+    fit: FitSpec | None = Field(None, description="train the student for these formats")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AllocationSpec:
+        named = [*self.types, *([self.embedding] if self.embedding else [])]
+        unknown = [name for name in named if name not in FORMATS]
+        if unknown:
+            known = " ".join(FORMATS)
+            raise ValueError(f"unknown types {', '.join(unknown)}; known are {known}")
+        given = [self.budget_mb, self.budget_tokens_per_second]
+        budgets = sum(value is not None for value in given)
+        if budgets != (1 if len(self.types) > 1 else 0):
+            raise ValueError("several types need one budget, and one type takes none")
+        return self
 
 
 class Target(Strict):
@@ -55,7 +130,12 @@ class Target(Strict):
     )
     runtime: Literal["llama.cpp"] = Field(description="what runs the model there")
     formats: tuple[str, ...] = Field(
-        min_length=1, description="candidate quantization types; each is made and measured"
+        min_length=1,
+        description="candidate quantization types, with an importance matrix where the name ends "
+        "in :imatrix; each is made and measured",
+    )
+    allocations: tuple[AllocationSpec, ...] = Field(
+        (), description="candidates of our own beside them; the smallest inside the gates wins"
     )
     latency: Literal["measured", "roofline"] = Field(
         description="measured: timed on the building machine; roofline: estimated, never timed"
@@ -75,10 +155,17 @@ class Target(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Target:
-        unknown = [name for name in self.formats if name not in GGUF_FORMATS]
+        stock = [name.removesuffix(":imatrix") for name in self.formats]
+        unknown = [name for name in stock if name not in GGUF_FORMATS]
         if unknown:
             known = " ".join(GGUF_FORMATS)
             raise ValueError(f"unknown formats {', '.join(unknown)}; llama.cpp takes {known}")
+        names = [*self.formats, *(each.name for each in self.allocations)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two candidates are called {', '.join(twice)}")
+        if self.roofline is None and any(a.budget_tokens_per_second for a in self.allocations):
+            raise ValueError("budget_tokens_per_second needs the field roofline")
         if self.latency == "roofline" and self.roofline is None:
             raise ValueError("latency: roofline needs the field roofline")
         return self

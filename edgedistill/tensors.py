@@ -65,6 +65,14 @@ class Tensor:
                 )
             yield np.ascontiguousarray(block)
 
+    def in_checkpoint_order(self, values: Values) -> Values:
+        """GGUF values [rows, ...] with their rows as the checkpoint has them."""
+        if self.heads is None:
+            return np.ascontiguousarray(values)
+        head, rest = self.shape[0] // self.heads, values.shape[1:]
+        pairs = values.reshape(-1, head // 2, 2, *rest).swapaxes(1, 2)
+        return np.ascontiguousarray(pairs.reshape(-1, *rest))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -85,6 +93,15 @@ class Layout:
         kind = own.get("rope_type", own.get("type", "default"))
         theta = own.get("rope_theta", self.config.get("rope_theta", 10000.0))
         return {**own, "rope_type": kind, "rope_theta": theta}
+
+
+def matrices(layout: Layout) -> dict[str, tuple[str, int, int]]:
+    """GGUF name -> (parameter, rows, columns) of every matrix that is quantized."""
+    return {
+        tensor.name: (tensor.source, tensor.shape[0], tensor.shape[1])
+        for tensor in layout.tensors
+        if len(tensor.shape) == 2 and tensor.name.endswith(".weight")
+    }
 
 
 def read_layout(folder: Path, encoding: Encoding = "F16") -> Layout:

@@ -23,18 +23,30 @@ PART_TOKENS = 512
 
 
 class TorchModel:
-    """A checkpoint folder, with a peft adapter folder on top or without, ready to evaluate.
+    """A checkpoint folder, ready to evaluate: with a peft adapter folder on top or without, or
+    with the weights of a GGUF file that was made of it (`values`), dequantized.
 
     Raises:
         MissingTool: torch, transformers or peft is not installed.
         ArtifactError: the checkpoint or the adapter cannot be loaded.
     """
 
-    def __init__(self, folder: Path, adapter: Path | None = None, dtype: str = "float32") -> None:
-        model = load_model(folder, dtype)
+    def __init__(
+        self, folder: Path, adapter: Path | None = None, values: Path | None = None
+    ) -> None:
+        model = load_model(folder)
+        if values is not None:
+            _take_values(model, folder, values)
         if adapter is not None:
             model = _with_adapter(model, adapter)
         self._model = model.to(device()).eval()
+
+    @classmethod
+    def of(cls, model: Any) -> TorchModel:
+        """A transformers model that is loaded already."""
+        made = cls.__new__(cls)
+        made._model = model.to(device()).eval()
+        return made
 
     def generate(
         self,
@@ -196,6 +208,23 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
         raise ArtifactError(
             f"this adapter cannot be loaded: {error}", where=str(adapter)
         ) from error
+
+
+def _take_values(model: Any, folder: Path, file: Path) -> None:
+    """Every weight of the checkpoint as the GGUF file holds it."""
+    import torch
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    from edgedistill.tensors import read_layout
+
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for tensor in read_layout(folder).tensors:
+            held = stored[tensor.name]
+            values = dequantize(held.data, held.tensor_type).reshape(tensor.shape)
+            own[tensor.source].copy_(torch.from_numpy(tensor.in_checkpoint_order(values)))
 
 
 def _missing(error: ImportError) -> MissingTool:

@@ -24,6 +24,7 @@ from edgedistill.artifacts import (
     Report,
     Student,
     Traces,
+    Variant,
     run_stage,
     tool_versions,
 )
@@ -37,6 +38,7 @@ from edgedistill.tokenmix import TokenMix
 
 REPORT = "report.json"
 NOT_MEASURED = {"licence", "port", "start_seconds", "weights", "api_key_env"}
+NOT_OF_THE_WINNER = {"formats", "allocations", "description"}
 TOOLS = ("llama-cpp-python", "torch", "transformers", "peft", "numpy", "openai")
 
 
@@ -53,6 +55,7 @@ class Build:
     adapter: Adapter
     checkpoint: Checkpoint
     exported: Exported
+    variant: Variant | None  # what won, where that is an allocation and no stock format
     quantized: Quantized
 
 
@@ -66,6 +69,7 @@ def bench(
     adapter: Adapter,
     checkpoint: Checkpoint,
     exported: Exported,
+    variant: Variant | None,
     quantized: Quantized,
     out: Path,
     progress: Progress,
@@ -79,8 +83,9 @@ def bench(
         RuntimeFailure: a model cannot be run.
     """
     build = Build(
-        recipe, target, mix, traces, dataset, student, adapter, checkpoint, exported, quantized
-    )
+        recipe, target, mix, traces, dataset, student, adapter, checkpoint, exported,
+        variant, quantized,
+    )  # fmt: skip
 
     def work(folder: Path) -> Mapping[str, Any]:
         from edgedistill.bench.measuring import measure_build
@@ -116,6 +121,8 @@ def _identity(build: Build) -> Identity:
             "traces", "dataset", "student", "adapter", "checkpoint", "exported", "quantized"
         )
     }  # fmt: skip
+    if build.variant is not None:
+        inputs["variant"] = build.variant.checkpoint.digest
     return Identity(
         stage="bench",
         version=2,
@@ -129,7 +136,9 @@ def _identity(build: Build) -> Identity:
                 **teacher.model_dump(mode="json", exclude=NOT_MEASURED),
                 "weights": weights_identity(teacher),
             },
-            "target": target.model_dump(mode="json", exclude={"formats", "description"}),
+            "target": target.model_dump(
+                mode="json", exclude={"formats", "allocations", "description"}
+            ),
             "machine": machine.fingerprint(),
         },
         inputs=inputs,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edgedistill.artifacts import write_json
+from edgedistill.artifacts import Variant, write_json
 from edgedistill.bench.models import Model, Recorded
 from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import FLOAT_BYTES, EvalRow, Kld, compare
@@ -16,17 +16,52 @@ from edgedistill.recipe import RecipeGates
 from edgedistill.results import Link
 from edgedistill.target import TargetGates
 
+
+@dataclass(frozen=True)
+class Step:
+    """One hand-over by the names of its models. Where `after` has a smaller vocabulary, `columns`
+    holds the token IDs that its tokens have in `before`."""
+
+    name: str
+    before: str
+    after: str
+    columns: Sequence[int] | None = None
+
+
 STEPS = (
-    ("merge", "adapter", "merged"),
-    ("export", "merged", "exported"),
-    ("quantize", "exported", "quantized"),
+    Step("merge", "adapter", "merged"),
+    Step("export", "merged", "exported"),
+    Step("quantize", "exported", "quantized"),
 )
 
 
+def steps_of(variant: Variant | None) -> tuple[Step, ...]:
+    """The hand-overs of a build: `variant` is what won, None where that is a stock format.
+
+    A fitted file goes its own way from the merged model: it computes with other weights, and what
+    its runtime makes of those is the last step.
+    """
+    if variant is None:
+        return STEPS
+    steps, last = list(STEPS[:2]), "merged"
+    if variant.trimmed is not None:
+        steps.append(Step("trim", "merged", "trimmed", variant.kept_tokens))
+        last = "trimmed"
+    if variant.fitted:
+        steps.append(Step("fit", last, "fitted"))
+        last = "fitted"
+    steps.append(Step("quantize", "exported" if last == "merged" else last, "quantized"))
+    return tuple(steps)
+
+
 def measure_chain(
-    models: Mapping[str, Model], rows: Sequence[EvalRow], resume: Path, progress: Progress
+    models: Mapping[str, Model],
+    rows: Sequence[EvalRow],
+    resume: Path,
+    progress: Progress,
+    steps: Sequence[Step] = STEPS,
 ) -> dict[str, Kld]:
-    """KLD of each step of `STEPS` by name.
+    """KLD of each of `steps` by name.
 
     Logits go to scratch files below `resume`, at most two at once; a finished step is kept there
     as JSON, so a killed run goes on with the step it was in.
@@ -35,18 +70,19 @@ def measure_chain(
         RuntimeFailure: two models of a step do not give the same number of logits.
     """
     found: dict[str, Kld] = {}
-    for step, before, after in STEPS:
-        kept = resume / f"link-{step}.json"
+    for at, step in enumerate(steps):
+        kept = resume / f"link-{step.name}.json"
         if not kept.is_file():
-            first = _recorded(models[before], rows, resume, progress)
-            second = _recorded(models[after], rows, resume, progress)
-            with progress.task(f"fidelity of {step}", None):
-                measured = compare(first, second, _width(step, resume, before, after))
+            first = _recorded(models[step.before], rows, resume, progress)
+            second = _recorded(models[step.after], rows, resume, progress)
+            with progress.task(f"fidelity of {step.name}", None):
+                measured = compare(first, second, _width(step, resume), step.columns)
             write_json(kept, asdict(measured))
         # Past the write: a kill between the two leaves a file that the next run removes here.
-        _scratch(resume, before).unlink(missing_ok=True)
-        found[step] = Kld(**json.loads(kept.read_text("utf-8")))
-    _scratch(resume, STEPS[-1][2]).unlink(missing_ok=True)
+        needed = {each.before for each in steps[at + 1 :]}
+        for name in {step.before, step.after} - needed:
+            _scratch(resume, name).unlink(missing_ok=True)
+        found[step.name] = Kld(**json.loads(kept.read_text("utf-8")))
     return found
 
 
@@ -81,15 +117,16 @@ def recorded(resume: Path, name: str) -> Recorded:
     return Recorded(**json.loads(_sidecar(resume, name).read_text("utf-8")))
 
 
-def _width(step: str, resume: Path, before: str, after: str) -> int:
-    """Vocabulary size, from the files' sizes and the number of rows written to them."""
+def _width(step: Step, resume: Path) -> int:
+    """Vocabulary size of the model before, from the files' sizes and the number of rows in them."""
     shapes = []
-    for name in (before, after):
+    for name in (step.before, step.after):
         count, size = recorded(resume, name).tokens, _scratch(resume, name).stat().st_size
         shapes.append((count, size // (FLOAT_BYTES * count) if count else 0))
-    if shapes[0] != shapes[1] or shapes[0][1] == 0:
+    expected = shapes[0] if step.columns is None else (shapes[0][0], len(step.columns))
+    if expected != shapes[1] or shapes[0][1] == 0:
         raise RuntimeFailure(
-            f"logits before and after the step '{step}' cannot be compared: "
+            f"logits before and after the step '{step.name}' cannot be compared: "
             f"{shapes[0][0]} tokens x {shapes[0][1]} entries against "
             f"{shapes[1][0]} x {shapes[1][1]}",
             hint="the vocabulary of the model changed in this step",
@@ -98,19 +135,25 @@ def _width(step: str, resume: Path, before: str, after: str) -> int:
 
 
 def link(
-    step: str, kld: Kld, agreements: Mapping[str, float], recipe: RecipeGates, target: TargetGates
+    step: Step,
+    kld: Kld,
+    agreements: Mapping[str, float],
+    likelihoods: Mapping[str, float],
+    recipe: RecipeGates,
+    target: TargetGates,
 ) -> Link:
     """One hand-over with the bounds it is held against."""
-    before, after = next((b, a) for name, b, a in STEPS if name == step)
     made = Link(
-        step,
-        before,
-        after,
+        step.name,
+        step.before,
+        step.after,
         **asdict(kld),
-        agreement_before=agreements[before],
-        agreement_after=agreements[after],
+        agreement_before=agreements[step.before],
+        agreement_after=agreements[step.after],
         gates=bounds(step, recipe, target),
         passed=True,
+        nll_before=likelihoods.get(step.before),
+        nll_after=likelihoods.get(step.after),
     )
     measured = measured_by(made)
     return replace(made, passed=all(measured[name] <= at for name, at in made.gates.items()))
@@ -122,6 +165,7 @@ def measured_by(link: Link) -> dict[str, float]:
         "mean_kld": link.mean_kld,
         "p99_kld": link.p99_kld,
         "agreement_drop": drop(link.agreement_before, link.agreement_after),
+        "nll_rise": (link.nll_after or 0.0) - (link.nll_before or 0.0),
     }
 
 
@@ -130,15 +174,21 @@ def drop(before: float, after: float) -> float:
     return round(before - after, 9)
 
 
-def bounds(step: str, recipe: RecipeGates, target: TargetGates) -> dict[str, float]:
-    """The bounds of one step by the name of the figure."""
-    if step == "merge":
+def bounds(step: Step, recipe: RecipeGates, target: TargetGates) -> dict[str, float]:
+    """The bounds of one step by the name of the figure.
+
+    Trimming is healed by the fitting behind it, and fitting may change predictions: neither is
+    held to a KLD.
+    """
+    if step.name == "merge":
         return {"mean_kld": recipe.merge_mean_kld}
-    if step == "export":
+    if step.name == "export":
         return {"mean_kld": recipe.export_mean_kld}
-    given = {
-        "mean_kld": target.max_mean_kld,
-        "p99_kld": target.max_p99_kld,
-        "agreement_drop": target.max_agreement_drop,
-    }
+    if step.name == "trim":
+        return {}
+    given: dict[str, float | None] = {"agreement_drop": target.max_agreement_drop}
+    if step.name == "fit":
+        given |= {"nll_rise": target.max_nll_rise}
+    else:
+        given |= {"mean_kld": target.max_mean_kld, "p99_kld": target.max_p99_kld}
     return {name: bound for name, bound in given.items() if bound is not None}

@@ -9,7 +9,15 @@ from edgedistill.recipe import RecipeGates
 from edgedistill.results import Candidate, Gate, Link, LlamaBench
 from edgedistill.target import Target
 
-STEPS = ("distill", "merge", "export", "quantize", "bench")  # the order in which they are named
+STEPS = (
+    "distill",
+    "merge",
+    "export",
+    "trim",
+    "fit",
+    "quantize",
+    "bench",
+)  # the order in which they are named
 MB = 1e6
 
 

@@ -13,9 +13,15 @@ from edgedistill import machine
 from edgedistill.artifacts import RESUME, write_atomic, write_json
 from edgedistill.bench import REPORT, Build
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
-from edgedistill.bench.chain import STEPS, link, measure_chain, recorded
+from edgedistill.bench.chain import Step, link, measure_chain, recorded, steps_of
 from edgedistill.bench.gates import with_clock, without_clock
-from edgedistill.bench.models import Model, context_needed, llama_model, torch_model
+from edgedistill.bench.models import (
+    Model,
+    context_needed,
+    llama_model,
+    supervised,
+    torch_model,
+)
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.checks import make_checker
@@ -49,16 +55,16 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
     prompt = StudentPrompt(build.checkpoint.folder, build.recipe.student)
     needed = context_needed(prompt, rows, build.recipe.student.max_tokens)
     context = max(needed, build.target.context_tokens)
-    models = _models(build, prompt, context)
-    klds, notes = _klds(models, rows, prompt, resume, progress)
-    answers = answer_all(models, rows, _followed(resume), resume, progress)
+    models, steps = _models(build, prompt, context), steps_of(build.variant)
+    klds, notes = _klds(build, models, steps, rows, prompt, resume, progress)
+    answers = answer_all(models, rows, _followed(models, resume), resume, progress)
     checker = make_checker(build.recipe.check)
     same = {name: judge(checker, rows, given) for name, given in answers.items()}
     spec = build.recipe.bench
     agreements = [
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
-    links = _links(build, klds, agreements)
+    links = _links(build, steps, klds, agreements, resume)
     speed, guess = _speed(build, rows, prompt, context, out, resume, progress)
     notes += speed.notes
     if needed > build.target.context_tokens:
@@ -73,53 +79,94 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
 
 
 def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
-    """Base, adapter, merged, exported, quantized: in this order they are measured and shown."""
+    """Base, adapter, merged, exported, what an allocation adds, quantized: in this order they are
+    measured and shown."""
     spec, target = build.recipe.student, build.target
     base = StudentPrompt(build.student.folder, spec)
     student, checkpoint = build.student.folder, build.checkpoint.folder
+    longest = spec.max_tokens
+    own, added = prompt, []
+    if (variant := build.variant) is not None:
+        own = StudentPrompt(variant.checkpoint.folder, spec)
+        if variant.trimmed is not None:
+            added.append(torch_model("trimmed", variant.trimmed.folder, own, longest))
+        if variant.fitted:
+            folder, values = variant.checkpoint.folder, build.quantized.model
+            added.append(torch_model("fitted", folder, own, longest, values=values))
+
+    def llama(name: str, file: Path, shown: StudentPrompt) -> Model:
+        threads = target.threads
+        return llama_model(name, file, shown, longest, threads=threads, context_tokens=context)
+
     return [
-        torch_model("base", student, base, spec.max_tokens),
-        torch_model("adapter", student, base, spec.max_tokens, adapter=build.adapter.folder),
-        torch_model("merged", checkpoint, prompt, spec.max_tokens),
-        *(
-            llama_model(
-                name, file, prompt, spec.max_tokens, threads=target.threads, context_tokens=context
-            )
-            for name, file in (
-                ("exported", build.exported.model),
-                ("quantized", build.quantized.model),
-            )
-        ),
+        torch_model("base", student, base, longest),
+        torch_model("adapter", student, base, longest, adapter=build.adapter.folder),
+        torch_model("merged", checkpoint, prompt, longest),
+        llama("exported", build.exported.model, prompt),
+        *added,
+        llama("quantized", build.quantized.model, own),
     ]
 
 
 def _klds(
+    build: Build,
     models: Sequence[Model],
+    steps: Sequence[Step],
     rows: Sequence[EvalRow],
     prompt: StudentPrompt,
     resume: Path,
     progress: Progress,
 ) -> tuple[dict[str, Kld], list[str]]:
-    fitting = rows_that_fit(rows, prompt)
+    alike = _cut_alike(build, rows, prompt)
+    fitting = rows_that_fit(alike, prompt)
     notes = []
-    if len(fitting) < len(rows):
+    if len(alike) < len(rows):
         notes.append(
-            f"KLD is over {len(fitting)} of {len(rows)} held-out prompts: the logits of more do "
+            f"{len(rows) - len(alike)} of {len(rows)} held-out prompts are cut into other tokens "
+            "by the trimmed vocabulary: they count for agreement, not for KLD"
+        )
+    if len(fitting) < len(alike):
+        notes.append(
+            f"KLD is over {len(fitting)} of {len(alike)} held-out prompts: the logits of more do "
             "not fit into 2 GB of scratch space a model"
         )
-    return measure_chain({model.name: model for model in models}, fitting, resume, progress), notes
+    by_name = {model.name: model for model in models}
+    return measure_chain(by_name, fitting, resume, progress, steps), notes
 
 
-def _followed(resume: Path) -> dict[str, list[str]]:
+def _cut_alike(build: Build, rows: Sequence[EvalRow], prompt: StudentPrompt) -> list[EvalRow]:
+    """Rows that a trimmed vocabulary cuts into the same tokens as the whole one does."""
+    variant = build.variant
+    if variant is None or variant.kept_tokens is None:
+        return list(rows)
+    own = StudentPrompt(variant.checkpoint.folder, build.recipe.student)
+    before = variant.kept_tokens
+    return [
+        row
+        for row in rows
+        if [before[i] for i in supervised(own, row)[0]] == supervised(prompt, row)[0]
+    ]
+
+
+def _followed(models: Sequence[Model], resume: Path) -> dict[str, list[str]]:
     """Prompts whose answer needs no asking again. What ships is asked each prompt all the same:
     there, kernels for many tokens and for one may round differently."""
-    return {name: recorded(resume, name).followed for name in ("adapter", "merged", "exported")}
+    names = [model.name for model in models if model.name not in ("base", "quantized")]
+    return {name: recorded(resume, name).followed for name in names}
 
 
-def _links(build: Build, klds: Mapping[str, Kld], agreements: Sequence[Agreement]) -> list[Link]:
+def _links(
+    build: Build,
+    steps: Sequence[Step],
+    klds: Mapping[str, Kld],
+    agreements: Sequence[Agreement],
+    resume: Path,
+) -> list[Link]:
     shares = {item.model: item.overall.value for item in agreements}
+    names = {name for step in steps for name in (step.before, step.after)}
+    likelihoods = {name: recorded(resume, name).nll for name in names}
     gates = build.recipe.gates, build.target.gates
-    return [link(step, klds[step], shares, *gates) for step, _, _ in STEPS]
+    return [link(step, klds[step.name], shares, likelihoods, *gates) for step in steps]
 
 
 def _speed(

@@ -1,4 +1,4 @@
-"""The five models of a build behind one shape, so that each is measured in the same way."""
+"""The models of a build behind one shape, so that each is measured in the same way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgedistill.fidelity import EvalRow, follows, record
+import numpy as np
+
+from edgedistill.fidelity import EvalRow, Floats, follows, nll, read_logits, record
 from edgedistill.progress import Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.runtime import LlamaCpp
@@ -33,17 +35,19 @@ class Runs(Protocol):
 @dataclass(frozen=True)
 class Recorded:
     """The number of rows of logits, and the IDs of those prompts where each token of the teacher's
-    answer is the model's most likely one: its greedy answer is then the teacher's."""
+    answer is the model's most likely one: its greedy answer is then the teacher's. `nll` is of the
+    teacher's answers, in nats a token."""
 
     tokens: int
     followed: list[str]
+    nll: float
 
 
 @dataclass(frozen=True)
 class Model:
     """A model of the chain by name, loaded only inside `with model.open() as runs`."""
 
-    name: str  # "base" | "adapter" | "merged" | "exported" | "quantized"
+    name: str  # as results.Agreement has it
     open: Callable[[], AbstractContextManager[Runs]]
 
 
@@ -61,15 +65,16 @@ class TorchRuns:
         return [self.prompt.decode(ids).strip() for ids in made]
 
     def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
-        tokens, followed = 0, []
+        losses, followed = [np.zeros(0)], []
         asked = [supervised(self.prompt, row) for row in rows]
         made = self.model.logits(asked)
         for row, (ids, first), logits in zip(rows, asked, made, strict=True):
-            tokens += record([logits], into)
+            record([logits], into)
+            losses.append(nll(logits, ids[first:]))
             if follows(logits.argmax(1).tolist(), ids[first:], self.max_tokens):
                 followed.append(row.id)
             task.advance()
-        return Recorded(tokens, followed)
+        return _recorded(losses, followed)
 
 
 @dataclass(frozen=True)
@@ -90,15 +95,21 @@ class LlamaRuns:
         return answers
 
     def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
-        tokens, followed = 0, []
+        losses, followed = [np.zeros(0)], []
         for row in rows:
             ids, first = supervised(self.prompt, row)
+            begin = into.stat().st_size if into.is_file() else 0
             likely = self.model.logits(ids, first, into)
-            tokens += len(likely)
+            losses.append(nll(read_logits(into, len(likely), begin), ids[first:]))
             if follows(likely, ids[first:], self.max_tokens):
                 followed.append(row.id)
             task.advance()
-        return Recorded(tokens, followed)
+        return _recorded(losses, followed)
+
+
+def _recorded(losses: Sequence[Floats], followed: list[str]) -> Recorded:
+    every = np.concatenate(losses)
+    return Recorded(len(every), followed, float(every.mean()) if len(every) else 0.0)
 
 
 def supervised(prompt: StudentPrompt, row: EvalRow) -> tuple[list[int], int]:
@@ -108,15 +119,21 @@ def supervised(prompt: StudentPrompt, row: EvalRow) -> tuple[list[int], int]:
 
 
 def torch_model(
-    name: str, folder: Path, prompt: StudentPrompt, max_tokens: int, adapter: Path | None = None
+    name: str,
+    folder: Path,
+    prompt: StudentPrompt,
+    max_tokens: int,
+    adapter: Path | None = None,
+    values: Path | None = None,
 ) -> Model:
-    """A checkpoint folder, with an adapter on top or without."""
+    """A checkpoint folder, with an adapter on top or without, or with the weights that a GGUF file
+    `values` of it holds, dequantized."""
 
     @contextlib.contextmanager
     def opened() -> Iterator[Runs]:
         from edgedistill.torch_runtime import TorchModel  # torch, only once it is needed
 
-        model = TorchModel(folder, adapter)
+        model = TorchModel(folder, adapter, values)
         try:
             yield TorchRuns(model, prompt, max_tokens)
         finally:

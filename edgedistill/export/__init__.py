@@ -14,20 +14,25 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
-from edgedistill.export.gguf import VERSION, Provenance, write_gguf
+from edgedistill.export.gguf import VERSION, Encoding, Provenance, write_gguf
 from edgedistill.names import gguf_name
 from edgedistill.progress import Progress
 from edgedistill.student import TOKENIZER_FILES, TOKENIZER_GGUF
 
-ENCODING = "F16"
-
 
 def export(
-    checkpoint: Checkpoint, student: Student, name: str, out: Path, progress: Progress
+    checkpoint: Checkpoint,
+    student: Student,
+    name: str,
+    out: Path,
+    progress: Progress,
+    encoding: Encoding = "F16",
 ) -> Exported:
-    """Stage "export": GGUF f16 from `checkpoint`, with the tokenizer keys of `student`'s GGUF.
+    """Stage "export": GGUF from `checkpoint`, with the tokenizer keys of the GGUF it came from.
 
-    `name` is the recipe's. Whether the file behaves like the checkpoint is `verify`'s question.
+    `name` is the recipe's; `encoding` is of the matrices. A fitted checkpoint takes F32: f16 would
+    round its weights before they are quantized. Whether the file behaves like the checkpoint is
+    `verify`'s question.
 
     Raises:
         ArtifactError: the checkpoint cannot be exported. StorageError: the disk is full.
@@ -37,7 +42,7 @@ def export(
         version=1,
         spec={
             "name": name,
-            "encoding": ENCODING,
+            "encoding": encoding,
             "base": student.name,
             "licence": student.licence,
             "version": VERSION,
@@ -50,12 +55,17 @@ def export(
         made_from = Provenance(name, student.name, student.licence, checkpoint.digest)
         temporary = folder / "model.gguf"
         layout = write_gguf(
-            checkpoint.folder, student.folder / TOKENIZER_GGUF, temporary, made_from, progress
+            checkpoint.folder,
+            checkpoint.folder / TOKENIZER_GGUF,
+            temporary,
+            made_from,
+            progress,
+            encoding,
         )
-        model = folder / gguf_name(student.name, layout.parameters, name, VERSION, ENCODING)
+        model = folder / gguf_name(student.name, layout.parameters, name, VERSION, encoding)
         temporary.rename(model)
         for file in TOKENIZER_FILES:  # whoever runs the file needs the prompt it was trained with
-            shutil.copyfile(student.folder / file, folder / file)
+            shutil.copyfile(checkpoint.folder / file, folder / file)
         return {
             "file": model.name,
             "architecture": layout.architecture,

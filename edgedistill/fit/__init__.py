@@ -1,1 +1,187 @@
-"""Fit: quantization-aware fitting of a checkpoint to one target's number formats."""
+"""Fit: a checkpoint trained on in the number formats that it will be stored in.
+
+What stock quantization loses, a small student can mostly learn back while it computes with the
+quantized values (quantization-aware training: Jacob et al. 2018, arXiv 1712.05877).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import (
+    Allocation,
+    Checkpoint,
+    Dataset,
+    Identity,
+    run_stage,
+    tool_versions,
+    write_json,
+)
+from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.errors import DatasetError
+from edgedistill.fidelity import EvalRow, read_rows
+from edgedistill.fit.allocation import allocate
+from edgedistill.fit.sensitivity import measure_sensitivity
+from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import Check, DistillSpec, StudentSpec
+from edgedistill.results import TrainingPoint
+from edgedistill.target import FitSpec
+from edgedistill.training.data import TrainingRow, collate, plan_batches, training_rows
+from edgedistill.training.examine import agreement
+
+__all__ = ["allocate", "fit", "measure_sensitivity"]
+
+TRAINING = "training.json"
+
+
+def fit(
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    allocation: Allocation,
+    dataset: Dataset,
+    prompt: StudentSpec,
+    lesson: DistillSpec,
+    spec: FitSpec,
+    check: Check,
+    out: Path,
+    progress: Progress,
+) -> Checkpoint:
+    """Stage "fit": the latent fp32 weights whose quantized values answer best.
+
+    The loss is the NLL of the teacher's text plus KL(reference || fitted), on training rows, and
+    that KL alone on general text. `reference` is the unquantized student with the same
+    vocabulary. The weights are those of the evaluation on validation rows with the highest
+    agreement, by the NLL of the teacher's text where equal, the start included.
+
+    Raises:
+        DatasetError: there is nothing to train on or to choose by.
+        TrainingError: a row breaks a promise of supervision, or the loss is not finite.
+    """
+    identity = Identity(
+        stage="fit",
+        version=1,
+        spec={
+            "fit": spec.model_dump(mode="json"),
+            "max_length": lesson.max_length,
+            "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
+            "check": check_identity(check),
+        },
+        inputs={
+            "checkpoint": checkpoint.digest,
+            "reference": reference.digest,
+            "allocation": allocation.digest,
+            "dataset": dataset.digest,
+        },
+        tools=tool_versions("torch", "transformers", "accelerate", "tokenizers"),
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        shown = StudentPrompt(checkpoint.folder, prompt)
+        rows = read_rows(dataset.folder / "train.jsonl")
+        validation = read_rows(dataset.folder / "validation.jsonl")
+        if not validation:
+            raise DatasetError(
+                "no validation rows are left to choose the fitted weights by",
+                hint="raise curate.split.validation, or give more prompts",
+            )
+        return _Job(
+            checkpoint, reference, allocation, training_rows(rows, shown, lesson.max_length),
+            validation, shown, prompt, lesson.max_length, spec, make_checker(check), progress,
+        ).run(folder)  # fmt: skip
+
+    done = run_stage(identity, out, progress, work)
+    return Checkpoint(done.folder, done.digest)
+
+
+@dataclass(frozen=True)
+class _Job:
+    checkpoint: Checkpoint
+    reference: Checkpoint
+    allocation: Allocation
+    rows: list[TrainingRow]
+    validation: list[EvalRow]
+    shown: StudentPrompt
+    prompt: StudentSpec
+    longest_row: int
+    spec: FitSpec
+    checker: Checker
+    progress: Progress
+
+    def run(self, folder: Path) -> Mapping[str, Any]:
+        from edgedistill.fit.fitting import Teaching
+        from edgedistill.training.trainer import as_json, train
+
+        teaching = Teaching(
+            self.checkpoint.folder, self.reference.folder, self.allocation, self.spec
+        )
+        rows = [*self.rows, *teaching.general(self._general_count(), self.progress)]
+        course = self._course(teaching, rows)
+        done = train(course, folder, self.progress)
+        for file in self.checkpoint.folder.iterdir():
+            if file.is_file() and file.suffix != ".safetensors" and file.name != "manifest.json":
+                shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(done.kept / "model.safetensors", folder / "model.safetensors")
+        write_json(folder / TRAINING, as_json(done.points))
+        return {**done.facts, "train_rows": len(self.rows), "general_rows": len(rows)}
+
+    def _general_count(self) -> int:
+        share = self.spec.general_share
+        return round(len(self.rows) * share / (1 - share))
+
+    def _course(self, teaching: Any, rows: list[TrainingRow]) -> Any:
+        from edgedistill.training.trainer import Course, Examined, Schedule
+
+        spec, longest = self.spec, self.prompt.max_tokens
+        asked = self._batches(training_rows(self.validation, self.shown, self.longest_row))
+
+        def examine(model: Any) -> Examined:
+            model.refresh()
+            same = agreement(model.model, self.validation, self.shown, longest, self.checker)
+            return Examined(same, teaching.nll(model.model, asked))
+
+        return Course(
+            batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
+            batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
+            schedule=Schedule(
+                learning_rate=spec.learning_rate,
+                warmup_share=0.05,
+                weight_decay=0.0,
+                evaluations=spec.evaluations,
+                checkpoints=spec.checkpoints,
+                seed=spec.seed,
+                patience=spec.patience,
+            ),
+            pad_id=self.shown.stop_id,
+            build=teaching.build,
+            backward=teaching.backward,
+            examine=examine,
+            keep=teaching.keep,
+            choose=choose_step,
+            only_best=True,
+            label="fit",
+            hint="lower fit.learning_rate",
+        )
+
+    def _batches(self, rows: list[TrainingRow]) -> list[dict[str, Any]]:
+        size = self.spec.batch_size
+        return [
+            collate([rows[at : at + size]], self.shown.stop_id) for at in range(0, len(rows), size)
+        ]
+
+
+def choose_step(points: Sequence[TrainingPoint]) -> int:
+    """The evaluation with the highest agreement; of equals, where the teacher's text is likeliest;
+    of equals, the earliest."""
+    from edgedistill.training.trainer import goodness
+
+    measured = [point for point in points if point.validation_agreement is not None]
+    best = max(
+        measured, key=lambda p: (goodness(p.validation_agreement or 0.0, p.validation_nll), -p.step)
+    )
+    return best.step

@@ -18,11 +18,16 @@ BUCKET = 8  # batches that are sorted by length together
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """Token IDs of one row; only `answer`, whose last token is the stop token, is supervised."""
+    """Token IDs of one row; only `answer`, whose last token is the stop token, is supervised.
+
+    `general`: running text, of which `answer` is all but the first token, without a stop token:
+    no teacher said it, so it is only compared with what another model predicts there.
+    """
 
     id: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    general: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -105,7 +110,8 @@ def padding_share(batches: Sequence[Sequence[TrainingRow]], tokens: int) -> floa
 
 
 def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, Any]:
-    """Tensors [rows, longest]: input_ids, attention_mask and labels, padded on the right."""
+    """Tensors [rows, longest]: input_ids, attention_mask and labels, padded on the right; and
+    general [rows], true for running text."""
     import torch
 
     rows = [row for batch in items for row in batch]
@@ -120,6 +126,7 @@ def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, An
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.tensor(mask),
         "labels": torch.tensor(labels),
+        "general": torch.tensor([row.general for row in rows]),
     }
 
 
@@ -132,5 +139,5 @@ def split_batch(batch: Any, tokens: int) -> list[dict[str, Any]]:
     for start in range(0, rows, size):
         part = {name: tensor[start : start + size] for name, tensor in batch.items()}
         width = int(part["attention_mask"].sum(1).max())
-        parts.append({name: tensor[:, :width] for name, tensor in part.items()})
+        parts.append({n: t[:, :width] if t.ndim > 1 else t for n, t in part.items()})
     return parts

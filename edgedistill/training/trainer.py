@@ -69,6 +69,7 @@ class Course:
     examine: Callable[[Any], Examined]
     keep: Callable[[Any, Path], None]
     choose: Callable[[Sequence[TrainingPoint]], int]
+    only_best: bool = False  # judge the start too, and keep no folder but the best one's
     label: str = "train"
     hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
 
@@ -227,8 +228,10 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self._tokens, self._seconds, self._begun = 0, 0.0, 0.0
         self._evaluating = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         self._task.advance(state.global_step)
+        if self._course.only_best and not state.log_history:
+            self._evaluate(0, state, model)
         control.should_training_stop |= _gone_stale(state.log_history, self._course)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -263,10 +266,12 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
 
     def _evaluate(self, step: int, state: Any, model: Any) -> None:
         started = time.perf_counter()
-        self._keep(step, model)
         model.eval()
         found = self._course.examine(model)
         model.train()
+        before = [goodness(e[AGREEMENT], e[NLL]) for e in state.log_history if AGREEMENT in e]
+        if not (self._course.only_best and before) or _score(found) > max(before):
+            self._keep(step, model)
         # In the log, so that checkpoints carry it.
         state.log_history.append({"step": step, AGREEMENT: found.agreement, NLL: found.nll})
         self._evaluating += time.perf_counter() - started
@@ -280,6 +285,13 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self._course.keep(model, part)
         sync_files(part)
         os.replace(part, whole)
+        for other in whole.parent.iterdir() if self._course.only_best else ():
+            if other != whole:
+                shutil.rmtree(other)
+
+
+def _score(found: Examined) -> tuple[float, float]:
+    return goodness(found.agreement, found.nll)
 
 
 def _gone_stale(history: Sequence[Mapping[str, Any]], course: Course) -> bool:

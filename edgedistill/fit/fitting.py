@@ -1,0 +1,106 @@
+"""What one step of fitting does: quantized forward, teacher's text, the unquantized student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy, kl_div
+
+from edgedistill.artifacts import Allocation
+from edgedistill.fit.general import general_rows
+from edgedistill.fit.latent import Latent, types_by_parameter
+from edgedistill.progress import Progress
+from edgedistill.target import FitSpec
+from edgedistill.torch_runtime import device, load_model
+from edgedistill.training.data import IGNORED, TrainingRow
+from edgedistill.training.loss import in_parts
+
+
+class Teaching:
+    """The models of one fitting: the frozen, unquantized reference and the one that is fitted."""
+
+    def __init__(
+        self, checkpoint: Path, reference: Path, allocation: Allocation, spec: FitSpec
+    ) -> None:
+        self._folder, self._allocation, self._spec = checkpoint, allocation, spec
+        self._reference = load_model(reference).to(device()).eval().requires_grad_(False)
+        self._reference.config.use_cache = False
+
+    def general(self, count: int, progress: Progress) -> list[TrainingRow]:
+        """Text that the reference writes."""
+        if not count:
+            return []
+        config = json.loads((self._folder / "tokenizer_config.json").read_text("utf-8"))
+        begin = self._reference.config.bos_token_id if config.get("add_bos_token") else None
+        with progress.task("write general text", count, "texts") as task:
+            return general_rows(self._reference, count, begin, self._spec.seed, task)
+
+    def build(self) -> Latent:
+        """The trained weights, at their start."""
+        model = load_model(self._folder).to(device())
+        model.config.use_cache = False
+        types = types_by_parameter(self._folder, self._allocation.types)
+        rank = self._spec.rank if self._spec.method == "lora" else None
+        return Latent(model, types, rank, self._spec.seed, self._importance(model))
+
+    def _importance(self, model: Any) -> dict[str, Any]:
+        return {}
+
+    def backward(
+        self, latent: Latent, batch: Mapping[str, Any], run_backward: Callable[[Any], None]
+    ) -> Any:
+        """The gradient of one batch; its mean loss a token."""
+        latent.refresh()
+        precision = "bf16" if device().type == "cuda" else "fp32"
+        total = in_parts(batch, precision, run_backward, lambda part: self._loss(latent, part))
+        latent.collect()
+        return total
+
+    def _loss(self, latent: Latent, part: Mapping[str, Any]) -> Any:
+        """Sum over the supervised tokens of NLL (teacher's text only) + weight x KL."""
+        logits, labels, general = _predictions(latent.model, part)
+        loss = cross_entropy(logits[~general], labels[~general], reduction="sum")
+        if self._spec.kl_weight:
+            with torch.no_grad():
+                wanted = _predictions(self._reference, part)[0].log_softmax(-1)
+            given = logits.log_softmax(-1)
+            loss = loss + self._spec.kl_weight * kl_div(
+                given, wanted, reduction="sum", log_target=True
+            )
+        return loss
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def nll(self, model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
+        """Nats a token of the teacher's text under a model as it computes now."""
+        total, count = 0.0, 0
+        for batch in batches:
+            logits, labels, _ = _predictions(model, {n: t.to(device()) for n, t in batch.items()})
+            total += float(cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+        return total / count
+
+    def keep(self, latent: Latent, folder: Path) -> None:
+        """Write the latent weights as `model.safetensors`; the model computes quantized again
+        from its next refresh on."""
+        latent.expose()
+        tied = latent.model.config.tie_word_embeddings
+        state = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in latent.model.state_dict().items()
+            if not (tied and name == "lm_head.weight")
+        }
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _predictions(model: Any, part: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """fp32 logits [n, vocab], labels [n] and "is general text" [n] of the n supervised tokens."""
+    hidden = model.model(input_ids=part["input_ids"], use_cache=False).last_hidden_state
+    labels = part["labels"][:, 1:]
+    kept = labels != IGNORED
+    general = part["general"][:, None].expand_as(labels)[kept]
+    return model.lm_head(hidden[:, :-1][kept]).float(), labels[kept], general

@@ -1,0 +1,70 @@
+"""What each matrix would cost in each number format: KLD on the token mix, predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import (
+    Checkpoint,
+    Dataset,
+    Identity,
+    Sensitivity,
+    run_stage,
+    tool_versions,
+    write_json,
+)
+from edgedistill.fidelity import read_rows, shuffled
+from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import StudentSpec
+
+PASSES = 96  # backward passes, over the validation rows again and again
+SEED = 0
+COSTS = "sensitivity.json"
+
+
+def measure_sensitivity(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    prompt: StudentSpec,
+    types: Sequence[str],
+    out: Path,
+    progress: Progress,
+) -> Sensitivity:
+    """Stage "sensitivity": tensor (GGUF name) -> type -> predicted mean KLD, in nats a token.
+
+    Only types that llama.cpp really stores a matrix in (see number_formats.usable) are in it.
+    """
+    identity = Identity(
+        stage="sensitivity",
+        version=1,
+        spec={
+            "types": sorted(types),
+            "passes": PASSES,
+            "seed": SEED,
+            "prompt": prompt.model_dump(mode="json", include={"system", "prompt"}),
+        },
+        inputs={"checkpoint": checkpoint.digest, "dataset": dataset.digest},
+        tools=tool_versions("torch", "transformers", "tokenizers"),
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        from edgedistill.fit.fisher import measured
+
+        shown = StudentPrompt(checkpoint.folder, prompt)
+        # Not training rows: what it knows by heart, a student predicts after any rounding.
+        rows = read_rows(dataset.folder / "validation.jsonl")
+        rows = sorted(rows, key=lambda row: shuffled(row.id, SEED))[:PASSES]
+        asked = [
+            (shown.prompt_ids(row.prompt, row.history), shown.answer_ids(row.answer))
+            for row in rows
+        ]
+        repeated = [asked[i % len(asked)] for i in range(PASSES)]
+        costs = measured(checkpoint.folder, repeated, sorted(types), SEED, progress)
+        write_json(folder / COSTS, costs)
+        return {"rows": len(rows), "tensors": len(costs)}
+
+    done = run_stage(identity, out, progress, work)
+    return Sensitivity(done.folder, done.digest, done.folder / COSTS)

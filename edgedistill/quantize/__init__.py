@@ -1,0 +1,139 @@
+"""Quantize: make and measure each candidate of a target; the smallest inside its gates wins.
+
+Everything is measured on validation rows, so that held-out figures stay untouched by the choice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import (
+    Dataset,
+    Exported,
+    Identity,
+    Importance,
+    Quantized,
+    Variant,
+    run_stage,
+    write_json,
+)
+from edgedistill.progress import Progress
+from edgedistill.quantize.bounds import (
+    CANDIDATES,
+    MEMORY_FORMULA,
+    broken_bounds,
+    none_passes,
+    run_time_bytes,
+)
+from edgedistill.quantize.candidate import (
+    WITH_IMPORTANCE,
+    Baseline,
+    Exam,
+    Made,
+    make_stock,
+    make_variant,
+    measure_baseline,
+)
+from edgedistill.quantize.importance import weigh
+from edgedistill.recipe import Check, StudentSpec
+from edgedistill.results import Candidate
+from edgedistill.target import Target
+
+__all__ = ["WITH_IMPORTANCE", "quantize", "weigh"]
+
+
+def quantize(
+    exported: Exported,
+    variants: Sequence[Variant],
+    importance: Importance | None,
+    dataset: Dataset,
+    prompt: StudentSpec,
+    check: Check,
+    target: Target,
+    out: Path,
+    progress: Progress,
+) -> Quantized:
+    """Stage "quantize": the winning file, and `candidates.json` (a list of results.Candidate).
+
+    Before it, and shared by all targets: stage "baseline", and stage "candidate" for each format
+    of the target and each of `variants`, its allocations.
+
+    Raises:
+        GateFailed: step "quantize": no candidate is inside the target's bounds;
+            `candidates.json` stays in the unfinished folder.
+        RuntimeFailure: llama.cpp cannot make or run a candidate.
+    """
+    exam = Exam(dataset, prompt, check)
+    baseline = measure_baseline(exported, exam, out, progress)
+    made = [
+        make_stock(name, exported, importance, baseline, exam, out, progress)
+        for name in target.formats
+    ]
+    made += [make_variant(variant, baseline, exam, out, progress) for variant in variants]
+    identity = Identity(
+        stage="quantize",
+        version=2,
+        spec={"target": _target_spec(target)},
+        inputs={each.name: each.digest for each in made} | {"baseline": baseline.digest},
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        return _chosen(made, baseline, target, folder, progress)
+
+    done = run_stage(identity, out, progress, work)
+    return Quantized(
+        done.folder, done.digest, done.folder / done.facts["file"], done.facts["format"]
+    )
+
+
+def _chosen(
+    made: Sequence[Made], baseline: Baseline, target: Target, folder: Path, progress: Progress
+) -> Mapping[str, Any]:
+    measured = [_judged(each, baseline, target) for each in made]
+    best = min((c for c in measured if c.passed), key=lambda c: (c.bytes, c.mean_kld), default=None)
+    table = [replace(c, chosen=c is best) for c in measured]
+    write_json(folder / CANDIDATES, [asdict(c) for c in table])
+    if best is None:
+        raise none_passes(table, target, folder)
+    source = next(each.file for each in made if each.name == best.format)
+    shutil.copyfile(source, folder / source.name)
+    progress.note(
+        f"format {best.format}: the smallest of {len(table)} inside the gates of target "
+        f"{target.name} ({best.bytes / 1e6:.1f} MB)"
+    )
+    return {"file": source.name, "format": best.format, "memory_formula": MEMORY_FORMULA}
+
+
+def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
+    found, size = made.figures, int(made.figures["bytes"])
+    candidate = Candidate(
+        format=made.name,
+        bytes=size,
+        bits_per_weight=round(size * 8 / baseline.shape.parameters, 3),
+        mean_kld=found["mean_kld"],
+        p99_kld=found["p99_kld"],
+        top1=found["top1"],
+        agreement=found["agreement"],
+        agreement_before=baseline.agreement,
+        estimated_memory_bytes=size + run_time_bytes(made.shape, target.context_tokens),
+        passed=False,
+        why_not="",
+        chosen=False,
+        fitted=made.fitted,
+        nll=found["nll"],
+        nll_before=baseline.nll,
+    )
+    broken = broken_bounds(candidate, target)
+    return replace(candidate, passed=not broken, why_not="; ".join(b.text for b in broken))
+
+
+def _target_spec(target: Target) -> dict[str, Any]:
+    """What of a target decides which file wins; a speed gate is held later, in bench."""
+    shown = {"formats", "context_tokens", "memory_budget_mb", "gates"}
+    spec = target.model_dump(mode="json", include=shown)
+    spec["gates"].pop("min_tokens_per_second")
+    return spec

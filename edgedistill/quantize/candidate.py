@@ -1,0 +1,358 @@
+"""One candidate: made, and measured on validation rows against the exported file.
+
+Each is a stage of its own, so that targets which want the same candidate share it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgedistill.artifacts import (
+    RESUME,
+    Dataset,
+    Exported,
+    Identity,
+    Importance,
+    Variant,
+    digest_of,
+    run_stage,
+    tool_versions,
+    write_json,
+)
+from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.errors import DatasetError
+from edgedistill.fidelity import (
+    EvalRow,
+    follows,
+    nll,
+    per_token,
+    read_logits,
+    read_rows,
+    rows_that_fit,
+    summarise,
+)
+from edgedistill.names import with_encoding
+from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.quantize.bounds import Shape, shape_of
+from edgedistill.recipe import Check, StudentSpec
+from edgedistill.runtime import LlamaCpp, quantize_file
+
+UNQUANTIZED = "F16"
+WITH_IMPORTANCE = ":imatrix"  # behind a stock format: quantize it with the importance matrix
+FIGURES, LOGITS = "figures.json", "exported.f32"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What candidates are measured with: validation rows, the student's prompt, the check."""
+
+    dataset: Dataset
+    prompt: StudentSpec
+    check: Check
+
+    def identity(self) -> dict[str, Any]:
+        shown = {"system", "prompt", "max_tokens"}
+        return {
+            "check": check_identity(self.check),
+            "prompt": self.prompt.model_dump(mode="json", include=shown),
+        }
+
+    def chosen(self, ids: Sequence[str]) -> list[EvalRow]:
+        """The validation rows with these IDs."""
+        return [row for row in self._validation() if row.id in set(ids)]
+
+    def _validation(self) -> list[EvalRow]:
+        return read_rows(self.dataset.folder / "validation.jsonl")
+
+    def rows(self, student: StudentPrompt, progress: Progress) -> list[EvalRow]:
+        """The validation rows that a format is chosen on."""
+        every = self._validation()
+        rows = rows_that_fit(every, student)
+        if not rows:
+            raise DatasetError(
+                "there are no validation rows to choose a format on",
+                hint="raise curate.split.validation, or give more prompts",
+            )
+        if len(rows) < len(every):
+            progress.note(
+                f"formats are chosen on {len(rows)} of {len(every)} validation prompts: "
+                "the logits of more do not fit into 2 GB of scratch space"
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The exported file, measured: its logits as a file, agreement and NLL on the rows, shape."""
+
+    folder: Path
+    digest: str
+    agreement: float
+    nll: float
+    shape: Shape
+    rows: Sequence[str]  # IDs, in the order of the logits
+
+    @property
+    def logits(self) -> Path:
+        return self.folder / LOGITS
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate's file and what was measured of it (a dict of Measured)."""
+
+    name: str
+    folder: Path
+    digest: str
+    file: Path
+    fitted: bool
+    shape: Shape
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One validation row as token IDs; its answer's logits start at row `skip` of the baseline."""
+
+    row: EvalRow
+    asked: list[int]
+    answer: list[int]
+    skip: int
+
+
+def measure_baseline(exported: Exported, exam: Exam, out: Path, progress: Progress) -> Baseline:
+    """Stage "baseline": logits and agreement of the exported file on validation rows."""
+    identity = Identity(
+        stage="baseline",
+        version=1,
+        spec=exam.identity(),
+        inputs={"exported": exported.digest, "dataset": exam.dataset.digest},
+        tools=tool_versions("llama-cpp-python"),
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        student = StudentPrompt(exported.folder, exam.prompt)
+        cases = cases_of(exam.rows(student, progress), student)
+        bench = _Sitting(student, exam.prompt.max_tokens, make_checker(exam.check), cases)
+        agreed, likelihood = 0, []
+        with (
+            progress.task("measure exported", len(cases), "prompts") as task,
+            bench.runtime(exported.model) as runtime,
+        ):
+            scratch = folder / "row.f32"
+            for case in cases:
+                agreed += bench.agrees(runtime, case, scratch)
+                likelihood.append(nll(read_logits(scratch, len(case.answer)), case.answer))
+                _append(scratch, folder / LOGITS)
+                task.advance(shown=f"{agreed} agree")
+            shape = shape_of(runtime)
+        return {
+            "agreement": agreed / len(cases),
+            "nll": float(np.concatenate(likelihood).mean()),
+            "shape": asdict(shape),
+            "rows": [case.row.id for case in cases],
+        }
+
+    done = run_stage(identity, out, progress, work)
+    facts = dict(done.facts)
+    shape = Shape(**facts.pop("shape"))
+    return Baseline(done.folder, done.digest, shape=shape, **facts)
+
+
+def _append(scratch: Path, whole: Path) -> None:
+    with whole.open("ab") as stream:
+        stream.write(scratch.read_bytes())
+    scratch.unlink()
+
+
+def make_stock(
+    name: str,
+    exported: Exported,
+    importance: Importance | None,
+    baseline: Baseline,
+    exam: Exam,
+    out: Path,
+    progress: Progress,
+) -> Made:
+    """Stage "candidate" of a stock format; `name` may end in ":imatrix"."""
+    weighed = importance if name.endswith(WITH_IMPORTANCE) else None
+    inputs = {} if weighed is None else {"importance": weighed.digest}
+
+    def write(destination: Path) -> None:
+        quantize_file(
+            exported.model,
+            destination,
+            name.removesuffix(WITH_IMPORTANCE),
+            importance=None if weighed is None else weighed.file,
+        )
+
+    job = _Candidate(name, exported, None, False, baseline, exam, progress)
+    return job.stage({"format": name}, inputs, write, out)
+
+
+def make_variant(
+    variant: Variant, baseline: Baseline, exam: Exam, out: Path, progress: Progress
+) -> Made:
+    """Stage "candidate" of an allocation: each matrix in the type that it was given."""
+    allocation = variant.allocation
+
+    def write(destination: Path) -> None:
+        quantize_file(
+            variant.exported.model,
+            destination,
+            "Q8_0",  # for no matrix: each has a type of its own
+            importance=allocation.importance,
+            types=allocation.types,
+        )
+
+    job = _Candidate(
+        variant.name,
+        variant.exported,
+        variant.kept_tokens,
+        variant.fitted,
+        baseline,
+        exam,
+        progress,
+    )
+    inputs = {"source": variant.exported.digest, "allocation": allocation.digest}
+    return job.stage({"types": digest_of(dict(allocation.types))}, inputs, write, out)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    exported: Exported
+    kept_tokens: Sequence[int] | None
+    fitted: bool
+    baseline: Baseline
+    exam: Exam
+    progress: Progress
+
+    def stage(
+        self, spec: Mapping[str, Any], inputs: Mapping[str, str], write: Any, out: Path
+    ) -> Made:
+        # Two targets may call the same allocation by two names: the name is not in the identity.
+        identity = Identity(
+            stage="candidate",
+            version=1,
+            spec={**spec, **self.exam.identity()},
+            inputs={
+                **inputs,
+                "exported": self.exported.digest,
+                "baseline": self.baseline.digest,
+                "dataset": self.exam.dataset.digest,
+            },
+            tools=tool_versions("llama-cpp-python"),
+        )
+        label = self.name.replace(WITH_IMPORTANCE, "_imatrix")
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            file = folder / with_encoding(self.exported.model.name, label)
+            self._make(file, folder / RESUME, write)
+            figures, shape = self._measure(file, folder)
+            write_json(folder / FIGURES, figures)
+            return {"file": file.name, "shape": asdict(shape)}
+
+        done = run_stage(identity, out, self.progress, work)
+        figures = json.loads((done.folder / FIGURES).read_text("utf-8"))
+        file, shape = done.folder / done.facts["file"], Shape(**done.facts["shape"])
+        return Made(self.name, done.folder, done.digest, file, self.fitted, shape, figures)
+
+    def _make(self, file: Path, resume: Path, write: Any) -> None:
+        """The file, from an earlier try that was killed while it was measured, or made now."""
+        resume.mkdir(parents=True, exist_ok=True)
+        kept = resume / file.name
+        if not kept.is_file():
+            with self.progress.task(f"make {self.name}", None):
+                if self.name == UNQUANTIZED:
+                    _link(self.exported.model, kept)
+                else:
+                    write(kept)
+        _link(kept, file)
+
+    def _measure(self, file: Path, folder: Path) -> tuple[dict[str, float], Shape]:
+        student = StudentPrompt(self.exported.folder, self.exam.prompt)
+        cases = cases_of(self.exam.rows(student, self.progress), student)
+        sitting = _Sitting(
+            student, self.exam.prompt.max_tokens, make_checker(self.exam.check), cases
+        )
+        scratch = folder / RESUME / "candidate.f32"
+        klds, same, likelihood, agreed = [], [], [], 0
+        with (
+            self.progress.task(f"measure {self.name}", len(cases), "prompts") as task,
+            sitting.runtime(file) as runtime,
+        ):
+            shape = shape_of(runtime)
+            for case in cases:
+                scratch.unlink(missing_ok=True)
+                agreed += sitting.agrees(runtime, case, scratch)
+                kld, top1 = per_token(
+                    self.baseline.logits,
+                    scratch,
+                    self.baseline.shape.vocabulary,
+                    case.skip,
+                    self.kept_tokens,
+                )
+                klds.append(kld)
+                same.append(top1)
+                likelihood.append(nll(read_logits(scratch, len(case.answer)), case.answer))
+                task.advance(shown=f"{agreed} agree")
+        measured = asdict(summarise(np.concatenate(klds), np.concatenate(same)))
+        figures = {
+            **measured,
+            "agreement": agreed / len(cases),
+            "nll": float(np.concatenate(likelihood).mean()),
+            "bytes": file.stat().st_size,
+        }
+        return figures, shape
+
+
+@dataclass(frozen=True)
+class _Sitting:
+    """A file's answers to the cases."""
+
+    student: StudentPrompt
+    max_tokens: int
+    checker: Checker
+    cases: Sequence[Case]
+
+    def agrees(self, runtime: LlamaCpp, case: Case, logits: Path) -> bool:
+        """Append the logits of the teacher's answer to `logits`; does the check call the greedy
+        answer the same?"""
+        likely = runtime.logits(case.asked + case.answer, len(case.asked), logits)
+        if follows(likely, case.answer, self.max_tokens):
+            return self.checker.same(case.row.answer, case.row.answer)
+        made = runtime.generate(case.asked, self.max_tokens, self.student.stop_ids)
+        return self.checker.same(self.student.decode(made.ids).strip(), case.row.answer)
+
+    def runtime(self, model: Path) -> LlamaCpp:
+        longest = max(
+            len(case.asked) + max(len(case.answer), self.max_tokens) for case in self.cases
+        )
+        return LlamaCpp(model, context_tokens=longest)
+
+
+def cases_of(rows: Sequence[EvalRow], student: StudentPrompt) -> list[Case]:
+    cases, skip = [], 0
+    for row in rows:
+        answer = student.answer_ids(row.answer)
+        cases.append(Case(row, student.prompt_ids(row.prompt, row.history), answer, skip))
+        skip += len(answer)
+    return cases
+
+
+def _link(source: Path, destination: Path) -> None:
+    """The same file under another name, or a copy where the disk has no links."""
+    destination.unlink(missing_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:
+        destination.write_bytes(source.read_bytes())
