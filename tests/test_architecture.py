@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"artifacts", "errors", "library", "memory", "names", "number_formats",
-            "progress", "recipe", "results", "target", "yamlfile"}),
-    ("parts", {"checks", "fidelity", "machine", "prompting", "report",
+    ("facts", {"artifacts", "errors", "library", "memory", "names", "number_formats", "progress",
+            "recipe", "results", "target", "yamlfile"}),
+    ("parts", {"checks", "fidelity", "ggml", "machine", "number_formats", "prompting", "report",
             "runtime", "runtime_child", "student", "teacher", "tensors", "tokenmix",
             "torch_runtime", "training", "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",

@@ -18,9 +18,9 @@ BELOW_HALF = 0.49999997
 
 
 class Steps(NamedTuple):
-    """How blocks [n, BLOCK] are rounded: a tensor [n, 1] each."""
+    """How groups of weights [n, group] are rounded: a tensor [n, 1] each."""
 
-    inverse: Tensor  # code = rounded (weight - offset) * inverse
+    inverse: Tensor | None  # code = rounded (weight - offset) * inverse; None: / scale
     scale: Tensor  # value = code * scale + minimum
     offset: Tensor | None = None
     minimum: Tensor | None = None
@@ -41,6 +41,13 @@ def half(x: Tensor) -> Tensor:
 def inverse(step: Tensor) -> Tensor:
     """1/step, and 0 for a step of 0."""
     return torch.where(step == 0, 0.0, step.reciprocal())
+
+
+def nearest_int(x: Tensor) -> Tensor:
+    """nearest_int of ggml-quants.c, as float32; `x` is used up. Half to even up to 2^22, beyond it
+    the same wrong number as there: blocks that an importance calls worthless get that far."""
+    bits = x.add_(12582912.0).view(torch.int32)
+    return bits.bitwise_and_(0x7FFFFF).sub_(0x400000).to(torch.float32)
 
 
 def extreme(x: Tensor) -> Tensor:

@@ -1,43 +1,125 @@
 """The exact arithmetic of each number format: what a weight is after quantize and dequantize.
 
-`weight` is always what the runtime's quantizer reads: of an f16 file, the f16 values.
+Formats without a search are plain torch. IQ4_NL and the 32-weight formats with an importance are a
+search in torch, and on a CPU the library's own, which is faster. K formats are searched by the
+library alone. A search at every training step would be most of the training, so `freeze` runs it
+once and `fake_quantize_on` rounds to the scales it found, in torch on the weight's own device.
+
+`weight` is what the runtime's quantizer reads: of an f16 file, the f16 values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgedistill.fit.block_formats import BLOCK_FORMATS, BlockFormat
+from edgedistill import ggml
+from edgedistill.fit.block_formats import BLOCK, BLOCK_FORMATS, Steps
+from edgedistill.fit.k_formats import K_FORMATS
+from edgedistill.fit.searches import SEARCHED_FORMATS
 from edgedistill.number_formats import FORMATS
 
 CHUNK = 2**18  # weights at a time: the temporaries stay in a core's cache
 CUDA_CHUNK = 2**26
 CASTS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+UNSEARCHED = "Q8_0"  # takes no notice of an importance
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The scales a matrix is rounded to: what `freeze` found. `group` weights of a row share one.
+
+    `searched`: with an importance, or IQ4_NL, whose codes are rounded by another rule.
+    """
+
+    name: str
+    group: int
+    searched: bool
+    steps: Steps | None  # None: a plain cast
+
+    def to(self, device: torch.device | str) -> Grid:
+        """The same grid on another device."""
+        if self.steps is None:
+            return self
+        moved = (None if part is None else part.to(device) for part in self.steps)
+        return Grid(self.name, self.group, self.searched, Steps(*moved))
 
 
 def quantize_dequantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
     """Float32 [rows, columns] after ggml_quantize_chunk and to_float of ggml type `name`, bit for
     bit (NaN, which llama.cpp refuses, apart). `importance` [columns] is llama.cpp's imatrix row.
 
+    On a GPU, K formats are searched on the CPU; see `freeze` for training there.
+
     Raises:
-        ValueError: no such format, or its block does not divide `columns` (see
-            number_formats.usable).
+        ValueError: no such format, its block does not divide `columns` (see
+            number_formats.usable), or `weight` is not float32.
+        MissingTool: a search needs llama.cpp's library, which is not installed.
     """
-    _checked(weight, name)
+    _check(weight, name)
     weight = weight.detach()
+    searched = name in K_FORMATS or _is_searched(name, importance)
+    if searched and (name in K_FORMATS or weight.device.type == "cpu"):
+        given = None if importance is None else importance.detach().cpu().numpy()
+        made = ggml.quantize_dequantize(weight.cpu().numpy(), name, given)
+        return torch.from_numpy(made).to(weight.device)
     if name in CASTS:
         return weight.to(CASTS[name]).to(torch.float32)
-    if name in BLOCK_FORMATS and (importance is None or name == "Q8_0"):
-        return _rounded(weight, BLOCK_FORMATS[name], FORMATS[name].block)
-    raise NotImplementedError(f"{name} with a search")
+    made_here = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    for rows in _parts(weight):
+        part = weight[rows]
+        steps = _steps(part, name, importance)
+        made_here[rows] = _values(part, name, searched, BLOCK, steps)
+    return made_here
 
 
 def fake_quantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
     """`quantize_dequantize` whose gradient with respect to `weight` is the identity."""
     made: Tensor = _StraightThrough.apply(weight, quantize_dequantize, (name, importance))
+    return made
+
+
+def freeze(weight: Tensor, name: str, importance: Tensor | None = None) -> Grid:
+    """The scales `quantize_dequantize` finds for this weight, on its device: about 1/4 of the
+    weight's size for a group of 16, 1/8 for one of 32, twice that with minimums.
+
+    Raises:
+        ValueError, MissingTool: as `quantize_dequantize`.
+    """
+    _check(weight, name)
+    weight = weight.detach()
+    searched = _is_searched(name, importance)
+    if name in CASTS:
+        return Grid(name, 1, searched, None)
+    if name in K_FORMATS:
+        return Grid(name, K_FORMATS[name].group, searched, _k_steps(weight, name, importance))
+    found = [_steps(weight[rows], name, importance) for rows in _parts(weight)]
+    return Grid(name, BLOCK, searched, _joined(found))
+
+
+def quantize_on(weight: Tensor, grid: Grid) -> Tensor:
+    """The weight rounded to the grid. On the weight that was frozen this is `quantize_dequantize`
+    bit for bit, but that a K format's group of scale 0 may hold zeros of the other sign."""
+    _check(weight, grid.name)
+    if grid.steps is None:
+        return quantize_dequantize(weight, grid.name)
+    weight = weight.detach()
+    made = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    groups = weight.shape[1] // grid.group
+    for rows in _parts(weight):
+        at = slice(rows.start * groups, rows.stop * groups)
+        steps = Steps(*(None if part is None else part[at] for part in grid.steps))
+        made[rows] = _values(weight[rows], grid.name, grid.searched, grid.group, steps)
+    return made
+
+
+def fake_quantize_on(weight: Tensor, grid: Grid) -> Tensor:
+    """`quantize_on` whose gradient with respect to `weight` is the identity."""
+    made: Tensor = _StraightThrough.apply(weight, quantize_on, (grid,))
     return made
 
 
@@ -54,21 +136,57 @@ class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
         return gradients[0], None, None
 
 
-def _rounded(weight: Tensor, number_format: BlockFormat, block: int) -> Tensor:
-    blocks = weight.contiguous().view(-1, block)
-    made = torch.empty_like(blocks)
-    size = (CUDA_CHUNK if weight.is_cuda else CHUNK) // block
-    for start in range(0, len(blocks), size):
-        part = blocks[start : start + size]
-        made[start : start + size] = number_format.values(part, number_format.steps(part))
-    return made.view_as(weight)
+def _is_searched(name: str, importance: Tensor | None) -> bool:
+    """Is a 32-weight format's scale searched?"""
+    if name == UNSEARCHED or name not in SEARCHED_FORMATS:
+        return False
+    return importance is not None or name not in BLOCK_FORMATS
 
 
-def _checked(weight: Tensor, name: str) -> None:
+def _steps(rows: Tensor, name: str, importance: Tensor | None) -> Steps:
+    if _is_searched(name, importance):
+        return SEARCHED_FORMATS[name].steps(rows, importance)
+    return BLOCK_FORMATS[name].steps(rows.reshape(-1, BLOCK))
+
+
+def _values(rows: Tensor, name: str, searched: bool, group: int, steps: Steps) -> Tensor:
+    x = rows.reshape(-1, group)
+    if name in K_FORMATS:
+        made = K_FORMATS[name].values(x, steps)
+    elif searched:
+        made = SEARCHED_FORMATS[name].values(x, steps)
+    else:
+        made = BLOCK_FORMATS[name].values(x, steps)
+    return made.view_as(rows)
+
+
+def _k_steps(weight: Tensor, name: str, importance: Tensor | None) -> Steps:
+    given = None if importance is None else importance.detach().cpu().numpy()
+    found = []
+    for rows in _parts(weight):
+        blocks = ggml.quantize(weight[rows].cpu().numpy(), name, given)
+        stored = torch.from_numpy(blocks).view(-1, FORMATS[name].bytes_per_block)
+        found.append(K_FORMATS[name].steps(stored.to(weight.device)))
+    return _joined(found)
+
+
+def _joined(found: list[Steps]) -> Steps:
+    columns = zip(*found, strict=True)
+    return Steps(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+def _parts(weight: Tensor) -> Iterator[slice]:
+    """Slices of rows of about a chunk each."""
+    rows, columns = weight.shape
+    step = max(1, (CUDA_CHUNK if weight.is_cuda else CHUNK) // max(1, columns))
+    return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _check(weight: Tensor, name: str) -> None:
     if name not in FORMATS:
         raise ValueError(f"there is no number format '{name}'; known: {', '.join(FORMATS)}")
     block, columns = FORMATS[name].block, weight.shape[-1]
     if columns % block:
         raise ValueError(f"{columns} columns do not divide into {name}'s blocks of {block}")
-    if weight.dtype != torch.float32:
-        raise ValueError(f"{name} is made of float32 weights, not of {weight.dtype}")
+    if weight.dtype != torch.float32 or weight.dim() != 2:
+        raise ValueError(f"{name} is made of a float32 matrix, not {weight.dtype} {weight.shape}")
