@@ -166,7 +166,7 @@ def nll(rows: Logits, answer: Sequence[int]) -> Floats:
 
     A row with a logit that is not finite counts as NOT_FINITE nats.
     """
-    finite: npt.NDArray[np.bool_] = np.isfinite(rows).all(1)
+    finite: npt.NDArray[np.bool_] = np.all(np.isfinite(rows), axis=1)
     log_p = _log_softmax(np.where(finite[:, np.newaxis], rows, 0))
     return np.where(finite, -log_p[np.arange(len(answer)), list(answer)], NOT_FINITE)
 

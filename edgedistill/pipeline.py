@@ -27,7 +27,7 @@ from edgedistill.curate import curate
 from edgedistill.distill import distill
 from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
-from edgedistill.fit import allocate, fit, measure_sensitivity
+from edgedistill.fit import allocate, fit, measure_sensitivity, prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, write_page
 from edgedistill.progress import Progress, Silent, Task
@@ -137,9 +137,11 @@ def _for_target(
         made.exported, variants, weighed, made.dataset, recipe.student, recipe.check, target, out,
         log,
     )  # fmt: skip
+    variant = next((each for each in variants if each.name == quantized.format), None)
+    if variant is not None and variant.fitted:
+        prove(variant, quantized, out, log)
     if until == "quantize":
         return BuildResult(target, log.manifests())
-    variant = next((each for each in variants if each.name == quantized.format), None)
     report = bench(
         recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
         made.checkpoint, made.exported, variant, quantized, out, log,

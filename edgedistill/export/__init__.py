@@ -14,10 +14,11 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
-from edgedistill.export.gguf import VERSION, Encoding, Provenance, write_gguf
+from edgedistill.export.gguf import VERSION, Provenance, write_gguf
 from edgedistill.names import gguf_name
 from edgedistill.progress import Progress
 from edgedistill.student import TOKENIZER_FILES, TOKENIZER_GGUF
+from edgedistill.tensors import Encoding
 
 
 def export(

@@ -26,6 +26,7 @@ from edgedistill.checks import Checker, check_identity, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.fit.allocation import allocate
+from edgedistill.fit.proof import prove
 from edgedistill.fit.sensitivity import measure_sensitivity
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -35,7 +36,7 @@ from edgedistill.target import FitSpec
 from edgedistill.training.data import TrainingRow, collate, plan_batches, training_rows
 from edgedistill.training.examine import agreement
 
-__all__ = ["allocate", "fit", "measure_sensitivity"]
+__all__ = ["allocate", "fit", "measure_sensitivity", "prove"]
 
 TRAINING = "training.json"
 
@@ -141,7 +142,7 @@ class _Job:
         asked = self._batches(training_rows(self.validation, self.shown, self.longest_row))
 
         def examine(model: Any) -> Examined:
-            model.refresh()
+            model.refresh(exact=True)
             same = agreement(model.model, self.validation, self.shown, longest, self.checker)
             return Examined(same, teaching.nll(model.model, asked))
 
@@ -163,6 +164,7 @@ class _Job:
             examine=examine,
             keep=teaching.keep,
             choose=choose_step,
+            saved=lambda model: model.forget_scales(),
             only_best=True,
             label="fit",
             hint="lower fit.learning_rate",

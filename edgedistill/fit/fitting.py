@@ -14,8 +14,10 @@ from torch.nn.functional import cross_entropy, kl_div
 from edgedistill.artifacts import Allocation
 from edgedistill.fit.general import general_rows
 from edgedistill.fit.latent import Latent, types_by_parameter
+from edgedistill.importance import read_importance
 from edgedistill.progress import Progress
 from edgedistill.target import FitSpec
+from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import device, load_model
 from edgedistill.training.data import IGNORED, TrainingRow
 from edgedistill.training.loss import in_parts
@@ -46,10 +48,18 @@ class Teaching:
         model.config.use_cache = False
         types = types_by_parameter(self._folder, self._allocation.types)
         rank = self._spec.rank if self._spec.method == "lora" else None
-        return Latent(model, types, rank, self._spec.seed, self._importance(model))
+        return Latent(model, types, rank, self._spec.seed, self._importance())
 
-    def _importance(self, model: Any) -> dict[str, Any]:
-        return {}
+    def _importance(self) -> dict[str, Any]:
+        """By the checkpoint's parameter names."""
+        if self._allocation.importance is None:
+            return {}
+        found = read_importance(self._allocation.importance)
+        return {
+            tensor.source: torch.from_numpy(found.mean(tensor.name)).to(device())
+            for tensor in read_layout(self._folder).tensors
+            if tensor.name in found.sums
+        }
 
     def backward(
         self, latent: Latent, batch: Mapping[str, Any], run_backward: Callable[[Any], None]

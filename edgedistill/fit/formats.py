@@ -62,7 +62,7 @@ def quantize_dequantize(weight: Tensor, name: str, importance: Tensor | None = N
     """
     _check(weight, name)
     weight = weight.detach()
-    searched = name in K_FORMATS or _is_searched(name, importance)
+    searched = is_searched(name, importance is not None)
     if searched and (name in K_FORMATS or weight.device.type == "cpu"):
         given = None if importance is None else importance.detach().cpu().numpy()
         made = ggml.quantize_dequantize(weight.cpu().numpy(), name, given)
@@ -75,6 +75,15 @@ def quantize_dequantize(weight: Tensor, name: str, importance: Tensor | None = N
         steps = _steps(part, name, importance)
         made_here[rows] = _values(part, name, searched, BLOCK, steps)
     return made_here
+
+
+def is_searched(name: str, weighed: bool) -> bool:
+    """Whether scales of this format are searched: too slow to do at each step of a training."""
+    if name in K_FORMATS:
+        return True
+    return (
+        name in SEARCHED_FORMATS and name != UNSEARCHED and (weighed or name not in BLOCK_FORMATS)
+    )
 
 
 def fake_quantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
@@ -92,7 +101,7 @@ def freeze(weight: Tensor, name: str, importance: Tensor | None = None) -> Grid:
     """
     _check(weight, name)
     weight = weight.detach()
-    searched = _is_searched(name, importance)
+    searched = name not in K_FORMATS and is_searched(name, importance is not None)
     if name in CASTS:
         return Grid(name, 1, searched, None)
     if name in K_FORMATS:
@@ -136,15 +145,8 @@ class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
         return gradients[0], None, None
 
 
-def _is_searched(name: str, importance: Tensor | None) -> bool:
-    """Is a 32-weight format's scale searched?"""
-    if name == UNSEARCHED or name not in SEARCHED_FORMATS:
-        return False
-    return importance is not None or name not in BLOCK_FORMATS
-
-
 def _steps(rows: Tensor, name: str, importance: Tensor | None) -> Steps:
-    if _is_searched(name, importance):
+    if is_searched(name, importance is not None):
         return SEARCHED_FORMATS[name].steps(rows, importance)
     return BLOCK_FORMATS[name].steps(rows.reshape(-1, BLOCK))
 

@@ -16,10 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgedistill.fit.formats import quantize_dequantize
+from edgedistill.fit.formats import (
+    Grid,
+    freeze,
+    is_searched,
+    quantize_dequantize,
+    quantize_on,
+)
 from edgedistill.tensors import read_layout
 
 ALPHA_OVER_RANK = 2.0  # the scale of a LoRA update, as distillation's default has it
+
+SEARCH_EVERY = 10  # steps from one search for scales to the next
 
 
 class Latent(torch.nn.Module):  # type: ignore[misc]
@@ -43,6 +51,8 @@ class Latent(torch.nn.Module):  # type: ignore[misc]
         self.types, self.importance = dict(types), dict(importance)
         self._own = dict(model.named_parameters())
         self._start = {name: self._own[name].detach().clone() for name in types}
+        self._grids: dict[str, Grid] = {}
+        self._steps = 0
         self.trained = torch.nn.ParameterDict()
         chance = torch.Generator().manual_seed(seed)
         for name in self._matrices(rank):
@@ -76,12 +86,28 @@ class Latent(torch.nn.Module):  # type: ignore[misc]
         return torch.addmm(self._start[name], up.detach(), down.detach(), alpha=ALPHA_OVER_RANK)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def refresh(self) -> None:
-        """The model's matrices become the quantized values of the latent ones."""
+    def refresh(self, exact: bool = False) -> None:
+        """The model's matrices become the quantized values of the latent ones.
+
+        Formats whose scales are searched are rounded to those found a few steps ago, unless
+        `exact`: what is measured is what the runtime's quantizer will write.
+        """
+        search = exact or self._steps % SEARCH_EVERY == 0
+        self._steps += 0 if exact else 1
         for name, number_format in self.types.items():
-            value = quantize_dequantize(self.weight(name), number_format, self.importance.get(name))
+            weight, importance = self.weight(name), self.importance.get(name)
+            if not is_searched(number_format, importance is not None):
+                value = quantize_dequantize(weight, number_format, importance)
+            else:
+                if search:
+                    self._grids[name] = freeze(weight, number_format, importance)
+                value = quantize_on(weight, self._grids[name])
             self._own[name].copy_(value)
             self._own[name].grad = None
+
+    def forget_scales(self) -> None:
+        """Search them anew at the next step: a run that goes on from here has none either."""
+        self._steps = 0
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def collect(self) -> None:

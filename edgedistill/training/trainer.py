@@ -69,6 +69,7 @@ class Course:
     examine: Callable[[Any], Examined]
     keep: Callable[[Any, Path], None]
     choose: Callable[[Sequence[TrainingPoint]], int]
+    saved: Callable[[Any], None] = lambda model: None  # told when a checkpoint is written
     only_best: bool = False  # judge the start too, and keep no folder but the best one's
     label: str = "train"
     hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
@@ -250,7 +251,8 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
             rate = self._tokens / self._seconds
             self._task.advance(1, f"loss {logs['loss']:.3f}, {rate:.0f} tokens/s")
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        self._course.saved(model)
         folder = self._resume / f"checkpoint-{state.global_step}"
         sync_files(folder)
         write_atomic(folder / COMPLETE, b"")

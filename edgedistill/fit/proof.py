@@ -1,0 +1,76 @@
+"""The quantized file of a fitted student holds, bit for bit, what the student was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import Identity, Quantized, Variant, run_stage, tool_versions
+from edgedistill.errors import GateFailed
+from edgedistill.progress import Progress
+
+NAMED = 3
+
+
+def prove(variant: Variant, quantized: Quantized, out: Path, progress: Progress) -> None:
+    """Stage "prove".
+
+    Raises:
+        GateFailed: step "quantize": names the tensors that the runtime's quantizer made otherwise.
+    """
+    identity = Identity(
+        stage="prove",
+        version=1,
+        spec={},
+        inputs={
+            "checkpoint": variant.checkpoint.digest,
+            "allocation": variant.allocation.digest,
+            "quantized": quantized.digest,
+        },
+        tools=tool_versions("llama-cpp-python", "torch"),
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        different, count = _different(variant, quantized.model, progress)
+        if different:
+            raise GateFailed(
+                "quantize",
+                f"{len(different)} of {count} matrices in the file are not what was fitted: "
+                + ", ".join(different[:NAMED]),
+                where=str(quantized.model),
+                hint="another version of llama.cpp quantizes otherwise; delete this folder's fit-* "
+                "and candidate-* and build again",
+            )
+        return {"matrices": count}
+
+    run_stage(identity, out, progress, work)
+
+
+def _different(variant: Variant, file: Path, progress: Progress) -> tuple[list[str], int]:
+    import numpy as np
+    import torch
+    from gguf import GGUFReader
+
+    from edgedistill.fit.formats import quantize_dequantize
+    from edgedistill.ggml import dequantize
+    from edgedistill.importance import read_importance
+    from edgedistill.tensors import read_layout
+
+    given = variant.allocation.importance
+    importance = None if given is None else read_importance(given)
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    types = variant.allocation.types
+    layout = [t for t in read_layout(variant.checkpoint.folder, "F32").tensors if t.name in types]
+    different = []
+    with progress.task("compare with what was fitted", len(layout), "matrices") as task:
+        for tensor in layout:
+            held = stored[tensor.name]
+            found = dequantize(held.data, held.tensor_type.name, tensor.shape[1])
+            latent = torch.from_numpy(np.concatenate(list(tensor.blocks())))
+            column = None if importance is None else torch.from_numpy(importance.mean(tensor.name))
+            wanted = quantize_dequantize(latent, types[tensor.name], column)
+            if not torch.equal(wanted, torch.from_numpy(found)):
+                different.append(tensor.name)
+            task.advance()
+    return different, len(layout)
