@@ -28,6 +28,7 @@ from edgedistill.recipe import StudentSpec
 from edgedistill.weights import describe, locate
 
 TOKENIZER_GGUF = "tokenizer.gguf.json"
+KEPT_TOKENS = "kept-tokens.json"  # of a trimmed checkpoint: the IDs its tokens had before
 ARCHITECTURES = ("llama", "qwen2")
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_GGUF)
 

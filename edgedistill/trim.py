@@ -28,9 +28,15 @@ from edgedistill.fidelity import EvalRow, kl_divergence, read_rows, shuffled
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import StudentSpec
-from edgedistill.student import TOKENIZER_FILES, TOKENIZER_GGUF, Key, write_tokenizer
+from edgedistill.student import (
+    KEPT_TOKENS,
+    TOKENIZER_FILES,
+    TOKENIZER_GGUF,
+    Key,
+    write_tokenizer,
+)
 
-KEPT_TOKENS, KEPT_LAYERS = "kept-tokens.json", "kept-layers.json"
+KEPT_LAYERS = "kept-layers.json"
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 BY_TOKEN = {TOKENS, "tokenizer.ggml.token_type", "tokenizer.ggml.scores"}
 ONE_ID, NORMAL = "_token_id", 1  # keys that end so hold a token ID; gguf.TokenType.NORMAL

@@ -17,7 +17,7 @@ from edgedistill.artifacts import (
 from edgedistill.export.gguf import VERSION, Provenance, write_gguf
 from edgedistill.names import gguf_name
 from edgedistill.progress import Progress
-from edgedistill.student import TOKENIZER_FILES, TOKENIZER_GGUF
+from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES, TOKENIZER_GGUF
 from edgedistill.tensors import Encoding
 
 
@@ -67,6 +67,8 @@ def export(
         temporary.rename(model)
         for file in TOKENIZER_FILES:  # whoever runs the file needs the prompt it was trained with
             shutil.copyfile(checkpoint.folder / file, folder / file)
+        if (checkpoint.folder / KEPT_TOKENS).is_file():
+            shutil.copyfile(checkpoint.folder / KEPT_TOKENS, folder / KEPT_TOKENS)
         return {
             "file": model.name,
             "architecture": layout.architecture,

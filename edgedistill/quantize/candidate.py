@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize.bounds import Shape, shape_of
 from edgedistill.recipe import Check, StudentSpec
 from edgedistill.runtime import LlamaCpp, quantize_file
+from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES
 
 UNQUANTIZED = "F16"
 WITH_IMPORTANCE = ":imatrix"  # behind a stock format: quantize it with the importance matrix
@@ -257,6 +259,9 @@ class _Candidate:
         def work(folder: Path) -> Mapping[str, Any]:
             file = folder / with_encoding(self.exported.model.name, label)
             self._make(file, folder / RESUME, write)
+            for name in (*TOKENIZER_FILES, KEPT_TOKENS):  # what the file is prompted with
+                if (self.exported.folder / name).is_file():
+                    shutil.copyfile(self.exported.folder / name, folder / name)
             figures, shape = self._measure(file, folder)
             write_json(folder / FIGURES, figures)
             return {"file": file.name, "shape": asdict(shape)}
