@@ -24,6 +24,8 @@ from typing import Any, NoReturn
 from edgedistill import machine
 from edgedistill.artifacts import is_full
 from edgedistill.errors import MissingTool, RuntimeFailure
+from edgedistill.gguf_header import TYPES, read_header
+from edgedistill.quantize_request import check_request, check_written
 
 CHILD = (sys.executable, "-m", "edgedistill.runtime_child")
 REQUEST_SECONDS = 600.0  # longest wait for one answer
@@ -134,13 +136,39 @@ class LlamaCpp:
         self.close()
 
 
-def quantize_file(source: Path, destination: Path, format: str, threads: int | None = None) -> None:
-    """llama.cpp's stock quantization of a GGUF f16 file; `destination` appears only when complete.
+@dataclass(frozen=True)
+class QuantizedFile:
+    """What was written: the type of each tensor, read from the file, and the file's bytes."""
+
+    types: Mapping[str, str]
+    bytes: int
+
+
+def quantize_file(
+    source: Path,
+    destination: Path,
+    format: str,
+    threads: int | None = None,
+    *,
+    importance: Path | None = None,
+    types: Mapping[str, str] | None = None,
+    pure: bool = False,
+) -> QuantizedFile:
+    """llama.cpp's quantization of a GGUF f32, f16 or bf16 file; `destination` appears only when
+    complete.
+
+    `format` is a mixture such as Q4_K_M; with `pure` every matrix takes its main type. `types`
+    names tensors (exactly) that take a type of their own whatever the mixture says, embedding and
+    head included. A row that is not whole blocks takes a fallback (gguf_header.type_for);
+    `importance` is a GGUF imatrix of this model.
 
     Raises:
-        RuntimeFailure: unknown format, or llama.cpp refused or died.
+        ArtifactError: the source is damaged or quantized already, or the matrix is another model's.
+        RuntimeFailure: an unknown format, type or tensor, or llama.cpp refused or died.
         OSError: the disk is full.
     """
+    wanted = types or {}
+    check_request(source, format, importance, wanted)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     child = _Child(source, QUANTIZE_SECONDS)
     try:
@@ -150,7 +178,14 @@ def quantize_file(source: Path, destination: Path, format: str, threads: int | N
             destination=str(temporary),
             format=format,
             threads=threads or machine.threads(),
+            importance=None if importance is None else str(importance),
+            types={name: TYPES[type][0] for name, type in wanted.items()},
+            pure=pure,
         )
+        written = read_header(temporary)
+        check_written(written, wanted, source)
+        made = {tensor.name: tensor.type for tensor in written.tensors}
+        size = temporary.stat().st_size
         os.replace(temporary, destination)
     except RuntimeFailure as error:
         # llama.cpp does not say why a write failed.
@@ -160,6 +195,7 @@ def quantize_file(source: Path, destination: Path, format: str, threads: int | N
     finally:
         child.close()
         temporary.unlink(missing_ok=True)
+    return QuantizedFile(made, size)
 
 
 class _Child:

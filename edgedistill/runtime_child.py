@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import random
+import re
 import signal
 import sys
 import threading
@@ -24,9 +25,13 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
+from edgedistill.errors import ArtifactError
+from edgedistill.importance import Importance, read_importance
+
 BATCH = 512  # prompt tokens a call of llama_decode (llama.cpp's n_batch and n_ubatch)
 OUTPUTS = 64  # logit rows a call: 64 x 152k x 4 B is 39 MB, BATCH of them would be 311 MB
 QUANTIZE_BUFFER = 256 << 20  # bytes of tensor rows in memory at once; llama.cpp's default is 8 GiB
+MAX_TEXT = 127  # bytes of an overriding key's text
 LOG_DEBUG, LOG_CONTINUED = 1, 5  # ggml_log_level
 
 
@@ -246,8 +251,16 @@ def _text(read: Callable[..., int], model: Any, index: int) -> str:
     return text.value.decode("utf-8", "replace")
 
 
-def quantize(source: str, destination: str, format: str, threads: int) -> None:
-    """llama.cpp's stock quantization to the file type LLAMA_FTYPE_MOSTLY_<format>."""
+def quantize(
+    source: str,
+    destination: str,
+    format: str,
+    threads: int,
+    importance: str | None,
+    types: dict[str, int],
+    pure: bool,
+) -> None:
+    """llama.cpp's quantization to the file type LLAMA_FTYPE_MOSTLY_<format> (tools/quantize)."""
     number = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{format}", None)
     if number is None:
         raise Refused(f"llama.cpp has no format {format}")
@@ -255,11 +268,50 @@ def quantize(source: str, destination: str, format: str, threads: int) -> None:
     options.ftype = number
     options.nthread = threads
     options.max_buf_size = QUANTIZE_BUFFER
+    options.pure = pure
+    if types:
+        options.tt_overrides = _overrides(types)
+    if importance is not None:
+        found = read_importance(Path(importance))
+        # llama.cpp copies the values, and only within the call, so they are held until then.
+        means = {name: found.mean(name) for name in found.sums}
+        options.imatrix = _means(means)
+        options.kv_overrides = _origin(Path(importance), found)
     code = lib.llama_model_quantize(
         os.fsencode(source), os.fsencode(destination), ctypes.byref(options)
     )
     if code != 0:
         raise Refused(f"llama_model_quantize to {format} failed with code {code}")
+
+
+def _overrides(types: dict[str, int]) -> Any:
+    row = lib.llama_model_tensor_override
+    # The names are searched for as regular expressions, and the first that is found counts.
+    rows = [row(f"^{re.escape(name)}$".encode(), number) for name, number in types.items()]
+    return (row * (len(rows) + 1))(*rows, row(None, lib.GGML_TYPE_COUNT))
+
+
+def _means(means: dict[str, Any]) -> Any:
+    row, pointer = lib.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+    rows = [row(name.encode(), m.ctypes.data_as(pointer), m.size) for name, m in means.items()]
+    return (row * (len(rows) + 1))(*rows, row(None, None, 0))
+
+
+def _origin(file: Path, found: Importance) -> Any:
+    """The keys that llama-quantize leaves in a file about its importance matrix."""
+    texts = {"file": file.name, "dataset": found.datasets[0] if found.datasets else ""}
+    numbers = {"entries_count": len(found.sums), "chunks_count": found.chunk_count}
+    kept = {name: value for name, value in {**texts, **numbers}.items() if value}
+    rows = (lib.llama_model_kv_override * (len(kept) + 1))()  # the last one has an empty key
+    for row, (name, value) in zip(rows, kept.items(), strict=False):
+        row.key = f"quantize.imatrix.{name}".encode()
+        if isinstance(value, str):
+            row.tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
+            row.value.val_str = value.encode()[:MAX_TEXT].decode("utf-8", "ignore").encode()
+        else:
+            row.tag = lib.LLAMA_KV_OVERRIDE_TYPE_INT
+            row.value.val_i64 = value
+    return rows
 
 
 def peak_memory_bytes() -> int:
@@ -315,7 +367,7 @@ def main() -> None:
         request = waiting.get()
         try:
             answer = {"ok": _answer(native, request.pop("do"), request)}
-        except Refused as error:
+        except (Refused, ArtifactError) as error:
             answer = {"error": str(error)}
         except OSError as error:
             answer = {"error": str(error), "errno": error.errno, "file": error.filename}

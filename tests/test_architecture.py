@@ -17,9 +17,10 @@ PACKAGE = ROOT / "edgedistill"
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"artifacts", "errors", "library", "memory", "names", "number_formats", "progress",
             "recipe", "results", "target", "yamlfile"}),
-    ("parts", {"checks", "fidelity", "ggml", "machine", "number_formats", "prompting", "report",
-            "runtime", "runtime_child", "student", "teacher", "tensors", "tokenmix",
-            "torch_runtime", "training", "weights", "workspace"}),
+    ("parts", {"checks", "fidelity", "ggml", "gguf_header", "importance", "machine",
+            "number_formats", "prompting", "quantize_request", "report", "runtime",
+            "runtime_child", "student", "teacher", "tensors", "tokenmix", "torch_runtime",
+            "training", "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
             "quantize", "trim", "verify"}),
     ("flow", {"pipeline"}),

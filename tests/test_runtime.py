@@ -15,7 +15,7 @@ import psutil
 import pytest
 import tiny
 
-from edgedistill.errors import MissingTool, RuntimeFailure
+from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
 from edgedistill.runtime import LlamaCpp, quantize_file
@@ -236,8 +236,9 @@ def test_quantize_file(model: Path, tmp_path: Path, format: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["q.gguf"]
 
 
-@pytest.mark.parametrize(("format", "message"), [("Q9_9", "no format"), ("Q4_0", "failed")])
-def test_quantize_failures_leave_nothing(tmp_path: Path, format: str, message: str) -> None:
-    with pytest.raises(RuntimeFailure, match=message):
-        quantize_file(tmp_path / "missing.gguf", tmp_path / "q.gguf", format)
+def test_quantize_failures_leave_nothing(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeFailure, match="no format Q9_9"):
+        quantize_file(model, tmp_path / "q.gguf", "Q9_9")
+    with pytest.raises(ArtifactError, match="cannot be read: No such file"):
+        quantize_file(tmp_path / "missing.gguf", tmp_path / "q.gguf", "Q4_0")
     assert list(tmp_path.iterdir()) == []
