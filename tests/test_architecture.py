@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"artifacts", "errors", "library", "memory", "names", "number_formats", "progress",
             "recipe", "results", "target", "yamlfile"}),
     ("parts", {"checks", "fidelity", "ggml", "gguf_header", "importance", "machine",
-            "number_formats", "prompting", "quantize_request", "report", "runtime",
+            "prompting", "quantize_request", "report", "runtime",
             "runtime_child", "student", "teacher", "tensors", "tokenmix", "torch_runtime",
             "training", "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",

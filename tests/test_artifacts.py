@@ -148,7 +148,7 @@ def test_a_writer_that_fails_without_a_word_on_a_full_disk(
     error = RuntimeError("PytorchStreamWriter failed writing file data/3")
     with pytest.raises(RuntimeError, match="Pytorch"), storing(tmp_path):
         raise error
-    monkeypatch.setattr("edgedistill.artifacts.FULL_DISK_BYTES", 1 << 62)  # any disk is full
+    monkeypatch.setattr("edgedistill.artifacts.stages.FULL_DISK_BYTES", 1 << 62)  # any disk is full
     with pytest.raises(StorageError, match="No space left"), storing(tmp_path / "not" / "there"):
         raise error
 

@@ -8,14 +8,23 @@ from typing import Any
 
 import pytest
 import tiny
+from gguf import GGUFReader
 
-from edgedistill.artifacts import Checkpoint, Dataset, Exported, Quantized
+from edgedistill.artifacts import (
+    Allocation,
+    Checkpoint,
+    Dataset,
+    Exported,
+    Quantized,
+    Variant,
+)
 from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.export import export
 from edgedistill.fidelity import read_rows
 from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.quantize import CANDIDATES, Shape, broken_bounds, quantize, run_time_bytes
+from edgedistill.quantize import quantize
+from edgedistill.quantize.bounds import CANDIDATES, Shape, broken_bounds, run_time_bytes
 from edgedistill.recipe import StudentSpec, TextCheck
 from edgedistill.results import Candidate
 from edgedistill.runtime import LlamaCpp
@@ -74,8 +83,11 @@ def target(*formats: str, budget_mb: float = 100, **gates: Any) -> Target:
 
 @pytest.fixture(scope="module")
 def run(exported: Exported, dataset: Dataset) -> Callable[..., Quantized]:
-    def run(target: Target, out: Path, progress: Silent | None = None) -> Quantized:
-        return quantize(exported, dataset, SPEC, CHECK, target, out, progress or Silent())
+    def run(
+        target: Target, out: Path, progress: Silent | None = None, *variants: Variant
+    ) -> Quantized:
+        listener = progress or Silent()
+        return quantize(exported, variants, None, dataset, SPEC, CHECK, target, out, listener)
 
     return run
 
@@ -124,11 +136,11 @@ def test_when_none_passes_everything_is_left(run: Callable[..., Quantized], tmp_
     assert "Q8_0: file 1.34 MB > 1 MB; memory 2.4 MB > 1.5 MB" in text
     assert "Q4_0: memory 1.8 MB > 1.5 MB" in text
     assert "closest is Q4_0" in text
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("quantize-*")
     found = table(folder)
     assert found["Q8_0"]["mean_kld"] > 0
     assert not any(entry["chosen"] or entry["passed"] for entry in found.values())
-    assert len(list((folder / "resume").glob("*.gguf"))) == 2
+    assert len(list(tmp_path.glob("candidate-*/*.gguf"))) == 2
 
 
 def test_a_killed_run_goes_on_where_it_was(
@@ -142,6 +154,59 @@ def test_a_killed_run_goes_on_where_it_was(
     assert killed.seen == ["measure exported", "make Q8_0", "measure Q8_0", "make Q4_0"]
     assert again.seen == ["make Q4_0", "measure Q4_0"]
     assert finished.digest == made.digest
+
+
+def test_a_file_is_kept_when_its_measuring_is_killed(
+    run: Callable[..., Quantized], tmp_path: Path
+) -> None:
+    again = Labels()
+    with pytest.raises(KeyboardInterrupt):
+        run(target("Q8_0"), tmp_path, Labels(interrupt_at="measure Q8_0"))
+    run(target("Q8_0"), tmp_path, again)
+    assert again.seen == ["measure Q8_0"]
+
+
+def test_targets_share_candidates(run: Callable[..., Quantized], made: Quantized) -> None:
+    labels = Labels()
+    other = target("Q4_0", "Q8_0", budget_mb=50)
+    assert run(other, made.folder.parent, labels).digest != made.digest
+    assert labels.seen == []
+
+
+@pytest.fixture
+def variant(exported: Exported, tmp_path: Path) -> Variant:
+    """Every matrix in Q4_1, but for the embedding."""
+    names = [f"blk.{i}.{part}.weight" for i in (0, 1) for part in MATRICES]
+    types = dict.fromkeys(names, "Q4_1") | {"token_embd.weight": "Q6_K"}
+    allocation = Allocation(tmp_path, "allocation", types, None)
+    checkpoint = Checkpoint(exported.folder, "checkpoint")
+    return Variant("mine", checkpoint, None, allocation, exported, False, None)
+
+
+MATRICES = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()
+
+
+def test_an_allocation_is_a_candidate(
+    run: Callable[..., Quantized], variant: Variant, tmp_path: Path
+) -> None:
+    made = run(target("F16"), tmp_path, None, variant)
+    assert (made.format, list(table(made.folder))) == ("mine", ["F16", "mine"])
+    assert made.model.name == "Tiny-2M-Instruct-recipe-v1.0-mine.gguf"
+    held = {t.name: t.tensor_type.name for t in GGUFReader(made.model).tensors}
+    assert {name: held[name] for name in variant.allocation.types} == variant.allocation.types
+
+
+def test_a_fitted_file_is_held_to_the_teachers_text_and_not_to_kld(
+    run: Callable[..., Quantized], variant: Variant, tmp_path: Path
+) -> None:
+    fitted = replace(variant, fitted=True)
+    tight = {"max_mean_kld": 1e-9, "max_p99_kld": 1e-9}
+    found = table(run(target("F16", **tight, max_nll_rise=9.0), tmp_path, None, fitted).folder)
+    assert found["mine"]["passed"]
+    assert found["mine"]["nll"] != found["mine"]["nll_before"] == found["F16"]["nll"]
+    refused = table(run(target("F16", max_nll_rise=0.0), tmp_path, None, fitted).folder)["mine"]
+    rises = refused["nll"] > refused["nll_before"]
+    assert ("NLL rise" in refused["why_not"]) == rises
 
 
 def test_a_speed_gate_belongs_to_bench(run: Callable[..., Quantized], made: Quantized) -> None:
@@ -188,7 +253,7 @@ def test_no_figure_passes_by_being_absent() -> None:
 def test_no_validation_rows(exported: Exported, tmp_path: Path) -> None:
     empty = tiny.tiny_dataset(tmp_path / "dataset", 0)
     with pytest.raises(DatasetError, match="no validation rows"):
-        quantize(exported, empty, SPEC, CHECK, target("Q4_0"), tmp_path, Silent())
+        quantize(exported, (), None, empty, SPEC, CHECK, target("Q4_0"), tmp_path, Silent())
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def _identity(build: Build) -> Identity:
         inputs["variant"] = build.variant.checkpoint.digest
     return Identity(
         stage="bench",
-        version=2,
+        version=3,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
             "bench": recipe.bench.model_dump(mode="json"),

@@ -18,6 +18,8 @@ MODELS = {
     "adapter": "the base with its LoRA weights beside it",
     "merged": "LoRA weights added into the base, fp32",
     "exported": "the merged weights as GGUF f16",
+    "trimmed": "without the tokens and layers that the token mix hardly needs",
+    "fitted": "trained on in the number formats it ships in, computed in fp32",
     "quantized": "what ships",
 }
 

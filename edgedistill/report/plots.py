@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from edgedistill.report.units import duration
+from edgedistill.target import GGUF_FORMATS
 
 WIDE, NARROW = 660, 340  # CSS pixels
 COLOURS = {  # stand-in: CSS variable; see report.css for the values
@@ -72,7 +73,13 @@ def draw(report: Report) -> dict[str, Chart]:
     charts: dict[str, Chart] = {}
     _add(charts, "agreement", _agreement, report, "Agreement of each model with its 95 % interval")
     if len(report["candidates"]) > 1:
-        _add(charts, "candidates", _candidates, report, "Agreement against size of every type")
+        _add(
+            charts,
+            "candidates",
+            _candidates,
+            report,
+            "Agreement and KLD against size",
+        )
     if report["latencies"]:
         _add(charts, "end_to_end", _end_to_end, report, "Share of prompts answered within a time")
         _add(charts, "first_token", _first_token, report, "Time to first token: p50, p95, p99")
@@ -203,26 +210,51 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def _candidates(figure: Figure, report: Report, narrow: bool) -> None:
-    _size(figure, 250)
-    axes = figure.subplots()
-    for row in report["candidates"]:
-        marker = "*" if row["chosen"] else ("o" if row["passed"] else "x")
-        colour = STUDENT if row["passed"] else BAD
-        size = 15 if row["chosen"] else 8
-        at = row["bytes"] / 1e6, row["agreement"]
-        axes.plot(*at, marker, color=colour, markersize=size, markeredgewidth=2, zorder=3)
-        axes.annotate(
-            row["format"], at, xytext=(0, 9 if not row["chosen"] else 11),
-            textcoords="offset points", ha="center", fontsize=10.5,
-            fontweight="bold" if row["chosen"] else "normal",
-        )  # fmt: skip
-    axes.margins(0.12, 0.22)
-    axes.grid(True)
-    axes.set_axisbelow(True)
-    _percent_axis(axes, "y")
-    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
-    axes.set_xlabel("file size, MB (1 MB = 1,000,000 bytes)")
-    axes.set_ylabel("agreement on validation")
+    """Bytes against agreement, and against KLD: what a stock type of the same size would give."""
+    _size(figure, 470)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    rows = report["candidates"]
+    for axes, field in ((upper, "agreement"), (lower, "mean_kld")):
+        shown = [row for row in rows if row[field] > 0 or field == "agreement"]
+        _best_stock(axes, shown, field)
+        for row in shown:
+            _candidate(axes, row, field)
+        axes.margins(0.12, 0.2)
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    _percent_axis(upper, "y")
+    upper.set_ylabel("agreement on validation")
+    lower.set_yscale("log")
+    lower.set_ylabel("mean KLD, nats a token")
+    lower.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
+    lower.set_xlabel("file size, MB (1 MB = 1,000,000 bytes)")
+
+
+def _candidate(axes: Axes, row: Report, field: str) -> None:
+    kind = "D" if row["fitted"] else ("o" if stock(row["format"]) else "s")
+    marker = ("*" if row["chosen"] else kind) if row["passed"] else "x"
+    size = 15 if row["chosen"] else 7
+    at, colour = (row["bytes"] / 1e6, row[field]), STUDENT if row["passed"] else BAD
+    axes.plot(*at, marker, color=colour, markersize=size, markeredgewidth=2, zorder=3)
+    axes.annotate(
+        row["format"], at, xytext=(0, 11 if row["chosen"] else 8), textcoords="offset points",
+        ha="center", fontsize=9.5, fontweight="bold" if row["chosen"] else "normal",
+    )  # fmt: skip
+
+
+def _best_stock(axes: Axes, rows: Sequence[Report], field: str) -> None:
+    """A line along the stock types that no smaller stock type beats."""
+    best: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: row["bytes"]):
+        better = max if field == "agreement" else min
+        if stock(row["format"]) and (not best or better(best[-1][1], row[field]) != best[-1][1]):
+            best.append((row["bytes"] / 1e6, row[field]))
+    axes.plot(*zip(*best, strict=True) if best else ([], []), color=MUTED, linewidth=1, zorder=1)
+
+
+def stock(name: str) -> bool:
+    """Whether a candidate is one of llama.cpp's own mixtures."""
+    return name.partition(":")[0] in GGUF_FORMATS
 
 
 def _end_to_end(figure: Figure, report: Report, narrow: bool) -> None:

@@ -1,0 +1,163 @@
+"""What one stage hands to the next: frozen, paths and facts only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TokenMixEntry:
+    """One prompt that a user really sent. `messages` always holds at least one user message."""
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    weight: float = 1.0
+    tags: tuple[str, ...] = ()
+    reference: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return next(m["content"] for m in reversed(self.messages) if m["role"] == "user")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The answers of one recipe's token mix: `traces.jsonl`, one trace a prompt, in prompt order.
+
+    `digest` covers prompts and answers, not latencies: the same answers give the same digest.
+    """
+
+    folder: Path
+    digest: str
+    file: Path
+    answered: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Curated rows: `train.jsonl`, `validation.jsonl`, `held_out.jsonl`, `rejected.jsonl`."""
+
+    folder: Path
+    digest: str
+    train: int
+    validation: int
+    held_out: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """The base student: a Hugging Face checkpoint folder in fp32 (safetensors), `tokenizer.json`,
+    and `tokenizer.gguf.json` with every `tokenizer.*` key of the GGUF it came from."""
+
+    folder: Path
+    digest: str
+    name: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA weights in peft's layout, and `training.json` (loss and agreement over the steps)."""
+
+    folder: Path
+    digest: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A merged Hugging Face model folder in fp32, safetensors only, with the base's tokenizer."""
+
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """`sensitivity.json`: tensor (GGUF name) -> type -> predicted mean KLD, in nats a token."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The number format of each matrix: `allocation.json`, tensor (GGUF name) -> type; with
+    `importance.gguf` where the search for scales is to weigh columns by it."""
+
+    folder: Path
+    digest: str
+    types: Mapping[str, str]
+    importance: Path | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint in a runtime's own format before quantization (GGUF f16)."""
+
+    folder: Path
+    digest: str
+    model: Path
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The mean square of every matrix's inputs over the token mix: `importance.gguf`, in
+    llama.cpp's imatrix format."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The student prepared for one allocation of a target, before it is quantized.
+
+    `checkpoint` is what `exported` was written from: `trimmed`, if the allocation asks for that,
+    and then fitted; `kept_tokens` are the IDs that its tokens had before, None where it has them
+    all."""
+
+    name: str
+    checkpoint: Checkpoint
+    trimmed: Checkpoint | None
+    allocation: Allocation
+    exported: Exported
+    fitted: bool
+    kept_tokens: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The winning quantized file, its type, and `candidates.json`, the table of all."""
+
+    folder: Path
+    digest: str
+    model: Path
+    format: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """`report.json`: everything measured about one build; `fidelity.json` holds what does not
+    depend on the clock."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What ships."""
+
+    folder: Path
+    digest: str
+    model: Path

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import tiny
+
+from edgedistill.artifacts import Checkpoint, Sensitivity, write_json
+from edgedistill.errors import ConfigError
+from edgedistill.export.gguf import Provenance, write_gguf
+from edgedistill.fit.allocation import allocate, other_bytes, solve
+from edgedistill.number_formats import stored_bytes
+from edgedistill.progress import Silent
+from edgedistill.runtime import quantize_file
+from edgedistill.target import AllocationSpec, Roofline, Target
+from edgedistill.tensors import matrices, read_layout
+
+TYPES = ("Q4_0", "Q5_0", "Q8_0")
+
+
+def spec(**given: object) -> AllocationSpec:
+    return AllocationSpec(**{"name": "mine", "types": TYPES, "budget_mb": 1.0, **given})
+
+
+def target(*specs: AllocationSpec) -> Target:
+    return Target(
+        name="small",
+        description="a small device",
+        device_class="board",
+        runtime="llama.cpp",
+        formats=("Q8_0",),
+        allocations=specs,
+        latency="measured",
+        memory_budget_mb=100,
+        roofline=Roofline(bandwidth_gb_s=1, efficiency=0.5, compute_gflops=10),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_least_loss_that_fits_is_found(seed: int) -> None:
+    chance = random.Random(seed)
+    sizes = {f"t{i}": {k: chance.randint(1, 30) for k in TYPES} for i in range(6)}
+    costs = {name: {k: chance.random() for k in TYPES} for name in sizes}
+    budget = 60
+    every = [dict(zip(sizes, kinds, strict=True)) for kinds in itertools.product(TYPES, repeat=6)]
+    fitting = [e for e in every if sum(sizes[n][k] for n, k in e.items()) <= budget]
+    best = min(sum(costs[n][k] for n, k in e.items()) for e in fitting)
+    found = solve(sizes, costs, budget, spec())
+    assert sum(sizes[n][k] for n, k in found.items()) <= budget
+    assert sum(costs[n][k] for n, k in found.items()) == pytest.approx(best)
+
+
+def test_greedy_would_do_worse() -> None:
+    """By loss saved a byte, greedy takes the first upgrade and has no room for the second."""
+    sizes = {"a": {"Q4_0": 0, "Q8_0": 6}, "b": {"Q4_0": 0, "Q8_0": 10}}
+    costs = {"a": {"Q4_0": 7.0, "Q8_0": 0.0}, "b": {"Q4_0": 10.0, "Q8_0": 0.0}}
+    assert solve(sizes, costs, 10, spec()) == {"a": "Q4_0", "b": "Q8_0"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tiny.tiny_student(tmp_path_factory.mktemp("student")).folder, "tiny")
+
+
+def sensitivity(checkpoint: Checkpoint, folder: Path) -> Sensitivity:
+    shapes = matrices(read_layout(checkpoint.folder))
+    costs = {
+        name: {kind: i + 1 / stored_bytes(1, 256, kind) for kind in TYPES}
+        for i, name in enumerate(shapes)
+    }
+    write_json(folder / "sensitivity.json", costs)
+    return Sensitivity(folder, "costs", folder / "sensitivity.json")
+
+
+def test_the_file_is_as_large_as_planned(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    wanted = spec(budget_mb=1.2)
+    costs = sensitivity(checkpoint, tmp_path)
+    made = allocate(checkpoint, costs, None, wanted, target(wanted), tmp_path, Silent())
+    f16, file = tmp_path / "f16.gguf", tmp_path / "made.gguf"
+    origin = Provenance("recipe", "example/Tiny", "MIT", "tiny")
+    tokenizer = checkpoint.folder / "tokenizer.gguf.json"
+    write_gguf(checkpoint.folder, tokenizer, f16, origin, Silent())
+    quantize_file(f16, file, "Q8_0", types=made.types)
+    assert 1.15e6 < file.stat().st_size <= 1.2e6
+    assert len(set(made.types.values())) > 1
+
+
+def test_a_budget_below_the_smallest_file_names_that(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    wanted = spec(budget_mb=0.5)
+    costs = sensitivity(checkpoint, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"allocations.mine: the budget of 0.5 MB is below .* 0.7 MB"
+    ):
+        allocate(checkpoint, costs, None, wanted, target(wanted), tmp_path, Silent())
+
+
+def test_one_type_is_for_every_matrix_but_the_embedding(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    wanted = AllocationSpec(name="plain", types=("Q4_0",), embedding="Q6_K")
+    made = allocate(checkpoint, None, None, wanted, target(wanted), tmp_path, Silent())
+    assert made.types.pop("token_embd.weight") == "Q6_K"
+    assert set(made.types.values()) == {"Q4_0"}
+
+
+def test_a_rate_is_a_budget_by_the_roofline(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    wanted = spec(budget_mb=None, budget_tokens_per_second=400)
+    costs = sensitivity(checkpoint, tmp_path)
+    made = allocate(checkpoint, costs, None, wanted, target(wanted), tmp_path, Silent())
+    layout = read_layout(checkpoint.folder)
+    shapes = {name: shape[1:] for name, shape in matrices(layout).items()}
+    planned = sum(stored_bytes(*shapes[name], kind) for name, kind in made.types.items())
+    assert planned + other_bytes(checkpoint.folder, layout) < 0.5e9 / 400
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"types": ("Q4_0", "Q9_9")}, "unknown types Q9_9"),
+        ({"types": ("Q4_0",)}, "one type takes none"),
+        ({"budget_mb": None}, "several types need one budget"),
+        ({"budget_tokens_per_second": 5.0}, "several types need one budget"),
+        ({"name": "a b"}, "name"),
+    ],
+)
+def test_what_is_no_allocation(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spec(**given)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
+from edgedistill.errors import GateFailed
+from edgedistill.export import export
+from edgedistill.fit import fit, prove
+from edgedistill.fit.formats import quantize_dequantize
+from edgedistill.fit.latent import Latent
+from edgedistill.number_formats import usable
+from edgedistill.progress import Silent, SilentTask, Task
+from edgedistill.recipe import DistillSpec, StudentSpec, TextCheck
+from edgedistill.runtime import quantize_file
+from edgedistill.target import FitSpec
+from edgedistill.tensors import matrices, read_layout
+from edgedistill.torch_runtime import load_model
+
+PROMPT = StudentSpec(weights="tiny", max_tokens=8)
+CHECK = TextCheck(kind="exact")
+SPEC = FitSpec(
+    method="full", learning_rate=2e-3, epochs=8, batch_size=4, general_share=0.4, evaluations=4
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tiny.tiny_student(tmp_path_factory.mktemp("student")).folder, "tiny")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny.tiny_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def allocation(checkpoint: Checkpoint, kind: str) -> Allocation:
+    shapes = matrices(read_layout(checkpoint.folder))
+    types = {name: usable(kind, columns) for name, (_, _, columns) in shapes.items()}
+    return Allocation(checkpoint.folder, f"all-{kind}", types, None)
+
+
+def run(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    out: Path,
+    spec: FitSpec = SPEC,
+    kind: str = "Q4_0",
+    progress: Silent | None = None,
+) -> Checkpoint:
+    return fit(
+        checkpoint, checkpoint, allocation(checkpoint, kind), dataset, PROMPT, DistillSpec(), spec,
+        CHECK, out, progress or Silent(),
+    )  # fmt: skip
+
+
+def points(fitted: Checkpoint) -> list[dict[str, Any]]:
+    found = json.loads((fitted.folder / "training.json").read_text("utf-8"))
+    return [point for point in found if point["validation_nll"] is not None]
+
+
+@pytest.mark.parametrize(("method", "kind"), [("full", "Q4_0"), ("lora", "Q4_0"), ("full", "Q4_K")])
+def test_fitting_learns_the_teachers_text_in_its_format(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, method: str, kind: str
+) -> None:
+    spec = SPEC.model_copy(update={"method": method, "rank": 4, "kl_weight": 0.0})
+    fitted = run(checkpoint, dataset, tmp_path, spec, kind)
+    measured = points(fitted)
+    assert measured[0]["step"] == 0
+    assert measured[-1]["validation_nll"] < 0.9 * measured[0]["validation_nll"]
+    names = {p.name for p in fitted.folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer.gguf.json"} <= names
+    assert not (fitted.folder / "resume").exists()
+
+
+def test_the_start_wins_when_fitting_makes_it_worse(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    ruinous = SPEC.model_copy(update={"learning_rate": 0.5, "patience": 1})
+    fitted = run(checkpoint, dataset, tmp_path, ruinous)
+    manifest = json.loads((fitted.folder / "manifest.json").read_text("utf-8"))
+    assert manifest["facts"]["chosen_step"] == 0
+    assert len(points(fitted)) == 2  # patience: one evaluation that is no better ends it
+    same = load_model(checkpoint.folder).state_dict()
+    for name, tensor in load_model(fitted.folder).state_dict().items():
+        assert torch.equal(tensor, same[name])
+
+
+@dataclass
+class StopsAt(Silent):
+    """Interrupted when `label` begins for the `times`-th time."""
+
+    label: str
+    count: int
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return _Counting(self.count) if label == self.label else SilentTask()
+
+
+@dataclass
+class _Counting(SilentTask):
+    left: int
+
+    def advance(self, amount: float = 1, shown: str = "") -> None:
+        self.left -= round(amount)
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+def test_a_killed_fitting_ends_with_the_same_bytes(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, kind: str
+) -> None:
+    whole = run(checkpoint, dataset, tmp_path / "whole", kind=kind)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, dataset, tmp_path / "killed", SPEC, kind, StopsAt("fit", 9))
+    again = run(checkpoint, dataset, tmp_path / "killed", kind=kind)
+    facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert facts["resumed_from_step"] > 0
+    assert again.digest == whole.digest
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_gradient_passes_straight_through(checkpoint: Checkpoint, rank: int | None) -> None:
+    model = load_model(checkpoint.folder)
+    name = "model.layers.0.mlp.up_proj.weight"
+    latent = Latent(model, {name: "Q4_0"}, rank, seed=0, importance={})
+    latent.refresh()
+    own = dict(model.named_parameters())[name]
+    assert torch.equal(own.data, quantize_dequantize(latent.weight(name), "Q4_0"))
+    given = torch.randn_like(own)
+    own.grad = given.clone()
+    latent.collect()
+    found = [p.grad for p in latent.trained.values()]
+    if rank is None:
+        assert torch.equal(found[0], given)
+    else:
+        down, up = latent.trained.values()
+        assert torch.allclose(up.grad, 2 * given @ down.T)
+        assert torch.equal(down.grad, torch.zeros_like(down))  # B is zero at the start
+
+
+def test_the_file_holds_what_was_fitted(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    given = allocation(checkpoint, "Q4_0")
+    student = replace(tiny.tiny_student(tmp_path / "s"), folder=checkpoint.folder)
+    exported = export(checkpoint, student, "recipe", tmp_path, Silent(), "F32")
+    variant = Variant("mine", checkpoint, None, given, exported, True, None)
+    file = tmp_path / "made.gguf"
+    quantize_file(exported.model, file, "Q8_0", types=given.types)
+    prove(variant, Quantized(tmp_path, "right", file, "mine"), tmp_path, Silent())
+    quantize_file(exported.model, file, "Q8_0", types={**given.types, OTHER: "Q4_1"})
+    with pytest.raises(GateFailed, match=f"1 of .* are not what was fitted: {OTHER}"):
+        prove(variant, Quantized(tmp_path, "wrong", file, "mine"), tmp_path, Silent())
+
+
+OTHER = "blk.1.ffn_up.weight"
