@@ -10,10 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedistill.artifacts import Report
+from edgedistill.artifacts import Allocation, Checkpoint, Exported, Report, Variant
 from edgedistill.bench import require_gates
 from edgedistill.bench.agreement import agreement, answer_all, bootstrap, examples
-from edgedistill.bench.chain import bounds, link, measure_chain, recorded
+from edgedistill.bench.chain import (
+    STEPS,
+    Step,
+    bounds,
+    link,
+    measure_chain,
+    recorded,
+    steps_of,
+)
 from edgedistill.bench.gates import at_least, at_most, failure, with_clock, without_clock
 from edgedistill.bench.latency import (
     Asker,
@@ -30,7 +38,7 @@ from edgedistill.errors import GateFailed, RuntimeFailure, TeacherError
 from edgedistill.fidelity import EvalRow, Kld, rows_that_fit
 from edgedistill.progress import Silent, Task
 from edgedistill.recipe import RecipeGates
-from edgedistill.results import Candidate, LlamaBench
+from edgedistill.results import Candidate, Link, LlamaBench
 from edgedistill.target import Target, TargetGates
 from edgedistill.teacher.client import Call, Trace
 
@@ -51,6 +59,7 @@ class FakeRuns:
     name: str
     noise: float = 0.0
     vocab: int = VOCAB
+    columns: Sequence[int] | None = None
 
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
         task.advance(len(rows))
@@ -59,9 +68,10 @@ class FakeRuns:
     def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
         table = np.random.default_rng(0).normal(size=(2 * len(rows), self.vocab))
         table += self.noise * np.random.default_rng(1).normal(size=table.shape)
+        table = table if self.columns is None else table[:, self.columns]
         with into.open("ab") as stream:
             stream.write(table.astype(np.float32).tobytes())
-        return Recorded(len(table), [row.id for row in rows[::2]])
+        return Recorded(len(table), [row.id for row in rows[::2]], 0.5)
 
 
 @dataclass
@@ -199,6 +209,12 @@ def test_rows_are_capped_by_id_and_not_by_place() -> None:
     assert rows_that_fit(ROWS, prompt) == ROWS  # type: ignore[arg-type]
 
 
+def linked(name: str, kld: float, gates: TargetGates | None = None) -> Link:
+    step = next(step for step in STEPS if step.name == name)
+    measured = Kld(kld, kld, kld, 1.0, 9)
+    return link(step, measured, SHARES, {}, RecipeGates(), gates or TargetGates())
+
+
 SHARES = {"adapter": 0.9, "merged": 0.9, "exported": 0.89, "quantized": 0.87}
 
 
@@ -214,7 +230,7 @@ SHARES = {"adapter": 0.9, "merged": 0.9, "exported": 0.89, "quantized": 0.87}
     ],
 )
 def test_a_link_is_held_against_the_bounds_of_its_step(step: str, kld: float, passed: bool) -> None:
-    made = link(step, Kld(kld, kld, kld, 1.0, 9), SHARES, RecipeGates(), TargetGates())
+    made = linked(step, kld)
     assert made.passed is passed
     assert made.agreement_after == SHARES[made.after]
 
@@ -222,14 +238,56 @@ def test_a_link_is_held_against_the_bounds_of_its_step(step: str, kld: float, pa
 def test_a_loss_of_exactly_the_bound_passes() -> None:
     def passed(bound: float) -> bool:
         gates = TargetGates(max_agreement_drop=bound)
-        return link("quantize", Kld(0, 0, 0, 1.0, 9), SHARES, RecipeGates(), gates).passed
+        return linked("quantize", 0, gates).passed
 
     assert passed(0.02)
     assert not passed(0.0199)
-    assert bounds("quantize", RecipeGates(), TargetGates(max_p99_kld=0.4)) == {
+    assert bounds(STEPS[-1], RecipeGates(), TargetGates(max_p99_kld=0.4)) == {
         "p99_kld": 0.4,
         "agreement_drop": 0.02,
     }
+
+
+def test_a_fitted_file_has_a_way_of_its_own() -> None:
+    def way(trimmed: bool, fitted: bool) -> list[tuple[str, str, str]]:
+        place = Checkpoint(Path(), "")
+        allocation = Allocation(Path(), "", {}, None)
+        exported, kept = Exported(Path(), "", Path()), [1, 2] if trimmed else None
+        whole = place if trimmed else None
+        variant = Variant("mine", place, whole, allocation, exported, fitted, kept)
+        return [(step.name, step.before, step.after) for step in steps_of(variant)[2:]]
+
+    assert way(False, False) == [("quantize", "exported", "quantized")]
+    assert way(True, False) == [
+        ("trim", "merged", "trimmed"),
+        ("quantize", "trimmed", "quantized"),
+    ]
+    assert way(True, True) == [
+        ("trim", "merged", "trimmed"),
+        ("fit", "trimmed", "fitted"),
+        ("quantize", "fitted", "quantized"),
+    ]
+    assert way(False, True)[0] == ("fit", "merged", "fitted")
+
+
+@pytest.mark.parametrize(("rise", "passed"), [(0.04, True), (0.06, False)])
+def test_fitting_is_held_to_the_teachers_text_and_not_to_kld(rise: float, passed: bool) -> None:
+    step = Step("fit", "exported", "quantized")
+    gates = TargetGates(max_mean_kld=1e-9)
+    losses = {"exported": 0.02, "quantized": 0.02 + rise}
+    made = link(step, Kld(1, 1, 1, 1.0, 9), SHARES, losses, RecipeGates(), gates)
+    assert made.passed is passed
+
+
+def test_a_smaller_vocabulary_is_compared_on_what_it_kept(tmp_path: Path) -> None:
+    """The same logits in fewer columns: what is kept predicts as before."""
+    columns = [4, 0, 3]
+    models = FakeModels(
+        {"merged": FakeRuns("merged"), "trimmed": FakeRuns("trimmed", columns=columns)}
+    )
+    steps = [Step("trim", "merged", "trimmed", columns)]
+    found = measure_chain(models.all(), ROWS, tmp_path, Silent(), steps)
+    assert found["trim"].mean_kld == pytest.approx(0, abs=1e-9)
 
 
 # latency
@@ -390,7 +448,7 @@ def candidate(memory_mb: float) -> Candidate:
 
 
 def test_every_bound_becomes_a_gate() -> None:
-    links = [link("quantize", Kld(0.1, 0, 0, 1, 9), SHARES, RecipeGates(), TargetGates())]
+    links = [linked("quantize", 0.1)]
     found = without_clock(
         RecipeGates(merged_agreement=0.85),
         target(max_file_mb=100),
