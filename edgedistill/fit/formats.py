@@ -5,6 +5,7 @@ search in torch, and on a CPU the library's own, which is faster. K formats are 
 library alone. A search at every training step would be most of the training, so `freeze` runs it
 once and `fake_quantize_on` rounds to the scales it found, in torch on the weight's own device.
 
+A name such as "int4-b32-sym" is ONNX Runtime's MatMulNBits; `importance` means nothing to it.
 `weight` is what the runtime's quantizer reads: of an f16 file, the f16 values.
 """
 
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from edgedistill import ggml
+from edgedistill.fit import onnx_formats
 from edgedistill.fit.block_formats import BLOCK, BLOCK_FORMATS, Steps
 from edgedistill.fit.k_formats import K_FORMATS
 from edgedistill.fit.searches import SEARCHED_FORMATS
-from edgedistill.number_formats import FORMATS
+from edgedistill.number_formats import FORMATS, ONNX_NAME, onnx_format
 
 CHUNK = 2**18  # weights at a time: the temporaries stay in a core's cache
 CUDA_CHUNK = 2**26
@@ -50,8 +52,9 @@ class Grid:
 
 
 def quantize_dequantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
-    """Float32 [rows, columns] after ggml_quantize_chunk and to_float of ggml type `name`, bit for
-    bit (NaN, which llama.cpp refuses, apart). `importance` [columns] is llama.cpp's imatrix row.
+    """Float32 [rows, columns] after ggml_quantize_chunk and to_float of ggml type `name`, or
+    MatMulNBitsQuantizer and DequantizeLinear, bit for bit (NaN, which llama.cpp refuses, apart).
+    `importance` [columns] is llama.cpp's imatrix row.
 
     On a GPU, K formats are searched on the CPU; see `freeze` for training there.
 
@@ -70,10 +73,11 @@ def quantize_dequantize(weight: Tensor, name: str, importance: Tensor | None = N
     if name in CASTS:
         return weight.to(CASTS[name]).to(torch.float32)
     made_here = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    group = _group(name)
     for rows in _parts(weight):
         part = weight[rows]
         steps = _steps(part, name, importance)
-        made_here[rows] = _values(part, name, searched, BLOCK, steps)
+        made_here[rows] = _values(part, name, searched, group, steps)
     return made_here
 
 
@@ -105,9 +109,9 @@ def freeze(weight: Tensor, name: str, importance: Tensor | None = None) -> Grid:
     if name in CASTS:
         return Grid(name, 1, searched, None)
     if name in K_FORMATS:
-        return Grid(name, K_FORMATS[name].group, searched, _k_steps(weight, name, importance))
+        return Grid(name, _group(name), searched, _k_steps(weight, name, importance))
     found = [_steps(weight[rows], name, importance) for rows in _parts(weight)]
-    return Grid(name, BLOCK, searched, _joined(found))
+    return Grid(name, _group(name), searched, _joined(found))
 
 
 def quantize_on(weight: Tensor, grid: Grid) -> Tensor:
@@ -118,7 +122,7 @@ def quantize_on(weight: Tensor, grid: Grid) -> Tensor:
         return quantize_dequantize(weight, grid.name)
     weight = weight.detach()
     made = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    groups = weight.shape[1] // grid.group
+    groups = -(-weight.shape[1] // grid.group)
     for rows in _parts(weight):
         at = slice(rows.start * groups, rows.stop * groups)
         steps = Steps(*(None if part is None else part[at] for part in grid.steps))
@@ -145,13 +149,24 @@ class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
         return gradients[0], None, None
 
 
+def _group(name: str) -> int:
+    """How many weights of a row share a scale."""
+    if ONNX_NAME.fullmatch(name):
+        return onnx_format(name).block
+    return K_FORMATS[name].group if name in K_FORMATS else BLOCK
+
+
 def _steps(rows: Tensor, name: str, importance: Tensor | None) -> Steps:
+    if ONNX_NAME.fullmatch(name):
+        return onnx_formats.steps(rows, onnx_format(name))
     if is_searched(name, importance is not None):
         return SEARCHED_FORMATS[name].steps(rows, importance)
     return BLOCK_FORMATS[name].steps(rows.reshape(-1, BLOCK))
 
 
 def _values(rows: Tensor, name: str, searched: bool, group: int, steps: Steps) -> Tensor:
+    if ONNX_NAME.fullmatch(name):
+        return onnx_formats.values(rows, steps, onnx_format(name))
     x = rows.reshape(-1, group)
     if name in K_FORMATS:
         made = K_FORMATS[name].values(x, steps)
@@ -185,10 +200,11 @@ def _parts(weight: Tensor) -> Iterator[slice]:
 
 
 def _check(weight: Tensor, name: str) -> None:
-    if name not in FORMATS:
-        raise ValueError(f"there is no number format '{name}'; known: {', '.join(FORMATS)}")
-    block, columns = FORMATS[name].block, weight.shape[-1]
-    if columns % block:
-        raise ValueError(f"{columns} columns do not divide into {name}'s blocks of {block}")
+    if not ONNX_NAME.fullmatch(name):
+        if name not in FORMATS:
+            raise ValueError(f"there is no number format '{name}'; known: {', '.join(FORMATS)}")
+        block, columns = FORMATS[name].block, weight.shape[-1]
+        if columns % block:
+            raise ValueError(f"{columns} columns do not divide into {name}'s blocks of {block}")
     if weight.dtype != torch.float32 or weight.dim() != 2:
         raise ValueError(f"{name} is made of a float32 matrix, not {weight.dtype} {weight.shape}")
