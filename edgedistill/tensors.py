@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgedistill.errors import ArtifactError, MissingTool
+from edgedistill.families import BY_SOURCE, Family, known_names, rope, rope_factors, unsupported
 
 BLOCK_BYTES = 16 << 20  # float32 bytes of one block of rows
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-ROPE_TYPES = ("default", "linear")
 HEAD = "lm_head.weight"
 NUMBERS: Mapping[str, type[np.float16] | type[np.float32]] = {"F32": np.float32, "F16": np.float16}
 Encoding = Literal["F16", "F32"]  # of matrices; the rest is always f32
@@ -32,7 +31,9 @@ Values = npt.NDArray[Any]
 @dataclass(frozen=True)
 class Tensor:
     """One GGUF tensor and where its values are. `heads`: its rows are reordered in so many heads,
-    because llama.cpp's "llama" architecture rotates neighbouring pairs and Hugging Face halves."""
+    because llama.cpp's "llama" architecture rotates neighbouring pairs and Hugging Face halves.
+    `offset` is added to its values. `constant`: the values themselves, where the config has them.
+    """
 
     name: str
     source: str
@@ -40,6 +41,8 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: type[np.float16] | type[np.float32]
     heads: int | None = None
+    offset: float = 0.0
+    constant: tuple[float, ...] | None = None
 
     @property
     def bytes(self) -> int:
@@ -51,10 +54,15 @@ class Tensor:
         Raises:
             ArtifactError: a value is not finite in f16.
         """
+        if self.constant is not None:
+            yield np.array(self.constant, self.dtype)
+            return
         for start, stop in _row_ranges(self.shape, self.heads):
             values = _read(self.file, self.source, start, stop)
             if self.heads is not None:
                 values = _interleaved(values, self.shape[0] // self.heads)
+            if self.offset:
+                values = values.astype(np.float32, copy=False) + np.float32(self.offset)
             with np.errstate(over="ignore"):
                 block = values.astype(self.dtype, copy=False)
             if not np.isfinite(block).all():
@@ -78,21 +86,23 @@ class Tensor:
 class Layout:
     """A checkpoint folder as llama.cpp sees it. `config` is its config.json."""
 
-    architecture: str
+    family: Family
     config: Mapping[str, Any]
     tensors: tuple[Tensor, ...]
 
     @property
+    def architecture(self) -> str:
+        """llama.cpp's name."""
+        return self.family.architecture
+
+    @property
     def parameters(self) -> int:
-        return sum(prod(tensor.shape) for tensor in self.tensors)
+        return sum(prod(tensor.shape) for tensor in self.tensors if tensor.constant is None)
 
     @property
     def rope(self) -> Mapping[str, Any]:
         """RoPE parameters with `rope_theta` and `rope_type`, whichever way the config says it."""
-        own = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        kind = own.get("rope_type", own.get("type", "default"))
-        theta = own.get("rope_theta", self.config.get("rope_theta", 10000.0))
-        return {**own, "rope_type": kind, "rope_theta": theta}
+        return rope(self.config, self.family.rope_theta)
 
 
 def matrices(layout: Layout) -> dict[str, tuple[str, int, int]]:
@@ -114,41 +124,41 @@ def read_layout(folder: Path, encoding: Encoding = "F16") -> Layout:
     import gguf
 
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    layout = Layout(_architecture(config, folder), config, ())
-    _refuse_unsupported(layout, folder)
+    family = _family(config, folder)
+    for what in unsupported(family, config):
+        _refuse(folder, what)
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(numbers[layout.architecture], config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(numbers[family.architecture], config["num_hidden_layers"])
     tensors = []
     for source, file in _sources(folder).items():
         if source == HEAD and config.get("tie_word_embeddings"):
             continue  # llama.cpp uses the embedding where there is no head
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
-            _refuse(folder, f"architecture {layout.architecture} has no GGUF name for {source}")
+            _refuse(folder, f"architecture {family.architecture} has no GGUF name for {source}")
         shape, number = _header(file, source)
         if number not in NUMBERS:
             _refuse(file, f"tensor {source} is {number}; only {', '.join(NUMBERS)} can be exported")
         matrix = len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight")
         dtype = NUMBERS[encoding] if matrix else np.float32
-        tensors.append(Tensor(name, source, file, shape, dtype, _heads(layout, source)))
-    return Layout(layout.architecture, config, tuple(tensors))
+        offset = family.norm_offset if name.endswith("norm.weight") else 0.0
+        heads = _heads(family, config, source)
+        tensors.append(Tensor(name, source, file, shape, dtype, heads, offset))
+    return Layout(family, config, (*tensors, *_constants(config, folder)))
 
 
-def _architecture(config: Mapping[str, Any], folder: Path) -> str:
+def _family(config: Mapping[str, Any], folder: Path) -> Family:
     found = (config.get("architectures") or [None])[0]
-    if found not in ARCHITECTURES:
-        known = " and ".join(ARCHITECTURES)
-        _refuse(folder, f"architecture {found} cannot be exported to GGUF yet, only {known}")
-    return ARCHITECTURES[found]
+    if found not in BY_SOURCE:
+        _refuse(folder, f"architecture {found} cannot be exported to GGUF, only {known_names()}")
+    return BY_SOURCE[found]
 
 
-def _refuse_unsupported(layout: Layout, folder: Path) -> None:
-    kind = layout.rope["rope_type"]
-    if kind not in ROPE_TYPES:
-        known = " and ".join(ROPE_TYPES)
-        _refuse(folder, f"RoPE type {kind} cannot be exported to GGUF yet, only {known}")
-    if layout.config.get("use_sliding_window"):
-        _refuse(folder, "sliding-window attention cannot be exported to GGUF yet")
+def _constants(config: Mapping[str, Any], folder: Path) -> Iterator[Tensor]:
+    for name, values in rope_factors(config).items():
+        constant = tuple(values.tolist())
+        file = folder / "config.json"
+        yield Tensor(name, name, file, values.shape, np.float32, constant=constant)
 
 
 def _sources(folder: Path) -> dict[str, Path]:
@@ -187,14 +197,14 @@ def _read(file: Path, source: str, start: int, stop: int) -> Values:
         return np.asarray(opened.get_slice(source)[start:stop])
 
 
-def _heads(layout: Layout, source: str) -> int | None:
-    if layout.architecture != "llama":
+def _heads(family: Family, config: Mapping[str, Any], source: str) -> int | None:
+    if not family.permuted:
         return None
-    heads: int = layout.config["num_attention_heads"]
+    heads: int = config["num_attention_heads"]
     if source.endswith(("q_proj.weight", "q_proj.bias")):
         return heads
     if source.endswith(("k_proj.weight", "k_proj.bias")):
-        return int(layout.config.get("num_key_value_heads") or heads)
+        return int(config.get("num_key_value_heads") or heads)
     return None
 
 

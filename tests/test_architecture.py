@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"artifacts", "errors", "library", "memory", "names", "number_formats", "progress",
-            "recipe", "results", "target", "yamlfile"}),
-    ("parts", {"activations", "checks", "fidelity", "ggml", "gguf_header", "importance",
-            "machine", "prompting", "quantize_request", "report", "runtime", "runtime_child",
-            "student", "teacher", "tensors", "tokenmix", "torch_runtime", "training", "weights",
-            "workspace"}),
+    ("facts", {"artifacts", "errors", "families", "library", "memory", "names", "number_formats",
+            "progress", "recipe", "results", "target", "yamlfile"}),
+    ("parts", {"activations", "checks", "fidelity", "ggml", "gguf_header", "hyperparameters",
+            "importance", "machine", "prompting", "quantize_request", "report", "runtime",
+            "runtime_child", "student", "teacher", "tensors", "tokenmix", "torch_runtime",
+            "training", "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
             "quantize", "trim", "verify"}),
     ("flow", {"pipeline"}),

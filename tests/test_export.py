@@ -163,8 +163,8 @@ def test_large_tensors_come_in_blocks(tmp_path: Path, heads: int | None) -> None
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "only LlamaForCausalLM and Qwen2ForCausalLM"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "RoPE type llama3"),
+        ({"architectures": ["MambaForCausalLM"]}, "only Llama and SmolLM2 .LlamaForCausalLM., "),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "RoPE type yarn"),
         ({"use_sliding_window": True}, "sliding-window"),
     ],
 )

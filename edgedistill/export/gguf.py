@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgedistill.errors import MissingTool
+from edgedistill.families import exact_context
+from edgedistill.hyperparameters import hyperparameters
 from edgedistill.names import name_parts
 from edgedistill.progress import Progress
 from edgedistill.tensors import Encoding, Layout, read_layout
@@ -45,6 +46,7 @@ def write_gguf(
     """
     writer_class = _writer_class()
     layout = read_layout(checkpoint, encoding)
+    _note_context(layout, progress)
     writer = writer_class(path=None, arch=layout.architecture)
     _add_general(writer, layout, made_from)
     _add_hyperparameters(writer, layout, encoding)
@@ -59,6 +61,13 @@ def write_gguf(
     finally:
         writer.close()
     return layout
+
+
+def _note_context(layout: Layout, progress: Progress) -> None:
+    tokens, why = exact_context(layout.family, layout.config)
+    if why is not None:
+        own = layout.config["max_position_embeddings"]
+        progress.note(f"the exported context is {tokens} tokens, not {own}: {why}")
 
 
 def _writer_class() -> Any:
@@ -107,27 +116,11 @@ def _add_general(writer: Any, layout: Layout, made_from: Provenance) -> None:
 
 
 def _add_hyperparameters(writer: Any, layout: Layout, encoding: Encoding) -> None:
-    from gguf import LlamaFileType, RopeScalingType
+    from gguf import LlamaFileType
 
-    config: Mapping[str, Any] = layout.config
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    writer.add_rope_freq_base(layout.rope["rope_theta"])
-    writer.add_rope_dimension_count(head_dim or config["hidden_size"] // heads)
-    if layout.rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(layout.rope["factor"])
-    if head_dim is not None:
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for name, value in hyperparameters(layout).items():
+        add[type(value)](f"{layout.architecture}.{name}", value)
     kinds = {"F16": LlamaFileType.MOSTLY_F16, "F32": LlamaFileType.ALL_F32}
     writer.add_file_type(int(kinds[encoding]))
 

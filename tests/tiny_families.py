@@ -1,0 +1,147 @@
+"""Tiny random checkpoints of every family, made by transformers' own classes, with tiny.py's
+tokenizer: what llama.cpp computes from their exports is compared with what torch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+from safetensors.numpy import save_file
+
+from edgedistill.artifacts import Student
+from edgedistill.families import gemma_layer_types
+from edgedistill.runtime import LlamaCpp
+from edgedistill.student import write_tokenizer
+from edgedistill.torch_runtime import TorchModel
+
+WINDOW = 16
+COMMON: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": tiny.STOP,
+    "pad_token_id": tiny.STOP,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "long_factor": [1.5 + i / 8 for i in range(32)],
+    "short_factor": [1.0 + i / 16 for i in range(32)],
+    "original_max_position_embeddings": 256,
+}
+GEMMA = {
+    "head_dim": 128,
+    "query_pre_attn_scalar": 128,
+    "num_hidden_layers": 6,
+    "sliding_window": WINDOW,
+    "layer_types": gemma_layer_types(6),
+}
+# transformers' model type and what its config says beside COMMON.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3, "head_dim": 64}),
+    "smollm2": ("llama", {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128}),
+    "mistral": ("mistral", {"sliding_window": None, "tie_word_embeddings": False}),
+    "mistral with a window": ("mistral", {"sliding_window": 128}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 128, "tie_word_embeddings": True}),
+    "gemma3": ("gemma3_text", GEMMA),
+    "phi3": ("phi3", {"sliding_window": 128}),
+    "phi3 long": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256},
+    ),
+    "phi4 mini": (
+        "phi3",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                **LONGROPE,
+                "partial_rotary_factor": 0.75,
+                "long_factor": LONGROPE["long_factor"][:24],
+                "short_factor": LONGROPE["short_factor"][:24],
+            },
+            "original_max_position_embeddings": 256,
+        },
+    ),
+}
+
+
+def family_student(folder: Path, name: str, seed: int = 0, **changes: Any) -> Student:
+    """Write the checkpoint of one of FAMILIES: about two million random weights, norms as well."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, own = FAMILIES[name]
+    keys = tiny.tokenizer_keys()
+    vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
+    settings = {**COMMON, **own, **changes, "vocab_size": vocabulary}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
+    chance = torch.Generator().manual_seed(seed)
+    for at, parameter in model.named_parameters():
+        values = torch.randn(parameter.shape, generator=chance)
+        if parameter.dim() == 1:
+            centre = parameter.data if "norm" in at else 0.0
+            parameter.data = centre + 0.2 * values
+        else:
+            parameter.data = values * (1.1 / parameter.shape[1] ** 0.5)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, keys)
+    return Student(
+        folder, f"student-{name}-{seed}", "example/Tiny-2M-Instruct", "Apache-2.0", "by hand"
+    )
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """llama.cpp's distribution against torch's: KL divergence in nats, and by how much the token
+    llama.cpp finds most likely is less likely to torch than its own, at most."""
+
+    mean_kld: float
+    top1_gap: float
+
+
+def fidelity(checkpoint: Path, model: Path, folder: Path, tokens: int = 96) -> Fidelity:
+    """Both on the same random tokens; `tokens` is beyond a sliding window of WINDOW."""
+    ids = np.random.default_rng(5).integers(3, 271, tokens).tolist()
+    (wanted,) = TorchModel(checkpoint).logits([(ids, 1)])
+    file = folder / "logits.f32"
+    with LlamaCpp(model, threads=1, context_tokens=128) as runtime:
+        runtime.logits(ids, 1, file)
+    found = np.fromfile(file, np.float32).reshape(len(ids) - 1, -1)
+    file.unlink()
+    wanted, found = _log_softmax(wanted), _log_softmax(found)
+    kld = (np.exp(wanted) * (wanted - found)).sum(axis=1)
+    chosen = wanted[np.arange(len(wanted)), found.argmax(axis=1)]
+    return Fidelity(float(kld.mean()), float((wanted.max(axis=1) - chosen).max()))
+
+
+def _log_softmax(logits: Any) -> Any:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Rewrite one tensor of a checkpoint."""
+    from safetensors.numpy import load_file
+
+    file = folder / "model.safetensors"
+    values = load_file(file)
+    values[name] = np.ascontiguousarray(change(values[name]))
+    save_file(values, file, metadata={"format": "pt"})
