@@ -44,7 +44,7 @@ def weigh(
             shown.prompt_ids(row.prompt, row.history) + shown.answer_ids(row.answer) for row in rows
         ]
         with progress.task("measure importance", len(asked), "prompts") as task:
-            found = measure_importance(checkpoint.folder, asked, task)
+            found = measure_importance(checkpoint.folder, asked, "token mix", task)
         write_importance(folder / IMPORTANCE, found)
         return {"rows": len(asked), "matrices": len(found.sums)}
 
