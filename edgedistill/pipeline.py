@@ -189,7 +189,8 @@ def _variant(
     weighed = weigh(start, data, prompt, out, log) if spec.importance else None
     costs = None
     if len(spec.types) > 1:
-        costs = measure_sensitivity(start, data, prompt, spec.types, out, log)
+        types = {*spec.types, *([spec.embedding] if spec.embedding else [])}
+        costs = measure_sensitivity(start, data, prompt, sorted(types), weighed, out, log)
     trimmed = None if start is made.checkpoint else start
     allocation = allocate(start, costs, weighed, spec, target, out, log)
     if spec.fit is not None:

@@ -47,7 +47,7 @@ def test_the_least_loss_that_fits_is_found(seed: int) -> None:
     every = [dict(zip(sizes, kinds, strict=True)) for kinds in itertools.product(TYPES, repeat=6)]
     fitting = [e for e in every if sum(sizes[n][k] for n, k in e.items()) <= budget]
     best = min(sum(costs[n][k] for n, k in e.items()) for e in fitting)
-    found = solve(sizes, costs, budget, spec())
+    found = solve(sizes, costs, budget)
     assert sum(sizes[n][k] for n, k in found.items()) <= budget
     assert sum(costs[n][k] for n, k in found.items()) == pytest.approx(best)
 
@@ -56,7 +56,7 @@ def test_greedy_would_do_worse() -> None:
     """By loss saved a byte, greedy takes the first upgrade and has no room for the second."""
     sizes = {"a": {"Q4_0": 0, "Q8_0": 6}, "b": {"Q4_0": 0, "Q8_0": 10}}
     costs = {"a": {"Q4_0": 7.0, "Q8_0": 0.0}, "b": {"Q4_0": 10.0, "Q8_0": 0.0}}
-    assert solve(sizes, costs, 10, spec()) == {"a": "Q4_0", "b": "Q8_0"}
+    assert solve(sizes, costs, 10) == {"a": "Q4_0", "b": "Q8_0"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def sensitivity(checkpoint: Checkpoint, folder: Path) -> Sensitivity:
         for i, name in enumerate(shapes)
     }
     write_json(folder / "sensitivity.json", costs)
-    return Sensitivity(folder, "costs", folder / "sensitivity.json")
+    write_json(folder / "asked.json", [[[5, 6, 7], [8, 9]]])
+    return Sensitivity(folder, "costs", folder / "sensitivity.json", folder / "asked.json")
 
 
 def test_the_file_is_as_large_as_planned(checkpoint: Checkpoint, tmp_path: Path) -> None:

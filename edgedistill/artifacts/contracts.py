@@ -80,11 +80,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`sensitivity.json`: tensor (GGUF name) -> type -> predicted mean KLD, in nats a token."""
+    """`sensitivity.json`: tensor (GGUF name) -> type -> predicted mean KLD, in nats a token; and
+    `asked.json`: the prompts and answers, as token IDs, that it was measured on."""
 
     folder: Path
     digest: str
     file: Path
+    asked: Path
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.errors import ConfigError, Problem
+from edgedistill.fit.search import search
 from edgedistill.number_formats import stored_bytes, usable
 from edgedistill.progress import Progress
 from edgedistill.student import TOKENIZER_GGUF
@@ -65,7 +67,9 @@ def allocate(
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
-        chosen, facts = _chosen(checkpoint.folder, layout, sensitivity, spec, budget)
+        chosen, facts = _Choice(checkpoint.folder, layout, spec, budget).made(
+            sensitivity, importance, progress
+        )
         write_json(folder / TYPES, chosen)
         if importance is not None:
             shutil.copyfile(importance.file, folder / IMPORTANCE)
@@ -77,29 +81,55 @@ def allocate(
     return Allocation(done.folder, done.digest, types, kept if kept.is_file() else None)
 
 
-def _chosen(
-    folder: Path,
-    layout: Layout,
-    sensitivity: Sensitivity | None,
-    spec: AllocationSpec,
-    budget: int | None,
-) -> tuple[dict[str, str], dict[str, Any]]:
-    shapes = {name: shape[1:] for name, shape in matrices(layout).items()}
-    offered = {name: _offered(name, shape[1], spec) for name, shape in shapes.items()}
-    sizes = {
-        name: {kind: stored_bytes(*shapes[name], kind) for kind in kinds}
-        for name, kinds in offered.items()
-    }
-    rest = other_bytes(folder, layout)
-    if sensitivity is None or budget is None:
-        chosen = {name: kinds[0] for name, kinds in offered.items()}
-        loss = None
-    else:
+@dataclass(frozen=True)
+class _Choice:
+    folder: Path
+    layout: Layout
+    spec: AllocationSpec
+    budget: int | None
+
+    def made(
+        self, sensitivity: Sensitivity | None, importance: Importance | None, progress: Progress
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """The type of each matrix, and facts."""
+        shapes = {name: shape[1:] for name, shape in matrices(self.layout).items()}
+        offered = {name: _offered(name, shape[1], self.spec) for name, shape in shapes.items()}
+        sizes = {
+            name: {kind: stored_bytes(*shapes[name], kind) for kind in kinds}
+            for name, kinds in offered.items()
+        }
+        rest, loss = other_bytes(self.folder, self.layout), None
+        if sensitivity is None or self.budget is None:
+            chosen = {name: kinds[0] for name, kinds in offered.items()}
+        else:
+            chosen, loss = self._searched(sizes, rest, sensitivity, importance, progress)
+        planned = rest + sum(sizes[name][kind] for name, kind in chosen.items())
+        facts = {"planned_bytes": planned, "budget_bytes": self.budget, "mean_kld": loss}
+        return chosen, facts
+
+    def _searched(
+        self,
+        sizes: Mapping[str, Mapping[str, int]],
+        rest: int,
+        sensitivity: Sensitivity,
+        importance: Importance | None,
+        progress: Progress,
+    ) -> tuple[dict[str, str], float]:
         costs = json.loads(sensitivity.file.read_text("utf-8"))
-        chosen = solve(sizes, costs, budget - rest, spec, rest)
-        loss = sum(costs[name][kind] for name, kind in chosen.items())
-    planned = rest + sum(sizes[name][kind] for name, kind in chosen.items())
-    return chosen, {"planned_bytes": planned, "budget_bytes": budget, "predicted_kld": loss}
+        asked = json.loads(sensitivity.asked.read_text("utf-8"))
+        budget = (self.budget or 0) - rest
+        smallest = _smallest(sizes)
+        if smallest > budget:
+            _refuse(self.spec, smallest + rest, budget + rest)
+
+        def propose(offered: Mapping[str, Mapping[str, int]]) -> dict[str, str] | None:
+            return None if _smallest(offered) > budget else solve(offered, costs, budget)
+
+        return search(self.folder, asked, importance, sizes, propose, progress)
+
+
+def _smallest(sizes: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(min(by_type.values()) for by_type in sizes.values())
 
 
 def _offered(name: str, columns: int, spec: AllocationSpec) -> list[str]:
@@ -112,19 +142,10 @@ def solve(
     sizes: Mapping[str, Mapping[str, int]],
     costs: Mapping[str, Mapping[str, float]],
     budget: int,
-    spec: AllocationSpec,
-    rest: int = 0,
 ) -> dict[str, str]:
-    """The type of each tensor with the least sum of `costs`, of `sizes` bytes in all <= `budget`.
-
-    `rest`: bytes of a file that are no matrix, for the error message alone.
-
-    Raises:
-        ConfigError: no choice is small enough.
-    """
-    smallest = sum(min(by_type.values()) for by_type in sizes.values())
-    if smallest > budget:
-        _refuse(spec, smallest + rest, budget + rest)
+    """The type of each tensor with the least sum of `costs`, of `sizes` bytes in all <= `budget`,
+    which the smallest choice must fit into."""
+    smallest = _smallest(sizes)
     # Bytes beyond the smallest choice are what is spent; sizes round up, so nothing overflows.
     unit = max(1, -(-(budget - smallest) // STEPS))
     least = np.zeros((budget - smallest) // unit + 1)
@@ -155,7 +176,7 @@ def _walked_back(
     return {name: chosen[name] for name in sizes}
 
 
-def _refuse(spec: AllocationSpec, smallest: int, budget: int) -> None:
+def _refuse(spec: AllocationSpec, smallest: int, budget: int) -> NoReturn:
     raise ConfigError(
         [
             Problem(

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgedistill.fit.formats import quantize_dequantize
+from edgedistill.fit.trial import Asked, Trial
 from edgedistill.number_formats import usable
 from edgedistill.progress import Progress
-from edgedistill.tensors import matrices, read_layout
-from edgedistill.torch_runtime import device, load_model
 
 CHANGE_BYTES = 2_000_000_000  # f16 changes of weights held at once; more formats take more passes
 
@@ -27,22 +24,37 @@ Costs = dict[str, dict[str, float]]
 
 
 def measured(
-    folder: Path,
-    asked: Sequence[tuple[list[int], list[int]]],
-    types: Sequence[str],
-    seed: int,
-    progress: Progress,
+    trial: Trial, asked: Asked, types: Sequence[str], seed: int, progress: Progress
 ) -> Costs:
-    model = load_model(folder).to(device()).eval()
-    model.config.use_cache = False
+    """GGUF name -> type -> KLD in nats a token; `asked` is what backward passes are made of.
+
+    Errors of many matrices may add up: rounding to the grid that a base was stored in undoes what
+    it has learnt since, everywhere in the same direction. So each type is also tried in all
+    matrices at once, and its costs are scaled to what that really does.
+    """
+    model = trial.model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    changes = _passes(model, folder, types)
+    groups = _passes(trial, types)
     costs: Costs = {}
-    with progress.task("measure sensitivity", len(asked) * len(changes), "prompts") as task:
-        for group in changes:
-            costs |= _one_pass(model, group, asked, seed, task.advance)
+    with progress.task("measure sensitivity", len(asked) * len(groups), "prompts") as task:
+        for group in groups:
+            costs |= _one_pass(trial, group, asked, seed, task.advance)
+    kinds = sorted({kind for by_type in costs.values() for kind in by_type})
+    with progress.task("try each type everywhere", len(kinds), "types") as task:
+        for kind in kinds:
+            _scale(costs, kind, trial)
+            task.advance(shown=kind)
     return costs
+
+
+def _scale(costs: Costs, kind: str, trial: Trial) -> None:
+    names = [name for name, by_type in costs.items() if kind in by_type]
+    predicted = sum(costs[name][kind] for name in names)
+    if predicted > 0:
+        factor = trial.kld(dict.fromkeys(names, kind)) / predicted
+        for name in names:
+            costs[name][kind] *= factor
 
 
 @dataclass(frozen=True)
@@ -54,35 +66,35 @@ class _Matrix:
     parameter: Any
 
 
-def _passes(model: Any, folder: Path, types: Sequence[str]) -> list[list[_Matrix]]:
+def _passes(trial: Trial, types: Sequence[str]) -> list[list[_Matrix]]:
     """All matrices, in groups whose changes fit into CHANGE_BYTES."""
-    own = dict(model.named_parameters())
     groups: list[list[_Matrix]] = [[]]
     used = 0
-    for name, (source, _, columns) in matrices(read_layout(folder)).items():
-        kinds = tuple(dict.fromkeys(usable(each, columns) for each in types))
-        size = own[source].numel() * len(kinds) * 2
+    for name, parameter in trial.parameters.items():
+        kinds = tuple(dict.fromkeys(usable(each, parameter.shape[1]) for each in types))
+        size = parameter.numel() * len(kinds) * 2
         if groups[-1] and used + size > CHANGE_BYTES:
             groups.append([])
             used = 0
-        groups[-1].append(_Matrix(name, kinds, own[source]))
+        groups[-1].append(_Matrix(name, kinds, parameter))
         used += size
     return groups
 
 
 def _one_pass(
-    model: Any,
+    trial: Trial,
     group: Sequence[_Matrix],
-    asked: Sequence[tuple[list[int], list[int]]],
+    asked: Asked,
     seed: int,
     advance: Callable[[], None],
 ) -> Costs:
     squares = {matrix.name: torch.zeros(len(matrix.types)) for matrix in group}
-    hooks = [_watch(matrix, _changes(matrix), squares[matrix.name]) for matrix in group]
+    hooks = [_watch(each, _changes(trial, each), squares[each.name]) for each in group]
+    model = trial.model
     chance = torch.Generator().manual_seed(seed)
     tokens = 0
     for prompt, answer in asked:
-        ids = torch.tensor([prompt + answer[:-1]], device=model.device)
+        ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
         logits = model(input_ids=ids, logits_to_keep=len(answer)).logits[0].float()
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=chance)
         score = logits.log_softmax(-1).gather(1, drawn.to(model.device)).sum()
@@ -101,11 +113,11 @@ def _one_pass(
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def _changes(matrix: _Matrix) -> Any:
+def _changes(trial: Trial, matrix: _Matrix) -> Any:
     """f16 [types, weights]: what each format does to the matrix."""
     weight = matrix.parameter.detach()
-    made = [(quantize_dequantize(weight, kind) - weight).half().flatten() for kind in matrix.types]
-    return torch.stack(made)
+    made = [trial.quantized(matrix.name, kind) - weight for kind in matrix.types]
+    return torch.stack([change.half().flatten() for change in made])
 
 
 def _watch(matrix: _Matrix, changes: Any, squares: Any) -> Any:

@@ -10,6 +10,7 @@ from edgedistill.artifacts import (
     Checkpoint,
     Dataset,
     Identity,
+    Importance,
     Sensitivity,
     run_stage,
     tool_versions,
@@ -22,7 +23,7 @@ from edgedistill.recipe import StudentSpec
 
 PASSES = 96  # backward passes, over the validation rows again and again
 SEED = 0
-COSTS = "sensitivity.json"
+COSTS, ASKED = "sensitivity.json", "asked.json"
 
 
 def measure_sensitivity(
@@ -30,12 +31,14 @@ def measure_sensitivity(
     dataset: Dataset,
     prompt: StudentSpec,
     types: Sequence[str],
+    importance: Importance | None,
     out: Path,
     progress: Progress,
 ) -> Sensitivity:
     """Stage "sensitivity": tensor (GGUF name) -> type -> predicted mean KLD, in nats a token.
 
     Only types that llama.cpp really stores a matrix in (see number_formats.usable) are in it.
+    `asked.json` keeps the token IDs that it was measured on.
     """
     identity = Identity(
         stage="sensitivity",
@@ -46,12 +49,17 @@ def measure_sensitivity(
             "seed": SEED,
             "prompt": prompt.model_dump(mode="json", include={"system", "prompt"}),
         },
-        inputs={"checkpoint": checkpoint.digest, "dataset": dataset.digest},
-        tools=tool_versions("torch", "transformers", "tokenizers"),
+        inputs={
+            "checkpoint": checkpoint.digest,
+            "dataset": dataset.digest,
+            **({} if importance is None else {"importance": importance.digest}),
+        },
+        tools=tool_versions("torch", "transformers", "tokenizers", "llama-cpp-python"),
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
         from edgedistill.fit.fisher import measured
+        from edgedistill.fit.trial import Trial, means
 
         shown = StudentPrompt(checkpoint.folder, prompt)
         # Not training rows: what it knows by heart, a student predicts after any rounding.
@@ -61,10 +69,12 @@ def measure_sensitivity(
             (shown.prompt_ids(row.prompt, row.history), shown.answer_ids(row.answer))
             for row in rows
         ]
+        trial = Trial(checkpoint.folder, asked, means(importance))
         repeated = [asked[i % len(asked)] for i in range(PASSES)]
-        costs = measured(checkpoint.folder, repeated, sorted(types), SEED, progress)
+        costs = measured(trial, repeated, sorted(types), SEED, progress)
         write_json(folder / COSTS, costs)
+        write_json(folder / ASKED, asked)
         return {"rows": len(rows), "tensors": len(costs)}
 
     done = run_stage(identity, out, progress, work)
-    return Sensitivity(done.folder, done.digest, done.folder / COSTS)
+    return Sensitivity(done.folder, done.digest, done.folder / COSTS, done.folder / ASKED)

@@ -1,0 +1,58 @@
+"""The choice of formats that loses least when it is really made.
+
+Costs add up only roughly, so the solver's choice is a proposal: each format that it uses is left
+out in turn, and of the proposals the one with the lowest measured KLD is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgedistill.progress import Progress
+
+ROUNDS = 3
+Sizes = Mapping[str, Mapping[str, int]]
+Types = dict[str, str]
+
+
+def search(
+    folder: Path,
+    asked: Any,
+    importance: Any,
+    sizes: Sizes,
+    solve: Callable[[Sizes], Types | None],
+    progress: Progress,
+) -> tuple[Types, float]:
+    """The types and their measured mean KLD. `solve` proposes among the sizes it is given, None
+    where they do not fit."""
+    from edgedistill.fit.trial import Trial, means
+
+    trial = Trial(folder, asked, means(importance))
+    proposed = solve(sizes)
+    assert proposed is not None
+    best, least = proposed, trial.kld(proposed)
+    with progress.task("try allocations", None) as task:
+        for _ in range(ROUNDS):
+            task.advance(shown=f"KLD {least:.5f}")
+            offers = [
+                (trial.kld(types), without, types)
+                for kind in sorted(set(best.values()))
+                if (without := _without(sizes, kind)) is not None
+                and (types := solve(without)) is not None
+            ]
+            found = min(offers, key=lambda offer: offer[0], default=None)
+            if found is None or found[0] >= least:
+                break
+            least, sizes, best = found
+    return best, least
+
+
+def _without(sizes: Sizes, kind: str) -> Sizes | None:
+    """The offers without one type; a matrix that has no other keeps it."""
+    left = {
+        name: {k: size for k, size in by_type.items() if k != kind} or dict(by_type)
+        for name, by_type in sizes.items()
+    }
+    return None if left == dict(sizes) else left
