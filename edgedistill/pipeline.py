@@ -131,15 +131,20 @@ def _for_target(
     page: bool,
 ) -> BuildResult:
     out = workspace.root
-    variants = [_variant(recipe, target, spec, made, out, log) for spec in target.allocations]
+    logs = {spec.name: log.branch(f" of {spec.name}") for spec in target.allocations}
+    variants = [
+        _variant(recipe, target, spec, made, out, logs[spec.name]) for spec in target.allocations
+    ]
     weighed = _weighed(recipe, target, made, out, log)
     quantized = quantize(
         made.exported, variants, weighed, made.dataset, recipe.student, recipe.check, target, out,
         log,
     )  # fmt: skip
     variant = next((each for each in variants if each.name == quantized.format), None)
-    if variant is not None and variant.fitted:
-        prove(variant, quantized, out, log)
+    if variant is not None:
+        log.folders |= logs[variant.name].folders  # of the others nothing ships
+        if variant.fitted:
+            prove(variant, quantized, out, log)
     if until == "quantize":
         return BuildResult(target, log.manifests())
     report = bench(
@@ -249,13 +254,16 @@ class _Planner(Silent):
 
 @dataclass
 class _Recorder:
-    """Passes everything on to the listener and remembers each stage's folder."""
+    """Passes everything on to the listener and remembers each stage's folder, by the stage's name
+    and `of`. Candidates are many; the manifest of quantize names them."""
 
     listener: Progress
     folders: dict[str, Path] = field(default_factory=dict)
+    of: str = ""
 
     def stage(self, name: str, folder: Path, *, reused: bool) -> None:
-        self.folders[name] = folder
+        if name != "candidate":
+            self.folders[name + self.of] = folder
         self.listener.stage(name, folder, reused=reused)
 
     def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
@@ -267,9 +275,9 @@ class _Recorder:
     def note(self, text: str) -> None:
         self.listener.note(text)
 
-    def branch(self) -> _Recorder:
+    def branch(self, of: str = "") -> _Recorder:
         """The same listener with its own list: what one target adds is not the next one's."""
-        return _Recorder(self.listener, dict(self.folders))
+        return _Recorder(self.listener, dict(self.folders), of)
 
     def manifests(self) -> dict[str, Mapping[str, Any]]:
         """Manifest of every complete stage so far, in order."""

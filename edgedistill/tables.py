@@ -70,7 +70,7 @@ def _folder_name(stage: str, manifest: Row, result: BuildResult) -> str:
     """A bundle has a name of its own; every other stage folder has its key in it."""
     if stage == "pack" and result.bundle is not None:
         return result.bundle.folder.name
-    return f"{stage}-{manifest['key']}"
+    return f"{manifest['stage']}-{manifest['key']}"
 
 
 def build(value: Row) -> RenderableType:
@@ -170,7 +170,7 @@ def _stages(stages: Sequence[Row]) -> Table:
             duration(row["wall_seconds"]),
             size(row["peak_memory_bytes"]),
             "reused" if row["reused"] else "made",
-            f"{row['stage']}-{row['key']}",
+            f"{row['stage'].partition(' of ')[0]}-{row['key']}",
         )
     return table
 
