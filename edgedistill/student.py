@@ -8,7 +8,6 @@ reads from a GGUF is not the model's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +21,8 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.errors import WeightsError
+from edgedistill.families import ARCHITECTURES, known_names
+from edgedistill.gguf_tokenizer import NAME, build_tokenizer, tokenizer_config
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
@@ -29,23 +30,10 @@ from edgedistill.weights import describe, locate
 
 TOKENIZER_GGUF = "tokenizer.gguf.json"
 KEPT_TOKENS = "kept-tokens.json"  # of a trimmed checkpoint: the IDs its tokens had before
-ARCHITECTURES = ("llama", "qwen2")
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_GGUF)
 
-# The regular expressions of llama.cpp (src/llama-vocab.cpp), applied one after the other.
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-QWEN2 = (
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
-    "smollm": (r"\p{N}", GPT2),
-    "gpt-2": (GPT2,),
-    "qwen2": (QWEN2,),
-}
 # The writer has an alignment of its own.
 NOT_COPIED = ("GGUF.", "tokenizer.", "general.architecture", "general.alignment")
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # gguf.TokenType
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,8 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
         file = locate(spec.weights, progress)
         reader = _opened(file.path)
         keys = tokenizer_keys(reader)
-        write_tokenizer(folder, keys)
+        name = reader.fields.get(NAME)
+        write_tokenizer(folder, keys, name.contents() if name else "")
         StudentPrompt(folder, StudentSpec(weights=spec.weights))
         weights = folder / RESUME / "weights.gguf"
         write_without_tokenizer(reader, weights)
@@ -99,7 +88,7 @@ def read_tokenizer_keys(path: Path) -> list[Key]:
     """Every `tokenizer.*` key of a GGUF file, in file order.
 
     Raises:
-        WeightsError: not a GGUF file, or an architecture outside ARCHITECTURES.
+        WeightsError: not a GGUF file, or an architecture outside the known families.
     """
     return tokenizer_keys(_opened(path))
 
@@ -113,8 +102,7 @@ def _opened(path: Path) -> Any:
     except (ValueError, OSError, IndexError, KeyError) as error:
         _refuse(path, f"not a readable GGUF file: {error}", error)
     if architecture not in ARCHITECTURES:
-        known = " and ".join(ARCHITECTURES)
-        _refuse(path, f"architecture {architecture!r} cannot be trained yet, only {known}")
+        _refuse(path, f"architecture {architecture!r} cannot be trained, only {known_names()}")
     return reader
 
 
@@ -162,70 +150,17 @@ def write_without_tokenizer(reader: Any, into: Path) -> None:
     writer.close()
 
 
-def write_tokenizer(folder: Path, keys: list[Key]) -> None:
-    """Write `tokenizer.gguf.json`, `tokenizer.json` and `tokenizer_config.json` into `folder`.
+def write_tokenizer(folder: Path, keys: list[Key], name: str = "") -> None:
+    """Write `tokenizer.gguf.json`, `tokenizer.json` and `tokenizer_config.json` into `folder`;
+    `name` is the GGUF's `general.name`, which llama.cpp's tokenizer looks at.
 
     Raises:
-        WeightsError: not a byte-level BPE tokenizer, or one whose pre-tokenizer is unknown.
+        WeightsError: a tokenizer that cannot be built exactly, see gguf_tokenizer.py.
     """
-    values = {key.key: key.value for key in keys}
+    values = {key.key: key.value for key in keys} | {NAME: name}
     write_json(folder / TOKENIZER_GGUF, [asdict(key) for key in keys])
     build_tokenizer(values, folder).save(str(folder / TOKENIZER))
-    write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(values))
-
-
-def build_tokenizer(values: Mapping[str, Any], where: Path) -> Any:
-    """A `tokenizers.Tokenizer` that gives the token IDs llama.cpp gives for the same GGUF keys.
-
-    There is no Unicode normalization, also where the model's authors had one (Qwen: NFC), because
-    llama.cpp has none and the device runs llama.cpp.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
-    from tokenizers import pre_tokenizers as pre
-
-    model, name = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "none")
-    if model != "gpt2":
-        _refuse(where, f"tokenizer model {model!r} is not supported, only byte-level BPE ('gpt2')")
-    if name not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
-        _refuse(where, f"pre-tokenizer {name!r} is not among {known}")
-    tokens: list[str] = values["tokenizer.ggml.tokens"]
-    merges = [tuple(pair.split(" ")) for pair in values["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    splits = [pre.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name]]
-    tokenizer.pre_tokenizer = pre.Sequence(
-        [*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = values["tokenizer.ggml.token_type"]
-    for kind, add in (
-        (USER_DEFINED, tokenizer.add_tokens),
-        (UNKNOWN, tokenizer.add_special_tokens),
-        (CONTROL, tokenizer.add_special_tokens),
-    ):
-        found = [token for token, own in zip(tokens, kinds, strict=True) if own == kind]
-        add([AddedToken(token, normalized=False, special=kind != USER_DEFINED) for token in found])
-    return tokenizer
-
-
-def _tokenizer_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    tokens = values["tokenizer.ggml.tokens"]
-
-    def token(name: str) -> str | None:
-        index = values.get(f"tokenizer.ggml.{name}_token_id")
-        return None if index is None else tokens[index]
-
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": token("bos"),
-        "eos_token": token("eos"),
-        "pad_token": token("padding") or token("eos"),
-        "unk_token": token("unknown"),
-        "add_bos_token": bool(values.get("tokenizer.ggml.add_bos_token", False)),
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": values.get("tokenizer.chat_template"),
-    }
+    write_json(folder / TOKENIZER_CONFIG, tokenizer_config(values))
 
 
 def _convert(weights: Path, source: Path, folder: Path, keys: list[Key]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def test_every_tokenizer_key_is_kept(tmp_path: Path) -> None:
     [
         ({"tokenizer.ggml.pre": "viking"}, "'viking' is not among"),
         ({"tokenizer.ggml.pre": None}, "is not among"),
-        ({"tokenizer.ggml.model": "llama"}, "'llama' is not supported"),
+        ({"tokenizer.ggml.model": "bert"}, "'bert' is not supported"),
+        ({"tokenizer.ggml.model": "llama"}, "lacks 256 of 256 byte tokens"),
     ],
 )
 def test_unknown_tokenizer_is_refused_by_name(

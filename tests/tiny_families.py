@@ -3,7 +3,7 @@ tokenizer: what llama.cpp computes from their exports is compared with what torc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,38 @@ from safetensors.numpy import save_file
 from edgedistill.artifacts import Student
 from edgedistill.families import gemma_layer_types
 from edgedistill.runtime import LlamaCpp
-from edgedistill.student import write_tokenizer
+from edgedistill.student import Key, write_tokenizer
 from edgedistill.torch_runtime import TorchModel
 
 WINDOW = 16
+# Merges that overlap, that need others first, and with the space in them.
+PIECES = (
+    *("th", "he", "the", "▁the", "▁t", "in", "ing", "▁a", "an", "▁an", "and", "▁and", "er", "on"),
+    *(
+        "▁▁",
+        "▁▁▁▁",
+        "ab",
+        "ba",
+        "aba",
+        "bab",
+        "abab",
+        "▁s",
+        "é",
+        "日本",
+        "日",
+        "本",
+        "12",
+        "x",
+        "y",
+    ),
+    *("t", "h", "e", "i", "n", "g", "a", "d", "r", "o", "b", "s", "▁", "1", "2"),
+)
+# A turn ends with a token that is not the end-of-sequence token, as Phi-3's and Gemma's do.
+SENTENCEPIECE_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|user|>' + message['role'] + '\n'"
+    " + message['content'] + '<|end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|user|>assistant\n' }}{% endif %}"
+)
 COMMON: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -83,13 +111,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def family_student(folder: Path, name: str, seed: int = 0, **changes: Any) -> Student:
+def family_student(
+    folder: Path, name: str, seed: int = 0, keys: list[Key] | None = None, **changes: Any
+) -> Student:
     """Write the checkpoint of one of FAMILIES: about two million random weights, norms as well."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, own = FAMILIES[name]
-    keys = tiny.tokenizer_keys()
+    keys = keys or tiny.tokenizer_keys()
     vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
     settings = {**COMMON, **own, **changes, "vocab_size": vocabulary}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
@@ -106,6 +136,33 @@ def family_student(folder: Path, name: str, seed: int = 0, **changes: Any) -> St
     return Student(
         folder, f"student-{name}-{seed}", "example/Tiny-2M-Instruct", "Apache-2.0", "by hand"
     )
+
+
+def sentencepiece_keys(space_prefix: bool, pieces: Sequence[str] = PIECES) -> list[Key]:
+    """A SentencePiece vocabulary by hand: special tokens, 256 bytes, characters, `pieces`; the
+    later, the rarer."""
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"]
+    own = ["[mark]", "\n\n"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    characters = sorted({character for piece in pieces for character in piece} | set("0123.,?!\n"))
+    longer = [piece for piece in pieces if len(piece) > 1]
+    tokens = [*special, *own, *bytes_, *longer, *characters]
+    kinds = [2, *[3] * 4, *[4] * len(own), *[6] * 256, *[1] * (len(longer) + len(characters))]
+    scores = [0.0] * (len(special) + len(own) + 256)
+    scores += [-float(i) for i in range(len(longer) + len(characters))]
+    return [
+        Key("tokenizer.ggml.model", "STRING", None, "llama"),
+        Key("tokenizer.ggml.pre", "STRING", None, "default"),
+        Key("tokenizer.ggml.tokens", "ARRAY", "STRING", tokens),
+        Key("tokenizer.ggml.scores", "ARRAY", "FLOAT32", scores),
+        Key("tokenizer.ggml.token_type", "ARRAY", "INT32", kinds),
+        Key("tokenizer.ggml.bos_token_id", "UINT32", None, 1),
+        Key("tokenizer.ggml.eos_token_id", "UINT32", None, 2),
+        Key("tokenizer.ggml.unknown_token_id", "UINT32", None, 0),
+        Key("tokenizer.ggml.add_bos_token", "BOOL", None, True),
+        Key("tokenizer.ggml.add_space_prefix", "BOOL", None, space_prefix),
+        Key("tokenizer.chat_template", "STRING", None, SENTENCEPIECE_TEMPLATE),
+    ]
 
 
 @dataclass(frozen=True)
