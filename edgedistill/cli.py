@@ -39,7 +39,7 @@ ONCE_PER_RECIPE = {
     "curate": "Filter the answers and split them by prompt.",
     "distill": "Train a LoRA adapter on the teacher's answers.",
     "merge": "Merge the adapter into the student's weights.",
-    "export": "Write the merged model as GGUF and check it against the merged one.",
+    "export": "Write the merged model as GGUF, or as ONNX, and check it against the merged one.",
 }
 ONCE_PER_TARGET = {
     "quantize": "Make and measure the target's candidate types; the smallest that passes wins.",
@@ -177,6 +177,11 @@ dist_option = click.option(
 retry_option = click.option(
     "--retry-failed", is_flag=True, help="Ask again what the teacher failed to answer before."
 )
+layout_option = click.option(
+    "--layout", type=click.Choice(["gguf", "optimum"]), default="gguf", show_default=True,
+    help="optimum: ONNX as transformers.js and ORTModelForCausalLM read it, into a bundle.",
+)  # fmt: skip
+OWN = {"collect": [retry_option], "export": [layout_option, dist_option], "pack": [dist_option]}
 
 
 @click.group(cls=InOrder, context_settings=CONTEXT)
@@ -204,8 +209,9 @@ def build(
 
 
 def _build(
-    until: str, recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry: bool
-) -> None:
+    until: str, recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry: bool,
+    layout: str = "gguf",
+) -> None:  # fmt: skip
     started = time.monotonic()
     held, devices = _load(recipe, targets)
     from edgedistill import console, pipeline, tables
@@ -218,7 +224,7 @@ def _build(
         progress.note(f"recipe: {library.shown(library.find('recipe', recipe))}")
         for name in targets:
             progress.note(f"target: {library.shown(library.find('target', name))}")
-        results = pipeline.build(held, devices, place, progress, until, retry)
+        results = pipeline.build(held, devices, place, progress, until, retry, layout)
     seconds = time.monotonic() - started
     _show(tables.build, tables.build_value(held.name, results, progress.ran, seconds))
 
@@ -236,14 +242,12 @@ def _add_stage(verb: str, text: str, *, per_target: bool) -> None:
         workspace: Path,
         targets: Sequence[str] = (DEFAULT_TARGET,),
         dist: Path = Path("dist"),
-        retry_failed: bool = False,
-    ) -> None:
-        _build(verb, recipe, targets, workspace, dist, retry_failed)
+        retry_failed: bool = False, layout: str = "gguf",
+    ) -> None:  # fmt: skip
+        _build(verb, recipe, targets, workspace, dist, retry_failed, layout)
 
-    options = [recipe_option, workspace_option]
-    options += [target_option] if per_target else []
-    options += [dist_option] if verb == "pack" else []
-    options += [retry_option] if verb == "collect" else []
+    options = [recipe_option, workspace_option, *([target_option] if per_target else [])]
+    options += OWN.get(verb, [])
     for option in reversed(options):
         stage = option(stage)
     text += "\n\nWhat it needs is reused from the workspace, or made first."

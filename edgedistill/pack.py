@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,23 @@ Json = Mapping[str, Any]
 STAGE = "pack"
 KEPT = ("stage", "key", "digest", "spec", "inputs", "tools", "started", "wall_seconds",
         "peak_memory_bytes", "teacher_server_peak_memory_bytes")  # fmt: skip
+# Where a folder in optimum's layout is used, and what is said of each of its model files.
+OPTIMUM_README = """\
+# {name}, for ONNX Runtime
+
+{base} ({licence}), distilled by edgedistill for: {description}
+
+{table}
+
+KLD in nats, from the merged fp32 checkpoint, on validation prompts of the token mix.
+
+transformers.js: `pipeline("text-generation", "<this folder>", {{ dtype: "q8" }})`
+
+Python: `ORTModelForCausalLM.from_pretrained("<this folder>", file_name="model_quantized.onnx")`
+
+Answer greedily, without a repetition penalty: that is how it was measured.
+`manifest.json` says what every file was made from.
+"""
 WEIGHTS_OF = {"base": "student", "adapter": "distill", "merged": "merge"}
 
 
@@ -68,6 +85,23 @@ def pack(
     """
     folder = out / f"{recipe.name}-{target.name}"
     identity = _identity(recipe, target, report, quantized, student)
+
+    def fill(making: Path) -> None:
+        _fill(making, recipe, target, report, quantized, exported, student, chain)
+
+    facts = {"model": quantized.model.name, "format": quantized.format}
+    return _publish(folder, identity, facts, chain, fill, progress)
+
+
+def _publish(
+    folder: Path,
+    identity: Identity,
+    facts: Json,
+    chain: Mapping[str, Json],
+    fill: Callable[[Path], None],
+    progress: Progress,
+) -> Bundle:
+    """Reuse the bundle in `folder` when it is the same and whole, else make it by `fill`."""
     found = _whole(folder)
     reused = found is not None and found.manifest.get("key") == identity.key
     progress.stage(STAGE, folder, reused=reused)
@@ -75,14 +109,13 @@ def pack(
         return Bundle(folder, found.digest, folder / found.facts["model"])
     _refuse_foreign(folder)
     started = time.time()
-    making = out / f".{folder.name}.making"
+    making = folder.with_name(f".{folder.name}.making")
     with storing(folder):
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         with PeakMemory() as memory:
-            _fill(making, recipe, target, report, quantized, exported, student, chain)
+            fill(making)
             sync_files(making)
-        facts = {"model": quantized.model.name, "format": quantized.format}
         manifest = manifest_of(identity, making, facts, started, memory) | {
             "made_by": f"edgedistill {__version__}",
             "provenance": {name: reduced(manifest) for name, manifest in chain.items()},
@@ -90,7 +123,63 @@ def pack(
         write_json(making / MANIFEST, manifest)
         _swap(making, folder, progress)
     progress.finished(STAGE, manifest["wall_seconds"], memory.own_bytes)
-    return Bundle(folder, manifest["digest"], folder / quantized.model.name)
+    return Bundle(folder, manifest["digest"], folder / facts["model"])
+
+
+def pack_optimum(
+    recipe: Recipe,
+    exported: Exported,
+    student: Student,
+    chain: Mapping[str, Json],
+    out: Path,
+    progress: Progress,
+) -> Bundle:
+    """Make `out/<recipe>-optimum/`, the export in optimum's layout, or reuse it as `pack` does.
+
+    Args:
+        chain: the manifest of every stage so far; it holds "export-optimum" and "verify-optimum".
+
+    Raises:
+        ArtifactError: a folder of that name is there that edgedistill did not make.
+        StorageError: no space or no permission.
+    """
+    files = chain["export-optimum"]["facts"]["files"]
+    checked = chain["verify-optimum"]
+    identity = Identity(
+        stage=STAGE,
+        version=1,
+        spec={"layout": "optimum", "recipe": recipe.name, "description": recipe.description},
+        inputs={"exported": exported.digest, "checked": checked["key"], "student": student.digest},
+        tools={"edgedistill": __version__},
+    )
+    readme = OPTIMUM_README.format(
+        name=recipe.name,
+        base=student.name,
+        licence=student.licence,
+        description=recipe.description,
+        table=_optimum_table(files, checked["facts"]["kld"]),
+    )
+
+    def fill(making: Path) -> None:
+        names = (name for name in chain["export-optimum"]["outputs"])
+        for name in names:
+            (making / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(exported.folder / name, making / name)
+        write_atomic(making / "README.md", readme.encode())
+
+    facts = {"model": exported.model.relative_to(exported.folder).as_posix(), "format": "ONNX"}
+    return _publish(out / f"{recipe.name}-optimum", identity, facts, chain, fill, progress)
+
+
+def _optimum_table(files: Json, kld: Json) -> str:
+    lines = ["| dtype | file | MB | mean KLD | p99 KLD | same top token |", "|---" * 6 + "|"]
+    for dtype, file in files.items():
+        own = kld[dtype]
+        lines.append(
+            f"| {dtype} | `onnx/{file['file']}` | {file['bytes'] / 1e6:.1f} "
+            f"| {own['mean_kld']:.2g} | {own['p99_kld']:.2g} | {own['top1']:.1%} |"
+        )
+    return "\n".join(lines)
 
 
 def _identity(

@@ -27,9 +27,11 @@ from edgedistill.curate import curate
 from edgedistill.distill import distill
 from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
+from edgedistill.export.optimum import export_optimum
+from edgedistill.export.optimum_check import check_optimum
 from edgedistill.fit import allocate, fit, measure_sensitivity, prove
 from edgedistill.merge import merge
-from edgedistill.pack import pack, write_page
+from edgedistill.pack import pack, pack_optimum, write_page
 from edgedistill.progress import Progress, Silent, Task
 from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
 from edgedistill.recipe import Recipe
@@ -66,8 +68,12 @@ def build(
     progress: Progress,
     until: str = "pack",
     retry_failed: bool = False,
+    layout: str = "gguf",
 ) -> list[BuildResult]:
     """Run every stage up to `until`; what is complete is reused.
+
+    `layout` is of the export: "gguf", or "optimum", which ends the build and has a bundle of its
+    own.
 
     Raises:
         GateFailed: a hand-over or a figure broke its bound; everything made so far stays.
@@ -75,6 +81,8 @@ def build(
     """
     with locked(workspace.root):
         log = _Recorder(progress)
+        if layout == "optimum":
+            return [_optimum(recipe, target, workspace, log, retry_failed) for target in targets]
         return _build(recipe, targets, workspace, log, until, retry_failed)
 
 
@@ -96,9 +104,39 @@ def _build(
     ]
 
 
+def _optimum(
+    recipe: Recipe, target: Target, workspace: Workspace, log: _Recorder, retry_failed: bool
+) -> BuildResult:
+    """The merged checkpoint in optimum's layout; no target shapes it."""
+    out, prompt = workspace.root, recipe.student
+    merged = _merged(recipe, out, log, "merge", retry_failed)
+    assert merged is not None  # it ends early only when it is told to
+    made = export_optimum(merged.checkpoint, prompt, out, log)
+    bound = recipe.gates.export_mean_kld
+    check_optimum(merged.checkpoint, made, merged.dataset, prompt, bound, out, log)
+    bundle = pack_optimum(recipe, made, merged.student, log.manifests(), workspace.dist, log)
+    return BuildResult(target, log.manifests(), bundle=bundle)
+
+
 def _once_per_recipe(
     recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
 ) -> _Shared | None:
+    merged = _merged(recipe, out, log, until, retry_failed)
+    if merged is None or until == "merge":
+        return None
+    prompt, student, checkpoint = recipe.student, merged.student, merged.checkpoint
+    exported = export(checkpoint, student, recipe.name, out, log)
+    verify(checkpoint, exported, merged.dataset, prompt, recipe.gates.export_mean_kld, out, log)
+    if until == "export":
+        return None
+    return _Shared(
+        merged.mix, merged.traces, merged.dataset, student, merged.adapter, checkpoint, exported
+    )
+
+
+def _merged(
+    recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
+) -> _Merged | None:
     prompt, check = recipe.student, recipe.check
     mix = read_token_mix(recipe.prompts)
     traces = collect(mix, recipe.teacher, recipe.collect, out, log, retry_failed=retry_failed)
@@ -111,14 +149,7 @@ def _once_per_recipe(
     adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
     if until == "distill":
         return None
-    checkpoint = merge(adapter, student, out, log)
-    if until == "merge":
-        return None
-    exported = export(checkpoint, student, recipe.name, out, log)
-    verify(checkpoint, exported, dataset, prompt, recipe.gates.export_mean_kld, out, log)
-    if until == "export":
-        return None
-    return _Shared(mix, traces, dataset, student, adapter, checkpoint, exported)
+    return _Merged(mix, traces, dataset, student, adapter, merge(adapter, student, out, log))
 
 
 def _for_target(
@@ -205,6 +236,18 @@ def _variant(
     exported = export(start, made.student, recipe.name, out, log, "F32" if fitted else "F16")
     kept = kept_tokens(start.folder)
     return Variant(spec.name, start, trimmed, allocation, exported, fitted, kept)
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What every export of a recipe starts from."""
+
+    mix: TokenMix
+    traces: Traces
+    dataset: Dataset
+    student: Student
+    adapter: Adapter
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,11 @@ def build_value(
 
 def _target_value(result: BuildResult, ran: set[str]) -> dict[str, Any]:
     bundle = result.bundle
+    page = bundle and bundle.folder / "report.html"
     paths = bundle and {
         "folder": str(bundle.folder),
         "model": str(bundle.model),
-        "report": str(bundle.folder / "report.html"),
+        "report": str(page) if page and page.is_file() else None,
         "digest": bundle.digest,
     }
     stages = [
@@ -83,7 +84,8 @@ def build(value: Row) -> RenderableType:
         parts.append(_stages(target["stages"]))
         if target["bundle"]:
             parts.append(_line("bundle", target["bundle"]["folder"]))
-            parts.append(_line("report", target["bundle"]["report"]))
+            if target["bundle"]["report"]:
+                parts.append(_line("report", target["bundle"]["report"]))
     parts.append(_line("total", duration(value["seconds"])))
     return Group(*parts)
 

@@ -29,12 +29,12 @@ SCRIPT = """\
 import json, os, sys, time
 request = json.loads(sys.stdin.readline())
 if request["do"] == "die":
-    print("what it said last")
+    print("what it said last", flush=True)
     os._exit(7)
 if request["do"] == "wait":
     time.sleep(60)
 answer = {"refuse": {"error": "no such thing"}, "full": {"error": "x", "errno": 28, "file": "f"}}
-value = answer.get(request["do"], {"ok": [request["value"], "edgedistill" in sys.modules]})
+value = answer.get(request["do"], {"ok": [request.get("value"), "edgedistill" in sys.modules]})
 open(sys.argv[1], "w").write(json.dumps(value))
 """
 
@@ -93,7 +93,7 @@ def test_what_pip_lacks_is_said_and_nothing_is_kept(pins: Pins, tmp_path: Path) 
 def test_without_a_network(pins: Pins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(MissingTool, match="no package index can be reached"):
         prepare(listed(tmp_path, "elsewhere==1.0\n"), Silent(), tmp_path)
 

@@ -132,9 +132,15 @@ def answers(folder: str, file: str, prompts: list[list[int]], max_tokens: int) -
 
 
 def _runtime(folder: str, file: str) -> Any:
+    from onnxruntime import SessionOptions
     from optimum.onnxruntime import ORTModelForCausalLM
 
-    return ORTModelForCausalLM.from_pretrained(folder, file_name=file, local_files_only=True)
+    options = SessionOptions()
+    # Threads that wait by spinning stand still on a machine that is busy with something else.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ORTModelForCausalLM.from_pretrained(
+        folder, file_name=file, local_files_only=True, session_options=options
+    )
 
 
 # The graph
