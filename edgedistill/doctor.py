@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import psutil
 
-from edgedistill import machine, weights
+from edgedistill import emulator, machine, weights
 
 State = Literal["ok", "missing", "note"]
 LOAD_SECONDS = 60
@@ -144,6 +144,15 @@ def _tools() -> Iterator[Finding]:
     hint = COMPILER_HINTS.get(platform.system(), "install a C++ compiler")
     yield _tool("compiler", compiler, f"needed to build llama-cpp-python: {hint}")
     yield _tool("cmake", _first_of("cmake"), "only to build by hand; pip brings its own")
+    yield _emulation()
+
+
+def _emulation() -> Finding:
+    problem = emulator.emulator_problem()
+    if problem is None:
+        return Finding("tool", "aarch64 emulation", "ok", "QEMU and a cross compiler")
+    hint = "phones and boards: without it, fidelity on their kernels is not measured"
+    return Finding("tool", "aarch64 emulation", "note", problem, hint)
 
 
 def _tool(name: str, path: str | None, hint: str) -> Finding:

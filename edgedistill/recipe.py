@@ -187,7 +187,13 @@ class BenchSpec(Strict):
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals")
     examples: int = Field(20, ge=0, description="held-out examples shown in the report")
     llama_bench_runs: int = Field(5, ge=1, description="runs of pp512 and tg128 after a warm-up")
-    seed: int = Field(0, description="which prompts are timed, and of the bootstrap")
+    emulated_prompts: int = Field(
+        24,
+        ge=0,
+        description="held-out prompts run on an emulated ARM processor, for targets that have one "
+        "and are not at hand; slow (half a minute a prompt), 0 turns it off",
+    )
+    seed: int = Field(0, description="which prompts are timed or emulated, and of the bootstrap")
 
 
 class RecipeGates(Strict):

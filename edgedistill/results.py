@@ -35,7 +35,7 @@ class Link:
     share of tokens with the same most likely token.
     """
 
-    step: str  # "merge" | "export" | "trim" | "fit" | "quantize"
+    step: str  # "merge" | "export" | "trim" | "fit" | "quantize" | "aarch64"
     before: str
     after: str
     mean_kld: float
@@ -49,6 +49,7 @@ class Link:
     passed: bool
     nll_before: float | None = None  # of the teacher's answers, nats a token
     nll_after: float | None = None
+    prompts: int | None = None  # None: all held-out prompts; else the agreements are over so many
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +57,8 @@ class LlamaCpp:
     """A GGUF model, loaded in a child process; a context manager. The child also ends with us.
 
     `facts`: n_vocab, n_ctx, description, size (bytes of tensors), parameters, threads,
-    load_seconds, bos, eos, add_bos, add_eos.
+    load_seconds, bos, eos, add_bos, add_eos. `command` starts another child that speaks the same
+    requests, such as `emulator.Emulator.command`.
 
     Raises (every method):
         RuntimeFailure: llama.cpp refused, died, or gave no answer within `request_seconds`.
@@ -71,8 +72,9 @@ class LlamaCpp:
         threads: int | None = None,
         context_tokens: int = 1024,
         request_seconds: float = REQUEST_SECONDS,
+        command: Sequence[str] = CHILD,
     ) -> None:
-        self._child = _Child(model, request_seconds)
+        self._child = _Child(model, request_seconds, command)
         try:
             self.facts: Mapping[str, Any] = self._child.ask(
                 "load",
@@ -201,13 +203,13 @@ def quantize_file(
 class _Child:
     """The process, its pipes, and what it printed."""
 
-    def __init__(self, model: Path, request_seconds: float) -> None:
+    def __init__(self, model: Path, request_seconds: float, command: Sequence[str] = CHILD) -> None:
         self._model = model
         self._request_seconds = request_seconds
         # A file, not a pipe: nobody has to read it, and it is there when the process has died.
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            CHILD,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,

@@ -130,7 +130,7 @@ def _chain(links: Sequence[Row]) -> Table:
     table = _table("step", "mean KLD", "p99 KLD", "top-1", "agreement", "gate")
     for link in links:
         table.add_row(
-            f"{link['step']} ({link['before']} to {link['after']})",
+            f"{link['step']} ({link['before']} to {link['after']}{_prompts(link)})",
             f"{link['mean_kld']:.2g}",
             f"{link['p99_kld']:.2g}",
             f"{link['top1']:.4f}",
@@ -138,6 +138,10 @@ def _chain(links: Sequence[Row]) -> Table:
             "[green]passed[/]" if link["passed"] else "[red]missed[/]",
         )
     return table
+
+
+def _prompts(link: Row) -> str:
+    return "" if link.get("prompts") is None else f", {link['prompts']} prompts"
 
 
 def _latencies(latencies: Sequence[Row]) -> Table:

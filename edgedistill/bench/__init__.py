@@ -1,6 +1,7 @@
 """Bench: everything that is measured about one build on held-out prompts, as `report.json`.
 
-Agreement with the teacher (agreement.py), the fidelity chain (chain.py), speed where it can be
+Agreement with the teacher (agreement.py), the fidelity chain (chain.py) with an emulated processor
+at its end where the target has another than this machine (emulated.py), speed where it can be
 measured (serving.py, latency.py) or else a roofline estimate (roofline.py), and the gates
 (gates.py). A failed gate does not stop the measuring: `require_gates` raises behind it.
 """
@@ -114,6 +115,8 @@ def require_gates(report: Report) -> None:
 
 
 def _identity(build: Build) -> Identity:
+    from edgedistill.bench import emulated
+
     recipe, target, teacher = build.recipe, build.target, build.recipe.teacher
     inputs = {
         name: getattr(build, name).digest
@@ -128,7 +131,9 @@ def _identity(build: Build) -> Identity:
         version=3,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
-            "bench": recipe.bench.model_dump(mode="json"),
+            # Only where it is emulated does the number of emulated prompts matter.
+            "bench": recipe.bench.model_dump(mode="json", exclude={"emulated_prompts"}),
+            "emulated": emulated.identity(recipe.bench, target),
             "gates": recipe.gates.model_dump(mode="json"),
             "check": check_identity(recipe.check),
             "prompt": recipe.student.model_dump(mode="json", exclude={"weights"}),

@@ -16,6 +16,7 @@ STEPS = (
     "trim",
     "fit",
     "quantize",
+    "aarch64",
     "bench",
 )  # the order in which they are named
 MB = 1e6

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgedistill import machine
+from edgedistill import emulator, machine
 from edgedistill.artifacts import RESUME, write_atomic, write_json
-from edgedistill.bench import REPORT, Build
+from edgedistill.bench import REPORT, Build, emulated
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import Step, link, measure_chain, recorded, steps_of
 from edgedistill.bench.gates import with_clock, without_clock
@@ -24,7 +24,7 @@ from edgedistill.bench.models import (
 )
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
-from edgedistill.checks import make_checker
+from edgedistill.checks import Checker, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, Kld, read_rows, rows_that_fit
 from edgedistill.progress import Progress
@@ -37,6 +37,7 @@ from edgedistill.results import (
     Link,
     TrainingPoint,
 )
+from edgedistill.runtime import CHILD
 
 FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
 # The fields of a BenchResult that depend neither on the clock nor on the machine.
@@ -65,7 +66,12 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
     links = _links(build, steps, klds, agreements, resume)
-    speed, guess = _speed(build, rows, prompt, context, out, resume, progress)
+    if emulated.wanted(spec, build.target):
+        more, told = _emulated(
+            build, rows, _own_prompt(build), context, checker, same["quantized"], resume, progress
+        )
+        links, notes = links + more, notes + told
+    speed, guess = _speed(build, rows, _own_prompt(build), context, out, resume, progress)
     notes += speed.notes
     if needed > build.target.context_tokens:
         notes.append(
@@ -85,9 +91,8 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
     base = StudentPrompt(build.student.folder, spec)
     student, checkpoint = build.student.folder, build.checkpoint.folder
     longest = spec.max_tokens
-    own, added = prompt, []
+    own, added = _own_prompt(build), []
     if (variant := build.variant) is not None:
-        own = StudentPrompt(variant.checkpoint.folder, spec)
         if variant.trimmed is not None:
             added.append(torch_model("trimmed", variant.trimmed.folder, own, longest))
         if variant.fitted:
@@ -139,8 +144,7 @@ def _cut_alike(build: Build, rows: Sequence[EvalRow], prompt: StudentPrompt) -> 
     variant = build.variant
     if variant is None or variant.kept_tokens is None:
         return list(rows)
-    own = StudentPrompt(variant.checkpoint.folder, build.recipe.student)
-    before = variant.kept_tokens
+    own, before = _own_prompt(build), variant.kept_tokens
     return [
         row
         for row in rows
@@ -167,6 +171,56 @@ def _links(
     likelihoods = {name: recorded(resume, name).nll for name in names}
     gates = build.recipe.gates, build.target.gates
     return [link(step, klds[step.name], shares, likelihoods, *gates) for step in steps]
+
+
+def _own_prompt(build: Build) -> StudentPrompt:
+    """The prompt of what ships, whose vocabulary may be trimmed."""
+    variant = build.variant
+    folder = build.checkpoint.folder if variant is None else variant.checkpoint.folder
+    return StudentPrompt(folder, build.recipe.student)
+
+
+def _emulated(
+    build: Build,
+    rows: Sequence[EvalRow],
+    prompt: StudentPrompt,
+    context: int,
+    checker: Checker,
+    same: Same,
+    resume: Path,
+    progress: Progress,
+) -> tuple[list[Link], list[str]]:
+    """The link to the target's own kernels with a note on it, or a note on why there is none."""
+    target, spec = build.target, build.recipe.bench
+    if problem := emulator.emulator_problem():
+        told = f"{emulated.NOT_MEASURED}{problem}"
+        progress.note(told)
+        return [], [told]
+    child = emulator.prepare_aarch64(target.device_class, progress)
+    threads, tokens = emulated.threads(target), build.recipe.student.max_tokens
+    here, there = (
+        llama_model(
+            name,
+            build.quantized.model,
+            prompt,
+            tokens,
+            threads=threads,
+            context_tokens=context,
+            command=command,
+            request_seconds=emulator.REQUEST_SECONDS,
+        )
+        for name, command in ((emulated.BEFORE, CHILD), (emulated.AFTER, child.command))
+    )
+    chosen = emulated.choose(rows, spec)
+    found = emulated.measure_emulated(here, there, chosen, resume, progress)
+    after = judge(checker, chosen, found.answers)
+    count = len(chosen)
+    shares = sum(same[row.id] for row in chosen) / count, sum(after.values()) / count
+    told = (
+        f"aarch64: {count} held-out prompts on the kernels for {child.processor.march}, emulated "
+        f"(QEMU as {child.processor.cpu}); nothing of it was timed"
+    )
+    return [emulated.link(found, shares, target)], [told]
 
 
 def _speed(

@@ -15,7 +15,7 @@ import numpy as np
 from edgedistill.fidelity import EvalRow, Floats, follows, nll, read_logits, record
 from edgedistill.progress import Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.runtime import LlamaCpp
+from edgedistill.runtime import CHILD, REQUEST_SECONDS, LlamaCpp
 
 if TYPE_CHECKING:
     from edgedistill.torch_runtime import TorchModel
@@ -151,12 +151,20 @@ def llama_model(
     *,
     threads: int | None,
     context_tokens: int,
+    command: Sequence[str] = CHILD,
+    request_seconds: float = REQUEST_SECONDS,
 ) -> Model:
-    """A GGUF file."""
+    """A GGUF file; `command` starts another child than this machine's (see LlamaCpp)."""
 
     @contextlib.contextmanager
     def opened() -> Iterator[Runs]:
-        with LlamaCpp(file, threads=threads, context_tokens=context_tokens) as model:
+        with LlamaCpp(
+            file,
+            threads=threads,
+            context_tokens=context_tokens,
+            command=command,
+            request_seconds=request_seconds,
+        ) as model:
             yield LlamaRuns(model, prompt, max_tokens)
 
     return Model(name, opened)

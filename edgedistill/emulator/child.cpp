@@ -1,0 +1,345 @@
+// llama.cpp behind the requests of runtime_child.py, as one static program for another processor:
+// a JSON request a line on stdin, a JSON answer a line on what was stdout. Each request does what
+// the function of that name does there, with the same batches, so that two processors differ by
+// their kernels alone. What is about time (bench) or about this machine is left out on purpose.
+
+#include <algorithm>
+#include <cerrno>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <iostream>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include "llama.h"
+
+using json = nlohmann::ordered_json;
+
+// The same as in runtime_child.py.
+constexpr int BATCH = 512;
+constexpr int OUTPUTS = 64;
+
+struct Refused : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct FileRefused {
+    int number;
+    std::string file;
+};
+
+std::string loading;  // what llama.cpp said about the buffers it put the weights into
+
+class Native {
+public:
+    Native(const std::string & path, int threads, int context_tokens) {
+        model = llama_model_load_from_file(path.c_str(), llama_model_default_params());
+        if (!model) {
+            throw Refused("llama.cpp cannot load this file");
+        }
+        vocab = llama_model_get_vocab(model);
+        n_vocab = llama_vocab_n_tokens(vocab);
+        llama_context_params options = llama_context_default_params();
+        options.n_ctx = context_tokens;
+        options.n_batch = options.n_ubatch = BATCH;
+        options.n_outputs_max = OUTPUTS;
+        options.n_threads = options.n_threads_batch = threads;
+        context = llama_init_from_model(model, options);
+        if (!context) {
+            throw Refused("llama.cpp cannot make a context of " + std::to_string(context_tokens) + " tokens");
+        }
+        n_ctx = llama_n_ctx(context);
+        batch = llama_batch_init(BATCH, 0, 1);
+    }
+
+    json facts() const {
+        char text[256];
+        llama_model_desc(model, text, sizeof text);
+        return {
+            {"n_vocab", n_vocab},
+            {"n_ctx", n_ctx},
+            {"description", text},
+            {"size", llama_model_size(model)},
+            {"parameters", llama_model_n_params(model)},
+            {"threads", llama_n_threads(context)},
+            {"bos", llama_vocab_bos(vocab)},
+            {"eos", llama_vocab_eos(vocab)},
+            {"add_bos", llama_vocab_get_add_bos(vocab)},
+            {"add_eos", llama_vocab_get_add_eos(vocab)},
+            {"kernels", llama_print_system_info()},
+            {"buffers", loading},
+        };
+    }
+
+    json end_ids() const {
+        json found = json::array();
+        for (int i = 0; i < n_vocab; i++) {
+            if (llama_vocab_is_eog(vocab, i)) {
+                found.push_back(i);
+            }
+        }
+        return found;
+    }
+
+    json metadata() const {
+        json found = json::object();
+        for (int i = 0; i < llama_model_meta_count(model); i++) {
+            found[text_of(llama_model_meta_key_by_index, i)] = text_of(llama_model_meta_val_str_by_index, i);
+        }
+        return found;
+    }
+
+    json tokenize(const std::string & text) const {
+        std::vector<llama_token> ids(text.size() + 8);
+        const int count = llama_tokenize(vocab, text.data(), text.size(), ids.data(), ids.size(), false, true);
+        if (count < 0) {
+            throw Refused("llama.cpp cannot tokenize a text of " + std::to_string(text.size()) + " bytes");
+        }
+        ids.resize(count);
+        return ids;
+    }
+
+    std::string detokenize(const std::vector<llama_token> & ids) const {
+        known(ids);
+        std::string text(16 * ids.size() + 64, '\0');
+        int count = llama_detokenize(vocab, ids.data(), ids.size(), text.data(), text.size(), false, true);
+        if (count < 0) {
+            text.resize(-count);
+            count = llama_detokenize(vocab, ids.data(), ids.size(), text.data(), text.size(), false, true);
+        }
+        text.resize(count);
+        return text;
+    }
+
+    json generate(const std::vector<llama_token> & ids, int max_tokens, const std::set<llama_token> & stop) {
+        fits(ids.size() + max_tokens);
+        known(ids);
+        std::vector<llama_token> made;
+        clear();
+        prefill(ids, ids.size(), ids.size() - 1);
+        llama_token token = likely(-1);
+        while (!stop.count(token)) {
+            made.push_back(token);
+            if ((int) made.size() >= max_tokens) {
+                break;
+            }
+            decode(&token, 1, ids.size() + made.size() - 1, 0, 1);
+            token = likely(-1);
+        }
+        // An emulated processor has no speed: the times are there for the shape, as zeros.
+        return {
+            {"ids", made},
+            {"text", made.empty() ? "" : detokenize(made)},
+            {"stopped", stop.count(token) > 0},
+            {"time_to_first_token", 0.0},
+            {"total_seconds", 0.0},
+            {"decode_seconds", 0.0},
+        };
+    }
+
+    json logits(const std::vector<llama_token> & ids, int first, const std::string & into) {
+        const int count = ids.size();
+        fits(count);
+        known(ids);
+        if (first <= 0 || first >= count) {
+            throw Refused("cannot give logits from position " + std::to_string(first) + " of " +
+                          std::to_string(count) + " tokens");
+        }
+        clear();
+        prefill(ids, first - 1, first - 1);
+        json best = json::array();
+        std::FILE * stream = std::fopen(into.c_str(), "ab");
+        if (!stream) {
+            throw FileRefused{errno, into};
+        }
+        for (int start = first - 1; start < count - 1; start += OUTPUTS) {
+            const int size = std::min(OUTPUTS, count - 1 - start);
+            decode(&ids[start], size, start, 0, size);
+            for (int j = 0; j < size; j++) {
+                const float * row = llama_get_logits_ith(context, j);
+                if (std::fwrite(row, sizeof(float), n_vocab, stream) != (size_t) n_vocab) {
+                    const int number = errno;
+                    std::fclose(stream);
+                    throw FileRefused{number, into};
+                }
+                best.push_back(likely(j));
+            }
+        }
+        if (std::fclose(stream) != 0) {
+            throw FileRefused{errno, into};
+        }
+        return best;
+    }
+
+private:
+    llama_model * model = nullptr;
+    const llama_vocab * vocab = nullptr;
+    llama_context * context = nullptr;
+    llama_batch batch = {};
+    int n_vocab = 0;
+    int n_ctx = 0;
+
+    void clear() {
+        llama_memory_clear(llama_get_memory(context), false);
+    }
+
+    // Decode the first `count` of `ids`; logits are computed for position `wanted` alone.
+    void prefill(const std::vector<llama_token> & ids, int count, int wanted) {
+        for (int start = 0; start < count; start += BATCH) {
+            decode(&ids[start], std::min(BATCH, count - start), start, wanted - start, wanted - start + 1);
+        }
+    }
+
+    // Logits are computed for the tokens from `from` up to `to`.
+    void decode(const llama_token * ids, int count, int position, int from, int to) {
+        batch.n_tokens = count;
+        for (int j = 0; j < count; j++) {
+            batch.token[j] = ids[j];
+            batch.pos[j] = position + j;
+            batch.n_seq_id[j] = 1;
+            batch.seq_id[j][0] = 0;
+            batch.logits[j] = from <= j && j < to;
+        }
+        const int code = llama_decode(context, batch);
+        if (code != 0) {
+            throw Refused("llama_decode failed with code " + std::to_string(code));
+        }
+    }
+
+    llama_token likely(int index) const {
+        const float * row = llama_get_logits_ith(context, index);
+        return std::max_element(row, row + n_vocab) - row;
+    }
+
+    void fits(int tokens) const {
+        if (tokens > n_ctx) {
+            throw Refused(std::to_string(tokens) + " tokens do not fit into the context of " +
+                          std::to_string(n_ctx) + " tokens");
+        }
+    }
+
+    void known(const std::vector<llama_token> & ids) const {
+        if (ids.empty()) {
+            throw Refused("there are no tokens");
+        }
+        for (const llama_token id : ids) {
+            if (id < 0 || id >= n_vocab) {
+                throw Refused("a token ID is outside the vocabulary of " + std::to_string(n_vocab) + " tokens");
+            }
+        }
+    }
+
+    template <typename Read> std::string text_of(Read read, int index) const {
+        char one[1];
+        std::string text(read(model, index, one, sizeof one) + 1, '\0');
+        read(model, index, text.data(), text.size());
+        text.pop_back();
+        return text;
+    }
+};
+
+// Requests as they come; a closed stdin ends the process at once, whatever it is doing.
+class Requests {
+public:
+    Requests() {
+        std::thread([this] {
+            std::string line;
+            while (std::getline(std::cin, line)) {
+                const std::lock_guard<std::mutex> hold(guard);
+                waiting.push_back(line);
+                ready.notify_one();
+            }
+            _exit(0);
+        }).detach();
+    }
+
+    std::string next() {
+        std::unique_lock<std::mutex> hold(guard);
+        ready.wait(hold, [this] { return !waiting.empty(); });
+        std::string line = std::move(waiting.front());
+        waiting.pop_front();
+        return line;
+    }
+
+private:
+    std::mutex guard;
+    std::condition_variable ready;
+    std::deque<std::string> waiting;
+};
+
+// Unbuffered: what was said last is there when the process aborts.
+static void say(ggml_log_level level, const char * text, void *) {
+    if (level == GGML_LOG_LEVEL_DEBUG || level == GGML_LOG_LEVEL_CONT) {
+        return;
+    }
+    if (std::strstr(text, "model buffer size")) {
+        loading += text;
+    }
+    [[maybe_unused]] const ssize_t written = write(2, text, std::strlen(text));
+}
+
+static json answer(Native *& native, const json & given) {
+    const std::string name = given.at("do");
+    if (name == "load") {
+        native = new Native(given.at("path"), given.at("threads"), given.at("context_tokens"));
+        return native->facts();
+    }
+    if (!native) {
+        throw Refused("no model is loaded");
+    }
+    if (name == "metadata") {
+        return native->metadata();
+    }
+    if (name == "end_ids") {
+        return native->end_ids();
+    }
+    if (name == "tokenize") {
+        return native->tokenize(given.at("text"));
+    }
+    if (name == "detokenize") {
+        return native->detokenize(given.at("ids"));
+    }
+    if (name == "generate") {
+        return native->generate(given.at("ids"), given.at("max_tokens"), given.at("stop_ids"));
+    }
+    if (name == "logits") {
+        return native->logits(given.at("ids"), given.at("first"), given.at("into"));
+    }
+    throw Refused("this is not done on an emulated processor");
+}
+
+int main() {
+    std::FILE * answers = fdopen(dup(1), "w");
+    dup2(2, 1);  // native code prints where it likes; answers have a handle of their own
+    std::signal(SIGINT, SIG_IGN);  // the parent decides what Ctrl-C means
+    llama_log_set(say, nullptr);
+    llama_backend_init();
+    Native * native = nullptr;
+    Requests requests;
+    while (true) {
+        json said;
+        try {
+            said["ok"] = answer(native, json::parse(requests.next()));
+        } catch (const Refused & error) {
+            said = {{"error", error.what()}};
+        } catch (const FileRefused & error) {
+            said = {{"error", std::strerror(error.number)}, {"errno", error.number}, {"file", error.file}};
+        } catch (const json::exception & error) {
+            said = {{"error", error.what()}};
+        }
+        const std::string line = said.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+        std::fwrite(line.data(), 1, line.size(), answers);
+        std::fflush(answers);
+    }
+}
