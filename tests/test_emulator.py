@@ -17,7 +17,7 @@ import tiny
 
 from edgedistill import emulator
 from edgedistill.artifacts import digest_of_file
-from edgedistill.emulator.building import DIGEST, compiled
+from edgedistill.emulator.building import compiled
 from edgedistill.errors import MissingTool, RuntimeFailure, WeightsError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import kl_divergence
@@ -66,9 +66,9 @@ def test_what_does_not_compile_is_told_with_its_last_lines(tmp_path: Path) -> No
 
 
 def test_a_whole_child_is_used_and_a_damaged_one_is_not(tmp_path: Path) -> None:
-    child, index = tmp_path / "child", Index()
+    child, index = tmp_path / f"child-{MARCH}", Index()
     child.write_bytes(b"a program")
-    (tmp_path / DIGEST).write_text(digest_of_file(child), "ascii")
+    (tmp_path / f"{child.name}.sha256").write_text(digest_of_file(child), "ascii")
     assert compiled(tmp_path, "1.0", "0000", MARCH, Silent(), index) == child
     assert index.asked == 0
     child.write_bytes(b"a progrem")

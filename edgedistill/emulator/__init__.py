@@ -78,19 +78,17 @@ def identity(device_class: str) -> str | None:
     processor = PROCESSORS.get(device_class)
     if processor is None or emulator_problem() is not None:
         return None
-    own = {name: files(__name__).joinpath(name).read_text("utf-8") for name in PARTS}
-    return digest_of([SOURCES[_installed()], processor.march, processor.cpu, own])
+    return digest_of([_sources(), processor.march, processor.cpu])
 
 
 def cached(device_class: str, cache: Path | None = None) -> Emulator | None:
     """The emulator of a device class where it was compiled before, else None."""
-    key = identity(device_class)
-    if key is None:
+    if identity(device_class) is None:
         return None
-    from edgedistill.emulator.building import whole
+    from edgedistill.emulator.building import child_of, whole
 
-    folder = _folder(key, cache)
-    return _emulator(device_class, folder / CHILD) if whole(folder) else None
+    child = child_of(_folder(cache), PROCESSORS[device_class].march)
+    return _emulator(device_class, child) if whole(child) else None
 
 
 def prepare_aarch64(device_class: str, progress: Progress, cache: Path | None = None) -> Emulator:
@@ -103,18 +101,23 @@ def prepare_aarch64(device_class: str, progress: Progress, cache: Path | None = 
         RuntimeFailure: they do not compile.
         StorageError: the cache folder cannot be written.
     """
-    key = identity(device_class)
-    if key is None:
+    if identity(device_class) is None:
         raise MissingTool(emulator_problem() or f"there is no processor for '{device_class}'")
     from edgedistill.emulator.building import compiled
 
     version, march = _installed(), PROCESSORS[device_class].march
-    child = compiled(_folder(key, cache), version, SOURCES[version], march, progress)
+    child = compiled(_folder(cache), version, SOURCES[version], march, progress)
     return _emulator(device_class, child)
 
 
-def _folder(key: str, cache: Path | None) -> Path:
-    return (cache or cache_folder().parent) / "emulator" / key[:16]
+def _sources() -> str:
+    """Digest of llama.cpp's sources and of ours."""
+    own = {name: files(__name__).joinpath(name).read_text("utf-8") for name in PARTS}
+    return digest_of([SOURCES[_installed()], own])
+
+
+def _folder(cache: Path | None) -> Path:
+    return (cache or cache_folder().parent) / "emulator" / _sources()[:16]
 
 
 def _emulator(device_class: str, child: Path) -> Emulator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -21,7 +20,6 @@ from edgedistill.weights.cache import locked
 from edgedistill.weights.network import download_source
 
 NAME = "llama.cpp for aarch64"
-DIGEST = f"{CHILD}.sha256"
 CROSS = "aarch64-linux-gnu"
 LLAMA = "vendor/llama.cpp/"
 # What the libraries are made from; the rest (tests, docs, models) is most of the archive.
@@ -49,7 +47,8 @@ def compiled(
     progress: Progress,
     fetch: FetchSource = download_source,
 ) -> Path:
-    """`folder`/child; it appears only when it is whole, and is checked against its digest.
+    """The child for `march`; it appears only when it is whole, and is checked against its digest.
+    Sources and objects stay in `folder`: for another processor only the kernels compile again.
 
     Raises:
         WeightsError: the sources cannot be fetched, or are not the pinned ones.
@@ -59,29 +58,35 @@ def compiled(
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock", NAME, progress):
-            if not whole(folder):
+            child = child_of(folder, march)
+            if not whole(child):
                 source = _source(folder, version, sha256, fetch, progress)
-                made = _compile(folder, source, march, progress)
-                _publish(made, folder)
-                for name in ("source", "build"):
-                    shutil.rmtree(folder / name, ignore_errors=True)
-    return folder / CHILD
+                _publish(_compile(folder, source, march, progress), child)
+    return child
 
 
-def whole(folder: Path) -> bool:
+def child_of(folder: Path, march: str) -> Path:
+    return folder / f"{CHILD}-{march}"
+
+
+def whole(child: Path) -> bool:
     """Whether the child is there, byte for byte as it was compiled."""
-    child, record = folder / CHILD, folder / DIGEST
+    record = _record(child)
     if not child.is_file() or not record.is_file():
         return False
     return digest_of_file(child) == record.read_text("ascii").strip()
 
 
-def _publish(made: Path, folder: Path) -> None:
+def _record(child: Path) -> Path:
+    return child.with_name(f"{child.name}.sha256")
+
+
+def _publish(made: Path, child: Path) -> None:
     """The digest first: a child without it, or with another's, is made again."""
-    write_atomic(folder / DIGEST, digest_of_file(made).encode("ascii"))
+    write_atomic(_record(child), digest_of_file(made).encode("ascii"))
     with made.open("rb+") as stream:
         os.fsync(stream.fileno())
-    os.replace(made, folder / CHILD)
+    os.replace(made, child)
 
 
 def _source(
