@@ -314,6 +314,8 @@ def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
     text = card.model_card()
     assert "**estimate**" in text
     assert "never run on the device" in text
+    assert "| aarch64 (emulated, 24 prompts) | " in text
+    assert "on the kernels of a phone, emulated" in text
     assert "Timed on" not in text
 
 

@@ -138,6 +138,13 @@ def test_a_roofline_target_says_estimate_at_every_figure() -> None:
     assert "an estimate, not measured" in sentence(phone_report().to_json())
 
 
+def test_an_emulated_step_says_so_and_on_how_many_prompts() -> None:
+    html = render(phone_report())
+    assert "emulated aarch64<small>87.5" in html
+    assert "<dt>prompts</dt><dd>24 (before: 91.7" in html
+    assert "emulated aarch64" not in render(sample_report())
+
+
 def test_a_missed_gate_is_seen_at_the_top_and_at_its_step() -> None:
     html = render(missed_report())
     assert html.count("✗ gate missed") == 1

@@ -56,6 +56,7 @@ def test_a_missed_gate_and_an_estimate_are_labelled() -> None:
     assert "missed" in shown(tables.build(one_target(missed_report().to_json())))
     phone = shown(tables.build(one_target(phone_report().to_json())))
     assert "268 tokens/s" in phone
+    assert "aarch64 (quantized to emulated aarch64, 24 prompts)" in " ".join(phone.split())
     assert "(roofline estimate, not measured)" in phone
     assert "times the teacher's" not in phone
 

@@ -36,6 +36,8 @@ NEEDED = (
 # "[12/76]" of ninja, "[ 16%]" of make.
 STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)|%)\]")
 LAST_LINES = 12
+# The user's own flags are meant for this machine's processor.
+FLAGS = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "ASFLAGS")
 FetchSource = Callable[[str, Path], Path]
 
 
@@ -115,10 +117,11 @@ def _unpack(archive: Path, into: Path) -> None:
     """The needed files below vendor/llama.cpp, without the folders above it."""
     with tarfile.open(archive) as members:
         for member in members:
-            inner = member.name.partition("/")[2]
-            if inner.startswith(LLAMA) and inner.removeprefix(LLAMA).startswith(NEEDED):
-                member.name = inner.removeprefix(LLAMA)
-                members.extract(member, into, filter="data")
+            _, inside, name = member.name.partition(f"/{LLAMA}")
+            stream = members.extractfile(member) if inside and name.startswith(NEEDED) else None
+            if stream is not None:  # a file, not a folder or a link
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(stream.read())
 
 
 def _compile(folder: Path, source: Path, march: str, progress: Progress) -> Path:
@@ -157,6 +160,7 @@ def _run(command: list[str], told: Callable[[str], None]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env={name: value for name, value in os.environ.items() if name not in FLAGS},
         text=True,
         errors="replace",
     ) as process:
