@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgedistill import __version__
 from edgedistill.artifacts import (
@@ -33,11 +33,16 @@ from edgedistill.artifacts import (
     write_atomic,
     write_json,
 )
+from edgedistill.browser import WLLAMA
 from edgedistill.errors import ArtifactError
 from edgedistill.memory import PeakMemory
 from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe
 from edgedistill.target import Target
+
+if TYPE_CHECKING:
+    from edgedistill.report.card import Card
 
 Json = Mapping[str, Any]
 STAGE = "pack"
@@ -87,7 +92,7 @@ def pack(
     identity = _identity(recipe, target, report, quantized, student)
 
     def fill(making: Path) -> None:
-        _fill(making, recipe, target, report, quantized, exported, student, chain)
+        _fill(making, recipe, target, report, quantized, exported, student, chain, progress)
 
     facts = {"model": quantized.model.name, "format": quantized.format}
     return _publish(folder, identity, facts, chain, fill, progress)
@@ -196,8 +201,13 @@ def _identity(
             ),
         },
         inputs={"report": report.digest, "quantized": quantized.digest, "student": student.digest},
-        tools={"edgedistill": __version__},
+        tools={"edgedistill": __version__, **_runtime(target)},
     )
+
+
+def _runtime(target: Target) -> dict[str, str]:
+    """What of other projects a bundle holds besides the model."""
+    return {WLLAMA.name: WLLAMA.version} if target.runtime == "wllama" else {}
 
 
 def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -219,6 +229,7 @@ def _fill(
     exported: Exported,
     student: Student,
     chain: Mapping[str, Json],
+    progress: Progress,
 ) -> None:
     """Write everything but the manifest."""
     from edgedistill.report import render_html
@@ -239,6 +250,23 @@ def _fill(
     shutil.copyfile(quantized.model, folder / quantized.model.name)
     for path in (report.file, report.folder / "fidelity.json"):
         shutil.copyfile(path, folder / path.name)
+    if target.runtime == "wllama":
+        for name, body in _page(card, quantized, progress).items():
+            write_atomic(folder / name, body)
+
+
+def _page(card: Card, quantized: Quantized, progress: Progress) -> dict[str, bytes]:
+    """The page that runs the model in a browser, with the runtime it needs."""
+    from edgedistill.browser import package_files, page_files, student_config
+
+    spec = card.recipe.student
+    config = student_config(
+        quantized.model,
+        StudentPrompt(card.student.folder, spec),
+        max_tokens=spec.max_tokens,
+        context_tokens=card.target.context_tokens,
+    )
+    return page_files(config, card.page(), package_files(progress))
 
 
 def write_page(

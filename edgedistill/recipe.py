@@ -193,6 +193,9 @@ class BenchSpec(Strict):
         description="held-out prompts run on an emulated ARM processor, for targets that have one "
         "and are not at hand; slow (half a minute a prompt), 0 turns it off",
     )
+    browser_prompts: int = Field(
+        48, ge=0, description="held-out prompts asked in the browser of a wllama target; 0: none"
+    )
     seed: int = Field(0, description="which prompts are timed or emulated, and of the bootstrap")
 
 

@@ -91,7 +91,9 @@ class Spread:
 class Latency:
     """One model answering the held-out prompts one at a time."""
 
-    who: str  # "teacher" | "student" (both over HTTP, streaming) | "student in process"
+    # "teacher" | "student" (both over HTTP, streaming) | "student in process" | "student in the
+    # browser"
+    who: str
     prompts: int
     time_to_first_token: Spread
     end_to_end: Spread
@@ -125,6 +127,27 @@ class Estimate:
     bytes_read_per_token: int
     formula: str
     sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class InBrowser:
+    """The file that ships, in wllama in a real browser, against llama.cpp on the building machine.
+
+    All over the same `prompts` held-out prompts. `kld` is KL(llama.cpp || wllama) per token of the
+    teacher's answers over the full vocabulary, from wllama's float32 probabilities; None where one
+    of those overflowed.
+    """
+
+    measured: bool
+    why_not: str  # "" when it was measured
+    runtime: str  # wllama's version and its llama.cpp build
+    browser: str
+    prompts: int
+    misread: int  # prompts whose text or token IDs were not those of training
+    same_answers: Interval | None  # answers that are llama.cpp's, letter by letter
+    agreement: Interval | None  # with the teacher, in the browser
+    agreement_native: Interval | None  # with the teacher, by llama.cpp
+    kld: dict[str, float] | None  # mean_kld, p99_kld, max_kld, top1, tokens
 
 
 @dataclass(frozen=True)
@@ -183,7 +206,7 @@ class BenchResult:
     links: list[Link]
     candidates: list[Candidate]
     training: list[TrainingPoint]
-    latency_kind: str  # "measured" | "roofline"
+    latency_kind: str  # "measured" | "roofline" | "browser"
     latencies: list[Latency]
     speedup_p50: float | None  # teacher's end-to-end p50 / student's, same prompts, in turn
     llama_bench: list[LlamaBench]
@@ -191,6 +214,7 @@ class BenchResult:
     examples: list[Example]
     gates: list[Gate]
     notes: list[str] = field(default_factory=list)
+    in_browser: InBrowser | None = None  # only for a target whose runtime is a browser
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,6 +20,7 @@ GGUF_FORMATS = (
     "F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M "
     "Q3_K_S Q2_K"
 ).split()
+WLLAMA_FILE_MB = 2147  # 2^31 bytes
 
 
 class Roofline(Strict):
@@ -128,7 +129,7 @@ class Target(Strict):
     device_class: Literal["laptop", "desktop", "phone", "board", "browser"] = Field(
         description="kind of device"
     )
-    runtime: Literal["llama.cpp"] = Field(description="what runs the model there")
+    runtime: Literal["llama.cpp", "wllama"] = Field(description="what runs the model there")
     formats: tuple[str, ...] = Field(
         min_length=1,
         description="candidate quantization types, with an importance matrix where the name ends "
@@ -137,8 +138,9 @@ class Target(Strict):
     allocations: tuple[AllocationSpec, ...] = Field(
         (), description="candidates of our own beside them; the smallest inside the gates wins"
     )
-    latency: Literal["measured", "roofline"] = Field(
-        description="measured: timed on the building machine; roofline: estimated, never timed"
+    latency: Literal["measured", "roofline", "browser"] = Field(
+        description="measured: timed on the building machine; browser: timed in a browser on the "
+        "building machine; roofline: estimated, never timed"
     )
     threads: int | None = Field(
         None, ge=1, description="threads; none: the physical cores of the machine that measures"
@@ -168,7 +170,21 @@ class Target(Strict):
             raise ValueError("budget_tokens_per_second needs the field roofline")
         if self.latency == "roofline" and self.roofline is None:
             raise ValueError("latency: roofline needs the field roofline")
+        if self.runtime == "wllama":
+            self._in_a_browser()
+        elif self.latency == "browser":
+            raise ValueError("latency: browser needs runtime: wllama")
         return self
+
+    def _in_a_browser(self) -> None:
+        if self.latency == "measured":
+            raise ValueError("latency: measured times llama.cpp itself; for wllama write browser")
+        most = self.gates.max_file_mb
+        if most is None or most > WLLAMA_FILE_MB:
+            raise ValueError(
+                "runtime: wllama needs gates.max_file_mb, what a visitor may have to download, of "
+                f"at most {WLLAMA_FILE_MB} (wllama reads no larger file)"
+            )
 
 
 def load_target(path: Path, shown: str | None = None) -> Target:

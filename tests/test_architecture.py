@@ -17,7 +17,7 @@ PACKAGE = ROOT / "edgedistill"
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"artifacts", "errors", "families", "library", "memory", "names", "number_formats",
             "progress", "recipe", "results", "target", "yamlfile"}),
-    ("parts", {"activations", "checks", "emulator", "fidelity", "ggml", "gguf_header",
+    ("parts", {"activations", "browser", "checks", "emulator", "fidelity", "ggml", "gguf_header",
             "gguf_tokenizer", "hyperparameters", "importance", "machine", "own_environment",
             "prompting", "quantize_request", "report", "runtime", "runtime_child", "student",
             "teacher", "tensors", "tokenmix", "torch_runtime", "training", "weights",

@@ -29,6 +29,7 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
+from edgedistill.browser import WLLAMA, find_browser
 from edgedistill.checks import check_identity
 from edgedistill.errors import GateFailed
 from edgedistill.progress import Progress
@@ -39,6 +40,8 @@ from edgedistill.tokenmix import TokenMix
 
 REPORT = "report.json"
 NOT_MEASURED = {"licence", "port", "start_seconds", "weights", "api_key_env"}
+# Prompts that are asked only where a target is emulated or runs in a browser.
+NOT_EVERYWHERE = {"emulated_prompts", "browser_prompts"}
 NOT_OF_THE_WINNER = {"formats", "allocations", "description"}
 TOOLS = ("llama-cpp-python", "torch", "transformers", "peft", "numpy", "openai")
 
@@ -131,8 +134,7 @@ def _identity(build: Build) -> Identity:
         version=3,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
-            # Only where it is emulated does the number of emulated prompts matter.
-            "bench": recipe.bench.model_dump(mode="json", exclude={"emulated_prompts"}),
+            "bench": recipe.bench.model_dump(mode="json", exclude=NOT_EVERYWHERE),
             "emulated": emulated.identity(recipe.bench, target),
             "gates": recipe.gates.model_dump(mode="json"),
             "check": check_identity(recipe.check),
@@ -145,7 +147,16 @@ def _identity(build: Build) -> Identity:
                 mode="json", exclude={"formats", "allocations", "description"}
             ),
             "machine": machine.fingerprint(),
+            **_browser(build),
         },
         inputs=inputs,
         tools=tool_versions(*TOOLS),
     )
+
+
+def _browser(build: Build) -> dict[str, Any]:
+    """Only a target that runs in a browser is measured again when there is one, or another."""
+    if build.target.runtime != "wllama":
+        return {}
+    shown = {"wllama": WLLAMA.version, "here": find_browser() is not None}
+    return {"browser": {**shown, "prompts": build.recipe.bench.browser_prompts}}

@@ -15,6 +15,7 @@ from edgedistill.bench import REPORT, Build, emulated
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import Step, link, measure_chain, recorded, steps_of
 from edgedistill.bench.gates import with_clock, without_clock
+from edgedistill.bench.in_browser import Found, browse
 from edgedistill.bench.models import (
     Model,
     context_needed,
@@ -66,12 +67,17 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
     links = _links(build, steps, klds, agreements, resume)
+    own = _own_prompt(build)
     if emulated.wanted(spec, build.target):
         more, told = _emulated(
-            build, rows, _own_prompt(build), context, checker, same["quantized"], resume, progress
+            build, rows, own, context, checker, same["quantized"], resume, progress
         )
         links, notes = links + more, notes + told
-    speed, guess = _speed(build, rows, _own_prompt(build), context, out, resume, progress)
+    page = None
+    if build.target.runtime == "wllama":
+        given = answers["quantized"]
+        page = browse(build, rows, own, context, models[-1], given, checker, resume, progress)
+    speed, guess = _speed(build, rows, own, context, page, out, resume, progress)
     notes += speed.notes
     if needed > build.target.context_tokens:
         notes.append(
@@ -79,7 +85,9 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
             f"prompt with a full answer needs {needed}, and was measured with that many"
         )
     shown = examples(rows, answers["quantized"], same["quantized"], spec.examples)
-    result = _result(build, checker.description, agreements, links, speed, guess, shown, notes)
+    result = _result(
+        build, checker.description, agreements, links, speed, guess, page, shown, notes
+    )
     _write(folder, result, rows, answers, same)
     return _facts(result, folder)
 
@@ -228,11 +236,17 @@ def _speed(
     rows: Sequence[EvalRow],
     prompt: StudentPrompt,
     context: int,
+    page: Found | None,
     out: Path,
     resume: Path,
     progress: Progress,
 ) -> tuple[Measured, Estimate | None]:
     target = build.target
+    if target.latency == "browser" and page is not None:
+        why = page.step.why_not
+        return Measured(
+            page.latencies, None, [], [f"speed was not measured: {why}"] * bool(why)
+        ), None
     if target.roofline is not None and target.latency == "roofline":
         asked = median(len(prompt.prompt_ids(row.prompt, row.history)) for row in rows)
         answered = median(len(prompt.answer_ids(row.answer)) for row in rows)
@@ -263,6 +277,7 @@ def _result(
     links: list[Link],
     speed: Measured,
     guess: Estimate | None,
+    page: Found | None,
     shown: list[Any],
     notes: list[str],
 ) -> BenchResult:
@@ -294,8 +309,9 @@ def _result(
         llama_bench=speed.llama_bench,
         estimate=guess,
         examples=shown,
-        gates=still + with_clock(target, speed.llama_bench),
+        gates=still + with_clock(target, speed.llama_bench) + (page.gates if page else []),
         notes=notes,
+        in_browser=page.step if page else None,
     )
 
 

@@ -59,7 +59,14 @@ class Chromium:
         more = ("--no-sandbox",) if root else ()
         try:
             self._process = subprocess.Popen(
-                [browser, *SWITCHES, *more, *switches, f"--user-data-dir={self._profile.name}", url],
+                [
+                    browser,
+                    *SWITCHES,
+                    *more,
+                    *switches,
+                    f"--user-data-dir={self._profile.name}",
+                    url,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._printed,

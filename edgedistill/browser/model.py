@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -101,19 +101,19 @@ class WllamaModel:
             try:
                 done = self._server.result(WAIT_SECONDS)
             except PageFailed as error:
-                self._fail(f"the browser cannot {verb}: {error}")
+                raise self._failure(f"the browser cannot {verb}: {error}") from None
             if done is not None:
                 return done
             code = self._chromium.exit_code()
             if code is not None:
-                self._fail(f"the browser died while it should {verb} (exit code {code})")
-        self._fail(f"the browser gave no answer to {verb} within {seconds:.0f} s")
+                raise self._failure(f"the browser died while it should {verb} (exit code {code})")
+        raise self._failure(f"the browser gave no answer to {verb} within {seconds:.0f} s")
 
-    def _fail(self, what: str) -> NoReturn:
+    def _failure(self, what: str) -> RuntimeFailure:
         lines = self._chromium.last_lines()
         self.close()
         said = "".join(f"\n    {line}" for line in lines)
-        raise RuntimeFailure(
+        return RuntimeFailure(
             f"{what}; its last lines:{said}" if said else what,
             where=str(self._model),
             hint="the file may be damaged, or larger than this browser's memory; "

@@ -1,4 +1,4 @@
-"""A loopback server for one page that works for us: it asks for jobs and sends back what it made."""
+"""A loopback server for one page that works for us: it asks for jobs and sends back results."""
 
 from __future__ import annotations
 

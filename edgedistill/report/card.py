@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from edgedistill.artifacts import Student
+from edgedistill.browser import WLLAMA
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import Recipe, StudentSpec
 from edgedistill.report import units
@@ -46,6 +47,27 @@ class Card:
         template = ollama_template(self.student, self.recipe.student)
         return _render("Modelfile.jinja", self._names | {"template": template})
 
+    def page(self) -> dict[str, Any]:
+        """What the page of a browser bundle shows."""
+        report = self.report
+        shipped = self._names["agreement"]["quantized"]["overall"]
+        return {
+            "name": self.recipe.name,
+            "description": self.recipe.description,
+            "language": self.recipe.language,
+            "megabytes": units.megabytes(report["model_bytes"]),
+            "example": self._asked(),
+            "facts": f"{report['model_file']}, {units.megabytes(report['model_bytes'])}. It gives "
+            f"the teacher's answer on {units.percent(shipped['value'])} of {shipped['n']} "
+            f"held-out prompts ({units.span(shipped)}). What it says may be wrong.",
+        }
+
+    def _asked(self) -> str:
+        """A held-out prompt to try, if there is one with the teacher's answer."""
+        shown = self.report["examples"]
+        right = [example["prompt"] for example in shown if example["same"]]
+        return str(next(iter(right), shown[0]["prompt"] if shown else "Hello"))
+
     @cached_property
     def _names(self) -> dict[str, Any]:
         prompt = StudentPrompt(self.student.folder, self.recipe.student)
@@ -59,13 +81,12 @@ class Card:
             "prompt_template": prompt.render("{prompt}"),
             "stop": prompt.decode([prompt.stop_id]),
             "licence": licence(self.student.licence),
+            "wllama": WLLAMA if self.target.runtime == "wllama" else None,
         }
 
     def _commands(self) -> dict[str, str]:
         """Arguments of the run instructions, quoted for Python and for a shell."""
-        shown = self.report["examples"]
-        right = [example["prompt"] for example in shown if example["same"]]
-        asked = next(iter(right), shown[0]["prompt"] if shown else "Hello")
+        asked = self._asked()
         prompt = StudentPrompt(self.student.folder, self.recipe.student)
         messages = prompt.messages(asked)
         system = self.recipe.student.system
