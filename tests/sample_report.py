@@ -13,6 +13,7 @@ from edgedistill.results import (
     Estimate,
     Example,
     Gate,
+    InBrowser,
     Interval,
     Latency,
     Link,
@@ -114,6 +115,22 @@ def phone_report() -> BenchResult:
             },
         ),
     )
+
+
+def browser_report(measured: bool = True) -> BenchResult:
+    """A browser build, on a machine with a browser or without one."""
+    page = InBrowser(
+        True, "", "wllama 2.3.7 (llama.cpp b7179, one thread)", "HeadlessChrome/150", 48, 0,
+        _interval(0.958, 48), _interval(0.875, 48), _interval(0.896, 48),
+        {"mean_kld": 7.3e-4, "p99_kld": 0.0128, "max_kld": 0.0141, "top1": 0.999, "tokens": 1100},
+    )  # fmt: skip
+    absent = InBrowser(False, "no Chromium here", "wllama 2.3.7", "", 0, 0, *[None] * 4)
+    return replace(
+        sample_report(),
+        target="browser", latency_kind="browser", speedup_p50=None, llama_bench=[],
+        latencies=[_latency("student in the browser", 2.1, 0.8, 14.0, 6.0, 380_000_000)] * measured,
+        in_browser=page if measured else absent,
+    )  # fmt: skip
 
 
 def missed_report() -> BenchResult:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_report import phone_report, sample_report
+from sample_report import browser_report, phone_report, sample_report
 
 from edgedistill.artifacts import Bundle, Exported, Quantized, Report, Student, digest_of_file
 from edgedistill.errors import ArtifactError
@@ -317,6 +317,18 @@ def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
     assert "| aarch64 (emulated, 24 prompts) | " in text
     assert "on the kernels of a phone, emulated" in text
     assert "Timed on" not in text
+
+
+def test_texts_of_a_browser_bundle_name_the_page_and_the_runtimes_licence(parts: Parts) -> None:
+    target = make_target("browser").model_copy(update={"runtime": "wllama"})
+    figures = json.loads(json.dumps(browser_report().to_json()))
+    card = Card(make_recipe(), target, parts.student, figures, {"edgedistill": "0"})
+    readme, model_card, page = card.readme(), card.model_card(), card.page()
+    assert "python -m http.server" in readme
+    assert "`web/`" in readme
+    assert re.search(r"@wllama/wllama \S+ \(MIT\)", model_card)
+    assert "letter by letter on 95.8" in model_card
+    assert page["example"] in {row["prompt"] for row in figures["examples"]}
 
 
 def test_modelfile_prompts_as_in_training(bundle: Bundle, parts: Parts) -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from sample_report import missed_report, phone_report, sample_report
+from sample_report import browser_report, missed_report, phone_report, sample_report
 
 from edgedistill.report import render_html
 from edgedistill.report.html import sentence
@@ -143,6 +143,24 @@ def test_an_emulated_step_says_so_and_on_how_many_prompts() -> None:
     assert "emulated aarch64<small>87.5" in html
     assert "<dt>prompts</dt><dd>24 (before: 91.7" in html
     assert "emulated aarch64" not in render(sample_report())
+def test_a_browser_target_shows_what_the_browser_changed() -> None:
+    text = re.sub(r"\s+", " ", Page(render(browser_report())).text)
+    assert "48 of 48" in text
+    assert "95.8 %" in text
+    assert "teacher and student in turn" not in text
+    assert "student in the browser" in text
+
+
+def test_a_browser_that_was_not_there_is_said_twice() -> None:
+    html = render(browser_report(measured=False))
+    assert "NOT MEASURED" in html
+    assert html.count("no Chromium here") == 2
+
+
+def test_a_report_of_before_there_were_browsers_still_renders() -> None:
+    report = json.loads(json.dumps(sample_report().to_json()))
+    del report["in_browser"]
+    assert "In the browser" not in render_html(report, PROVENANCE)
 
 
 def test_a_missed_gate_is_seen_at_the_top_and_at_its_step() -> None:
