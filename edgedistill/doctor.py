@@ -19,6 +19,7 @@ from typing import Any, Literal
 import psutil
 
 from edgedistill import emulator, machine, weights
+from edgedistill.browser import find_browser
 
 State = Literal["ok", "missing", "note"]
 LOAD_SECONDS = 60
@@ -143,6 +144,8 @@ def _tools() -> Iterator[Finding]:
     compiler = _first_of("c++", "g++", "clang++", "cl")
     hint = COMPILER_HINTS.get(platform.system(), "install a C++ compiler")
     yield _tool("compiler", compiler, f"needed to build llama-cpp-python: {hint}")
+    hint = "only to measure a target that runs in a browser: install Chromium, Chrome or Edge"
+    yield _tool("browser", find_browser(), hint)
     yield _tool("cmake", _first_of("cmake"), "only to build by hand; pip brings its own")
     yield _emulation()
 

@@ -47,7 +47,10 @@ class TargetGates(Strict):
         description="fitted: largest rise of the teacher's text's NLL, nats a token",
     )
     min_tokens_per_second: float | None = Field(
-        None, gt=0, description="slowest decode (tg128), tokens/s; only where it is measured"
+        None,
+        gt=0,
+        description="slowest decode, tokens/s (tg128, or the median answer in a browser); only "
+        "where it is measured",
     )
 
 

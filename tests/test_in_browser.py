@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,12 @@ def test_one_prompt_is_no_loss_of_agreement(prompt: StudentPrompt, tmp_path: Pat
     made = step(FakePage(prompt), tmp_path, prompts=2).measure(ROWS, NATIVE, Silent()).step
     (drop,) = [g for g in bounds(made, TargetGates()) if g.name == "browser_agreement_drop"]
     assert drop.bound == 0.5
+
+
+def test_a_slow_browser_breaks_a_speed_gate(prompt: StudentPrompt, tmp_path: Path) -> None:
+    gates = TargetGates(min_tokens_per_second=3)  # the page does 2
+    found = replace(step(FakePage(prompt), tmp_path), gates=gates).measure(ROWS, NATIVE, Silent())
+    assert [g.name for g in found.gates if not g.passed] == ["tokens_per_second"]
 
 
 def test_no_browser_is_said_and_nothing_is_gated() -> None:

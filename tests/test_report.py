@@ -143,6 +143,8 @@ def test_an_emulated_step_says_so_and_on_how_many_prompts() -> None:
     assert "emulated aarch64<small>87.5" in html
     assert "<dt>prompts</dt><dd>24 (before: 91.7" in html
     assert "emulated aarch64" not in render(sample_report())
+
+
 def test_a_browser_target_shows_what_the_browser_changed() -> None:
     text = re.sub(r"\s+", " ", Page(render(browser_report())).text)
     assert "48 of 48" in text

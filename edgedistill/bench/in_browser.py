@@ -20,7 +20,7 @@ from edgedistill.artifacts import write_json
 from edgedistill.bench import Build
 from edgedistill.bench.agreement import Answers, bootstrap
 from edgedistill.bench.chain import drop
-from edgedistill.bench.gates import at_most
+from edgedistill.bench.gates import at_least, at_most
 from edgedistill.bench.latency import Timing, choose, summary
 from edgedistill.bench.models import Model, supervised
 from edgedistill.browser import (
@@ -186,7 +186,7 @@ class BrowserStep:
             for entry in made
         ]
         latency = summary(WHO, timings, state["cold"], state["memory"], state["reused"])
-        return Found(step, [latency], bounds(step, self.gates))
+        return Found(step, [latency], bounds(step, self.gates) + _speed(latency, self.gates))
 
 
 def browse(
@@ -237,6 +237,13 @@ def bounds(step: InBrowser, gates: TargetGates) -> list[Gate]:
         lost = drop(step.agreement_native.value, step.agreement.value)
         made.append(at_most("bench", "browser_agreement_drop", round(bound, 9), lost))
     return made
+
+
+def _speed(latency: Latency, gates: TargetGates) -> list[Gate]:
+    bound = gates.min_tokens_per_second
+    if bound is None:
+        return []
+    return [at_least("bench", "tokens_per_second", bound, latency.tokens_per_second.p50)]
 
 
 def _kld(made: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
