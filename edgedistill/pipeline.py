@@ -31,7 +31,8 @@ from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
 from edgedistill.fit import allocate, fit, measure_sensitivity, prove
 from edgedistill.merge import merge
-from edgedistill.pack import pack, pack_optimum, write_page
+from edgedistill.pack import pack, write_page
+from edgedistill.pack.optimum import pack_optimum
 from edgedistill.progress import Progress, Silent, Task
 from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
 from edgedistill.recipe import Recipe

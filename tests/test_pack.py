@@ -16,7 +16,8 @@ from sample_report import browser_report, phone_report, sample_report
 
 from edgedistill.artifacts import Bundle, Exported, Quantized, Report, Student, digest_of_file
 from edgedistill.errors import ArtifactError
-from edgedistill.pack import pack, reduced
+from edgedistill.pack import pack
+from edgedistill.pack.publishing import reduced
 from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe, StudentSpec
