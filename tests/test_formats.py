@@ -129,7 +129,7 @@ def test_as_a_quantized_file(file_type: str, name: str, exported: Path, tmp_path
     assert name in seen
 
 
-@pytest.mark.parametrize("name", ["F16", "Q4_0", "IQ4_NL", "Q4_K", "int4-b32-asym"])
+@pytest.mark.parametrize("name", ["F32", "F16", "Q4_0", "IQ4_NL", "Q4_K", "int4-b32-asym"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_gradient_goes_straight_through(name: str, frozen: bool) -> None:
     weight = weights("normal").requires_grad_()

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgedistill.fit.block_formats import BELOW_HALF, Steps, inverse
+from edgedistill.fit.block_formats import BELOW_HALF, Steps, bounds, inverse
 from edgedistill.number_formats import OnnxFormat
 
 
 def steps(rows: Tensor, made: OnnxFormat) -> Steps:
     """The steps of each block of rows [n, columns]; `offset` is the zero point, a code."""
     x = _blocks(rows, made.block)
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    low, high = bounds(x)
     if made.symmetric:
         middle = float(2 ** (made.bits - 1))
         scale = torch.where(high.abs() > low.abs(), high, low) * (-1 / middle)

@@ -114,7 +114,7 @@ def _with_minimum(top: int) -> SearchedFormat:
         x = rows.reshape(-1, BLOCK).t().contiguous()
         w = block_weights(rows, importance).t().contiguous()
         sums = (ordered_sum(w), ordered_sum(w * x))
-        low, high = torch.aminmax(x, dim=0)
+        low, high = x.amin(0), x.amax(0)
         low = low.clamp(max=0.0)
         scale = (low.new_full((1,), float(top)) / (high - low)).reciprocal()
         factor = _over(float(top), high - low)
