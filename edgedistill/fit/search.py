@@ -12,7 +12,7 @@ from typing import Any
 
 from edgedistill.progress import Progress
 
-ROUNDS = 3
+ROUNDS = 2
 Sizes = Mapping[str, Mapping[str, int]]
 Types = dict[str, str]
 
@@ -33,19 +33,20 @@ def search(
     proposed = solve(sizes)
     assert proposed is not None
     best, least = proposed, trial.kld(proposed)
-    with progress.task("try allocations", None) as task:
-        for _ in range(ROUNDS):
-            task.advance(shown=f"KLD {least:.5f}")
-            offers = [
-                (trial.kld(types), without, types)
-                for kind in sorted(set(best.values()))
-                if (without := _without(sizes, kind)) is not None
-                and (types := solve(without)) is not None
-            ]
-            found = min(offers, key=lambda offer: offer[0], default=None)
-            if found is None or found[0] >= least:
-                break
-            least, sizes, best = found
+    for _ in range(ROUNDS):
+        offers = []
+        kinds = sorted(set(best.values()))
+        with progress.task("try allocations", len(kinds), "choices") as task:
+            for kind in kinds:
+                without = _without(sizes, kind)
+                types = None if without is None else solve(without)
+                if without is not None and types is not None:
+                    offers.append((trial.kld(types), without, types))
+                task.advance(shown=f"KLD {min([least, *(o[0] for o in offers)]):.5f}")
+        found = min(offers, key=lambda offer: offer[0], default=None)
+        if found is None or found[0] >= least:
+            break
+        least, sizes, best = found
     return best, least
 
 

@@ -17,6 +17,7 @@ from edgedistill.importance import read_importance
 from edgedistill.tensors import matrices, read_layout
 from edgedistill.torch_runtime import TorchModel, load_model
 
+ROWS = 20  # prompts that a trial looks at: two choices are compared on the same ones
 Asked = Sequence[tuple[Sequence[int], Sequence[int]]]  # prompt and answer as token IDs
 
 
@@ -44,7 +45,7 @@ class Trial:
             name: own[source] for name, (source, _, _) in matrices(read_layout(folder)).items()
         }
         self._importance = importance
-        self._rows = [([*prompt, *answer], len(prompt)) for prompt, answer in asked]
+        self._rows = [([*prompt, *answer], len(prompt)) for prompt, answer in asked[:ROWS]]
         self._runs = TorchModel.of(self.model)
         self._reference = list(self._runs.logits(self._rows))
 
