@@ -260,8 +260,9 @@ def quantize(
     types: dict[str, int],
     pure: bool,
 ) -> None:
-    """llama.cpp's quantization to the file type LLAMA_FTYPE_MOSTLY_<format> (tools/quantize)."""
-    number = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{format}", None)
+    """llama.cpp's quantization to the file type LLAMA_FTYPE_MOSTLY_<format>, or F32."""
+    name = "ALL_F32" if format == "F32" else f"MOSTLY_{format}"
+    number = getattr(lib, f"LLAMA_FTYPE_{name}", None)
     if number is None:
         raise Refused(f"llama.cpp has no format {format}")
     options = lib.llama_model_quantize_default_params()
