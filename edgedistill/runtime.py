@@ -155,6 +155,7 @@ def quantize_file(
     importance: Path | None = None,
     types: Mapping[str, str] | None = None,
     pure: bool = False,
+    request_seconds: float = QUANTIZE_SECONDS,
 ) -> QuantizedFile:
     """llama.cpp's quantization of a GGUF f32, f16 or bf16 file; `destination` appears only when
     complete.
@@ -166,13 +167,14 @@ def quantize_file(
 
     Raises:
         ArtifactError: the source is damaged or quantized already, or the matrix is another model's.
-        RuntimeFailure: an unknown format, type or tensor, or llama.cpp refused or died.
+        RuntimeFailure: an unknown format, type or tensor, or llama.cpp refused, died, or gave no
+            answer within `request_seconds`.
         OSError: the disk is full.
     """
     wanted = types or {}
     check_request(source, format, importance, wanted)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    child = _Child(source, QUANTIZE_SECONDS)
+    child = _Child(source, request_seconds)
     try:
         child.ask(
             "quantize",
