@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,14 @@ def test_a_matrix_of_another_model(sums: dict[str, Any], message: str) -> None:
     with pytest.raises(ArtifactError, match=message) as failure:
         require_fit(replace(IMPORTANCE, sums=sums), Path("i.gguf"), MODEL)
     assert failure.value.where == "i.gguf"
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_a_damaged_matrix_is_an_error_or_taken(tmp_path: Path, number: int) -> None:
+    file, chance = tmp_path / "i.gguf", random.Random(number)
+    write_importance(file, IMPORTANCE)
+    content = bytearray(file.read_bytes())
+    content[chance.randrange(len(content))] = chance.choice([0, 255, chance.randrange(256)])
+    file.write_bytes(content[: chance.choice([len(content), chance.randrange(len(content))])])
+    with contextlib.suppress(ArtifactError):  # any other error is a fault of the reader
+        read_importance(file)
