@@ -4,6 +4,7 @@ own page. Needs Chromium, and wllama in the cache or the npm registry."""
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from fakes import FakeTeacher
 from tiny import tiny_student
+from world import API_TEACHER, RECIPE, TARGET, make_world
 
 from edgedistill.browser import (
     WllamaModel,
     find_browser,
+    package_file,
     package_files,
     page_files,
     student_config,
@@ -174,3 +178,34 @@ def test_a_killed_browser_is_an_error_and_nothing_stays(tiny: Tiny) -> None:
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree):
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_a_build_for_the_browser_is_measured_there_and_ships_its_page(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    with FakeTeacher(answer=lambda prompt: prompt.rsplit(" ", 1)[-1]) as teacher:
+        spoken = {**API_TEACHER, "base_url": teacher.base_url}
+        world = make_world(tmp_path, spoken)
+        recipe = {**RECIPE, "teacher": spoken}
+        recipe["bench"] = {**RECIPE["bench"], "browser_prompts": 3}
+        recipe["distill"] = {**RECIPE["distill"], "epochs": 1, "evaluations": 1}
+        (world.home / "recipe" / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
+        gates = {"max_agreement_drop": 1.0, "max_file_mb": 50}
+        target = {**TARGET, "runtime": "wllama", "latency": "browser", "gates": gates}
+        target |= {"formats": ["Q8_0"], "device_class": "browser"}
+        world.target.write_text(json.dumps(target), "utf-8")
+        kept = package_file(cache=world.home / "cache")
+        kept.parent.mkdir(parents=True)
+        shutil.copyfile(package_file(), kept)
+        world.run()
+    report = json.loads((world.bundle / "report.json").read_text("utf-8"))
+    page = report["in_browser"]
+    assert (page["measured"], page["prompts"], page["misread"]) == (True, 3, 0)
+    assert page["kld"]["mean_kld"] < 1e-2
+    assert [row["who"] for row in report["latencies"]] == ["student in the browser"]
+    assert "In the browser" in (world.bundle / "report.html").read_text("utf-8")
+    config = json.loads((world.bundle / "web" / "student.json").read_text("utf-8"))
+    assert (world.bundle / config["model"]).stat().st_size == config["bytes"]
+    listed = json.loads((world.bundle / "manifest.json").read_text("utf-8"))
+    assert {"index.html", "web/wllama/wllama.wasm"} <= set(listed["outputs"])
+    assert listed["tools"]["@wllama/wllama"]
