@@ -20,6 +20,9 @@ from edgedistill.recipe import StudentSpec
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# Tokens at which llama.cpp stops beside the EOS token (src/llama-vocab.cpp); `verify` looks whether
+# it does.
+ENDS_OF_TURN = ("<end_of_turn>", "<|end|>", "<|eot_id|>", "<|im_end|>")
 PROBE = "edgedistill-probe-answer"
 Message = Mapping[str, str]
 
@@ -27,11 +30,12 @@ Message = Mapping[str, str]
 class StudentPrompt:
     """The prompt of a student (its folder holds `tokenizer.json` and `tokenizer_config.json`).
 
-    `stop_ids` holds the token the chat template ends an assistant turn with.
+    `stop_id` is the token the chat template ends an assistant turn with; `stop_ids` holds it and
+    the end-of-sequence token, which may be another (Gemma, Phi-3).
 
     Raises:
         WeightsError: no chat template, a template that does not render, or one whose assistant
-            turn is not: generation prompt, answer, end-of-sequence token.
+            turn is not: generation prompt, answer, end-of-sequence or other special token.
     """
 
     def __init__(self, folder: Path, spec: StudentSpec) -> None:
@@ -46,10 +50,9 @@ class StudentPrompt:
         stop = self._tokenizer.token_to_id(self._eos)
         if stop is None:
             self._refuse(f"its end-of-sequence token {self._eos!r} is not in its vocabulary")
-        self.stop_id: int = stop
-        self.stop_ids: frozenset[int] = frozenset({stop})
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self._check_assistant_turn()
+        self.stop_id: int = self._end_of_turn(stop)
+        self.stop_ids: frozenset[int] = frozenset({stop, self.stop_id})
 
     def messages(self, prompt: str, history: Sequence[Message] = ()) -> list[dict[str, str]]:
         """The conversation the student sees for one prompt of the token mix and what was said
@@ -110,7 +113,7 @@ class StudentPrompt:
         except TemplateError as error:
             self._refuse(f"its chat template is not valid Jinja: {error}", error)
 
-    def _check_assistant_turn(self) -> None:
+    def _end_of_turn(self, eos: int) -> int:
         asked = self.messages("a question")
         begun = self.render_messages(asked, add_generation_prompt=True)
         answered = [*asked, {"role": "assistant", "content": PROBE}]
@@ -121,11 +124,15 @@ class StudentPrompt:
                 f"that prompt ends with {begun[-40:]!r}, the conversation with {whole[-80:]!r}"
             )
         end = whole[len(begun + PROBE) :].strip()
-        if end != self._eos:
+        if end == self._eos:
+            return eos
+        found = self._tokenizer.token_to_id(end) if end in ENDS_OF_TURN else None
+        if found is None:
             self._refuse(
                 f"its chat template ends an assistant turn with {end!r}, "
                 f"but its end-of-sequence token is {self._eos!r}: it would never stop"
             )
+        return int(found)
 
     def _refuse(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise WeightsError(

@@ -22,6 +22,7 @@ from edgedistill.artifacts import (
 )
 from edgedistill.errors import WeightsError
 from edgedistill.families import ARCHITECTURES, known_names
+from edgedistill.gguf_student import check_student, complete_config
 from edgedistill.gguf_tokenizer import NAME, build_tokenizer, tokenizer_config
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
@@ -71,7 +72,9 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
         StudentPrompt(folder, StudentSpec(weights=spec.weights))
         weights = folder / RESUME / "weights.gguf"
         write_without_tokenizer(reader, weights)
-        made = _convert(weights, file.path, folder, keys)
+        made = _convert(weights, file.path, folder, keys, _architecture(reader))
+        complete_config(reader, folder)
+        check_student(reader, folder, file.path)
         return {**made, "weights": file.name, "licence": file.licence}
 
     done = run_stage(identity, out, progress, work)
@@ -163,7 +166,9 @@ def write_tokenizer(folder: Path, keys: list[Key], name: str = "") -> None:
     write_json(folder / TOKENIZER_CONFIG, tokenizer_config(values))
 
 
-def _convert(weights: Path, source: Path, folder: Path, keys: list[Key]) -> dict[str, Any]:
+def _convert(
+    weights: Path, source: Path, folder: Path, keys: list[Key], architecture: str
+) -> dict[str, Any]:
     # Its GGUF reader draws a bar whatever its own logging is told; tqdm reads this when imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
@@ -175,6 +180,8 @@ def _convert(weights: Path, source: Path, folder: Path, keys: list[Key]) -> dict
     bos = values.get("tokenizer.ggml.bos_token_id")
     eos = values["tokenizer.ggml.eos_token_id"]
     pad = values.get("tokenizer.ggml.padding_token_id", eos)
+    # Phi-3's own default is beyond a smaller vocabulary.
+    own = {"pad_token_id": pad} if architecture == "phi3" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(weights.parent),
@@ -183,6 +190,7 @@ def _convert(weights: Path, source: Path, folder: Path, keys: list[Key]) -> dict
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
+            **own,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         _refuse(source, f"transformers cannot read it: {error}", error)

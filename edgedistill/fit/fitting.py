@@ -20,7 +20,7 @@ from edgedistill.target import FitSpec
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import device, load_model
 from edgedistill.training.data import IGNORED, TrainingRow
-from edgedistill.training.loss import in_parts
+from edgedistill.training.loss import in_parts, supervised_logits
 
 
 class Teaching:
@@ -109,8 +109,6 @@ class Teaching:
 
 def _predictions(model: Any, part: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """fp32 logits [n, vocab], labels [n] and "is general text" [n] of the n supervised tokens."""
-    hidden = model.model(input_ids=part["input_ids"], use_cache=False).last_hidden_state
-    labels = part["labels"][:, 1:]
-    kept = labels != IGNORED
-    general = part["general"][:, None].expand_as(labels)[kept]
-    return model.lm_head(hidden[:, :-1][kept]).float(), labels[kept], general
+    logits, labels = supervised_logits(model, part)
+    kept = part["labels"][:, 1:] != IGNORED
+    return logits, labels, part["general"][:, None].expand_as(kept)[kept]

@@ -10,23 +10,29 @@ from edgedistill.training.trainer import PART_TOKENS
 
 
 def supervised_logits(model: Any, batch: Any) -> tuple[Any, Any]:
-    """Logits [n, vocab] and labels [n] of the n supervised tokens of [rows, longest] tensors.
+    """fp32 logits [n, vocab] and labels [n] of the n supervised tokens of [rows, longest] tensors.
 
     The output head runs on supervised positions only: with a vocabulary of tens of thousands it
     would otherwise cost as much as many layers. Rows are padded on the right, where a causal model
     never looks, so no attention mask is needed.
     """
-    hidden = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+    import torch
+
+    decoder = model.get_decoder()
+    hidden = decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     kept = labels != IGNORED
-    return model.lm_head(hidden[:, :-1][kept]), labels[kept]
+    logits = model.get_output_embeddings()(hidden[:, :-1][kept]).float()
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits, labels[kept]
 
 
 def cross_entropy(logits: Any, labels: Any, reduction: str) -> Any:
-    """In fp32, whatever the logits are in."""
+    """Negative log-likelihood ("mean" or "sum")."""
     import torch
 
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction=reduction)
+    return torch.nn.functional.cross_entropy(logits, labels, reduction=reduction)
 
 
 def in_parts(
