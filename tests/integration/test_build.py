@@ -78,6 +78,34 @@ def test_another_target_starts_at_quantize(world: World, teacher: FakeTeacher) -
     assert changed == {"quantize"}
 
 
+def test_allocations_go_a_way_of_their_own(world: World) -> None:
+    target = json.loads(world.target.read_text("utf-8"))
+    sized = {"name": "sized", "types": ["Q4_0", "Q5_0", "Q8_0"], "budget_mb": 1.1}
+    fit = {"method": "full", "epochs": 2, "batch_size": 8, "evaluations": 2}
+    small = {"name": "small", "types": ["Q4_0"], "importance": False, "vocabulary": 256}
+    small |= {"drop_layers": 1, "fit": fit}
+    gates = {"max_agreement_drop": 1.0, "max_nll_rise": 50.0}
+    changed = {**target, "formats": ["Q8_0:imatrix"], "allocations": [sized, small], "gates": gates}
+    world.target.write_text(json.dumps(changed), "utf-8")
+    world.run()
+    report = json.loads((world.bundle / "report.json").read_text("utf-8"))
+    assert [c["format"] for c in report["candidates"]] == ["Q8_0:imatrix", "sized", "small"]
+    assert report["format"] == "small"
+    steps = [(link["step"], link["before"], link["after"]) for link in report["links"]]
+    assert steps[2:] == [
+        ("trim", "merged", "trimmed"),
+        ("fit", "trimmed", "fitted"),
+        ("quantize", "fitted", "quantized"),
+    ]
+    assert report["links"][-1]["mean_kld"] < 0.01  # kernels alone
+    made_by = json.loads((world.bundle / "manifest.json").read_text("utf-8"))["provenance"]
+    assert {"trim of small", "fit of small", "export of small", "prove"} <= set(made_by)
+    assert "sensitivity of sized" not in made_by
+    assert max(c["bytes"] for c in report["candidates"] if c["format"] == "sized") <= 1.1e6
+    again = world.run()
+    assert again.stderr.count(": running") == 0, again.stderr
+
+
 def test_one_changed_prompt_is_one_call(world: World, teacher: FakeTeacher) -> None:
     calls = teacher.calls
     text = world.prompts.read_text("utf-8").replace("say the word 7", "say the word 777")
