@@ -96,6 +96,9 @@ class AllocationSpec(Strict):
     budget_mb: float | None = Field(
         None, gt=0, description="largest file to plan for, MB (1e6 bytes); the smallest loss wins"
     )
+    budget_bits_per_weight: float | None = Field(
+        None, gt=0, description="instead: size of the file for each weight of the student, in bits"
+    )
     budget_tokens_per_second: float | None = Field(
         None, gt=0, description="instead: decode rate to plan for, by the target's roofline"
     )
@@ -115,7 +118,7 @@ class AllocationSpec(Strict):
         if unknown:
             known = " ".join(FORMATS)
             raise ValueError(f"unknown types {', '.join(unknown)}; known are {known}")
-        given = [self.budget_mb, self.budget_tokens_per_second]
+        given = [self.budget_mb, self.budget_bits_per_weight, self.budget_tokens_per_second]
         budgets = sum(value is not None for value in given)
         if budgets != (1 if len(self.types) > 1 else 0):
             raise ValueError("several types need one budget, and one type takes none")

@@ -10,7 +10,7 @@ import tiny
 from edgedistill.artifacts import Checkpoint, Sensitivity, write_json
 from edgedistill.errors import ConfigError
 from edgedistill.export.gguf import Provenance, write_gguf
-from edgedistill.fit.allocation import allocate, other_bytes, solve
+from edgedistill.fit.allocation import allocate, budget_bytes, other_bytes, solve
 from edgedistill.number_formats import stored_bytes
 from edgedistill.progress import Silent
 from edgedistill.runtime import quantize_file
@@ -116,6 +116,12 @@ def test_a_rate_is_a_budget_by_the_roofline(checkpoint: Checkpoint, tmp_path: Pa
     shapes = {name: shape[1:] for name, shape in matrices(layout).items()}
     planned = sum(stored_bytes(*shapes[name], kind) for name, kind in made.types.items())
     assert planned + other_bytes(checkpoint.folder, layout) < 0.5e9 / 400
+
+
+def test_bits_are_counted_over_the_whole_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    wanted = spec(budget_mb=None, budget_bits_per_weight=6.0)
+    budget = budget_bytes(wanted, target(wanted), read_layout(checkpoint.folder))
+    assert budget == int(0.75 * read_layout(checkpoint.folder).parameters)
 
 
 @pytest.mark.parametrize(

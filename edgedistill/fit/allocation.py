@@ -195,6 +195,8 @@ def budget_bytes(spec: AllocationSpec, target: Target, layout: Layout) -> int | 
     """Bytes of the whole file that the spec allows; None without a budget."""
     if spec.budget_mb is not None:
         return int(spec.budget_mb * 1e6)
+    if spec.budget_bits_per_weight is not None:
+        return int(spec.budget_bits_per_weight * layout.parameters / 8)
     if spec.budget_tokens_per_second is None or target.roofline is None:
         return None
     roofline, config = target.roofline, layout.config
