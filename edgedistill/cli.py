@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from edgedistill import __version__, library
+from edgedistill import __version__, cli_update, library
 from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError
 from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
 
@@ -238,11 +238,8 @@ def _load(recipe: str, targets: Sequence[str]) -> tuple[Recipe, list[Target]]:
 
 def _add_stage(verb: str, text: str, *, per_target: bool) -> None:
     def stage(
-        recipe: str,
-        workspace: Path,
-        targets: Sequence[str] = (DEFAULT_TARGET,),
-        dist: Path = Path("dist"),
-        retry_failed: bool = False, layout: str = "gguf",
+        recipe: str, workspace: Path, targets: Sequence[str] = (DEFAULT_TARGET,),
+        dist: Path = Path("dist"), retry_failed: bool = False, layout: str = "gguf",
     ) -> None:  # fmt: skip
         _build(verb, recipe, targets, workspace, dist, retry_failed, layout)
 
@@ -254,10 +251,9 @@ def _add_stage(verb: str, text: str, *, per_target: bool) -> None:
     cli.command(verb, help=text)(common(stage))
 
 
-for _verb, _text in ONCE_PER_RECIPE.items():
-    _add_stage(_verb, _text, per_target=False)
-for _verb, _text in ONCE_PER_TARGET.items():
-    _add_stage(_verb, _text, per_target=True)
+for _stages, _each in ((ONCE_PER_RECIPE, False), (ONCE_PER_TARGET, True)):
+    for _verb, _text in _stages.items():
+        _add_stage(_verb, _text, per_target=_each)
 
 
 @cli.command()
@@ -398,3 +394,6 @@ def completion(shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None
     click.echo(made(cli, {}, "edgedistill", "_EDGEDISTILL_COMPLETE").source())
+
+
+cli_update.add_to(cli, common, _show)

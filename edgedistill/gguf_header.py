@@ -84,6 +84,14 @@ class Header:
     keys: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...]
 
+    @property
+    def architecture(self) -> str:
+        return str(self.keys.get("general.architecture", ""))
+
+    @property
+    def by_name(self) -> dict[str, TensorInfo]:
+        return {tensor.name: tensor for tensor in self.tensors}
+
 
 def bytes_as(type: str, shape: tuple[int, ...]) -> int:
     """Size of a tensor in that type; rows must be whole blocks (see `type_for`)."""

@@ -15,6 +15,7 @@ from edgedistill.artifacts import (
     Checkpoint,
     Dataset,
     Exported,
+    Finished,
     Importance,
     Student,
     Traces,
@@ -27,6 +28,7 @@ from edgedistill.curate import curate
 from edgedistill.distill import distill
 from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
+from edgedistill.export.lora import export_lora
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
 from edgedistill.fit import allocate, fit, measure_sensitivity, prove
@@ -41,6 +43,7 @@ from edgedistill.target import AllocationSpec, Target
 from edgedistill.tokenmix import TokenMix, read_token_mix
 from edgedistill.trim import kept_tokens, trim
 from edgedistill.verify import verify
+from edgedistill.weights import locate
 from edgedistill.workspace import locked
 
 
@@ -87,6 +90,24 @@ def build(
         return _build(recipe, targets, workspace, log, until, retry_failed)
 
 
+def adapter_alone(
+    recipe: Recipe, workspace: Workspace, progress: Progress, type: str = "F16"
+) -> Mapping[str, Finished]:
+    """Run the stages that end with the LoRA-only GGUF of `type`; each complete stage by its name.
+
+    Raises:
+        EdgedistillError: see errors.py. Running again goes on where this stopped.
+    """
+    with locked(workspace.root):
+        log, out = _Recorder(progress), workspace.root
+        learnt = _distilled(recipe, out, log, "lora", retry_failed=False)
+        assert learnt is not None  # it ends early only when it is told to
+        base = locate(recipe.student.weights, log).path
+        export_lora(learnt.adapter, learnt.student, base, recipe.name, out, log, type)
+        found = {name: load_finished(at, reused=True) for name, at in log.folders.items()}
+        return {name: done for name, done in found.items() if done is not None}
+
+
 def _build(
     recipe: Recipe,
     targets: Sequence[Target],
@@ -114,8 +135,8 @@ def _optimum(
     assert merged is not None  # it ends early only when it is told to
     made = export_optimum(merged.checkpoint, prompt, out, log)
     bound = recipe.gates.export_mean_kld
-    check_optimum(merged.checkpoint, made, merged.dataset, prompt, bound, out, log)
-    bundle = pack_optimum(recipe, made, merged.student, log.manifests(), workspace.dist, log)
+    check_optimum(merged.checkpoint, made, merged.learnt.dataset, prompt, bound, out, log)
+    bundle = pack_optimum(recipe, made, merged.learnt.student, log.manifests(), workspace.dist, log)
     return BuildResult(target, log.manifests(), bundle=bundle)
 
 
@@ -125,19 +146,26 @@ def _once_per_recipe(
     merged = _merged(recipe, out, log, until, retry_failed)
     if merged is None or until == "merge":
         return None
-    prompt, student, checkpoint = recipe.student, merged.student, merged.checkpoint
-    exported = export(checkpoint, student, recipe.name, out, log)
-    verify(checkpoint, exported, merged.dataset, prompt, recipe.gates.export_mean_kld, out, log)
+    learnt, checkpoint, bound = merged.learnt, merged.checkpoint, recipe.gates.export_mean_kld
+    exported = export(checkpoint, learnt.student, recipe.name, out, log)
+    verify(checkpoint, exported, learnt.dataset, recipe.student, bound, out, log)
     if until == "export":
         return None
-    return _Shared(
-        merged.mix, merged.traces, merged.dataset, student, merged.adapter, checkpoint, exported
-    )
+    return _Shared(**vars(learnt), checkpoint=checkpoint, exported=exported)
 
 
 def _merged(
     recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
 ) -> _Merged | None:
+    learnt = _distilled(recipe, out, log, until, retry_failed)
+    if learnt is None or until == "distill":
+        return None
+    return _Merged(learnt, merge(learnt.adapter, learnt.student, out, log))
+
+
+def _distilled(
+    recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
+) -> _Distilled | None:
     prompt, check = recipe.student, recipe.check
     mix = read_token_mix(recipe.prompts)
     traces = collect(mix, recipe.teacher, recipe.collect, out, log, retry_failed=retry_failed)
@@ -148,9 +176,7 @@ def _merged(
         return None
     student = prepare_student(prompt, out, log)
     adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
-    if until == "distill":
-        return None
-    return _Merged(mix, traces, dataset, student, adapter, merge(adapter, student, out, log))
+    return _Distilled(mix, traces, dataset, student, adapter)
 
 
 def _for_target(
@@ -240,14 +266,21 @@ def _variant(
 
 
 @dataclass(frozen=True)
-class _Merged:
-    """What every export of a recipe starts from."""
+class _Distilled:
+    """What is made up to the adapter."""
 
     mix: TokenMix
     traces: Traces
     dataset: Dataset
     student: Student
     adapter: Adapter
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What every export of a recipe starts from."""
+
+    learnt: _Distilled
     checkpoint: Checkpoint
 
 

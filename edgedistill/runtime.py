@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from edgedistill import machine
+from edgedistill.adapter_file import require_fit
 from edgedistill.artifacts import is_full
 from edgedistill.errors import MissingTool, RuntimeFailure
 from edgedistill.gguf_header import TYPES, read_header
@@ -55,6 +56,7 @@ class Generation:
 
 class LlamaCpp:
     """A GGUF model, loaded in a child process; a context manager. The child also ends with us.
+    `adapter`: a LoRA GGUF that is applied at full strength.
 
     `facts`: n_vocab, n_ctx, description, size (bytes of tensors), parameters, threads,
     load_seconds, bos, eos, add_bos, add_eos. `command` starts another child that speaks the same
@@ -73,7 +75,10 @@ class LlamaCpp:
         context_tokens: int = 1024,
         request_seconds: float = REQUEST_SECONDS,
         command: Sequence[str] = CHILD,
+        adapter: Path | None = None,
     ) -> None:
+        if adapter is not None:
+            require_fit(adapter, model)
         self._child = _Child(model, request_seconds, command)
         try:
             self.facts: Mapping[str, Any] = self._child.ask(
@@ -81,6 +86,7 @@ class LlamaCpp:
                 path=str(model),
                 threads=threads or machine.threads(),
                 context_tokens=context_tokens,
+                **({} if adapter is None else {"adapter": str(adapter)}),
             )
         except BaseException:
             self.close()

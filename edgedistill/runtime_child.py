@@ -42,7 +42,9 @@ class Refused(Exception):
 class Native:
     """One loaded model with one context."""
 
-    def __init__(self, path: str, threads: int, context_tokens: int) -> None:
+    def __init__(
+        self, path: str, threads: int, context_tokens: int, adapter: str | None = None
+    ) -> None:
         started = time.perf_counter()
         options = lib.llama_model_default_params()
         self.model = lib.llama_model_load_from_file(os.fsencode(path), options)
@@ -50,13 +52,28 @@ class Native:
             raise Refused("llama.cpp cannot load this file")
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        # Before the context: it counts the graph's nodes by the adapters the model has.
+        lora = None if adapter is None else self._adapter(adapter)
         self.context = lib.llama_init_from_model(self.model, _context(threads, context_tokens))
         if not self.context:
             raise Refused(f"llama.cpp cannot make a context of {context_tokens} tokens")
+        if lora is not None:
+            self._apply(lora)
         self.n_ctx = int(lib.llama_n_ctx(self.context))
         self.memory = lib.llama_get_memory(self.context)
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
         self.load_seconds = time.perf_counter() - started
+
+    def _adapter(self, path: str) -> Any:
+        lora = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
+        if not lora:
+            raise Refused(f"llama.cpp cannot use the adapter {Path(path).name} with this model")
+        return lora
+
+    def _apply(self, lora: Any) -> None:
+        adapters, scales = (lib.llama_adapter_lora_p_ctypes * 1)(lora), (ctypes.c_float * 1)(1.0)
+        if lib.llama_set_adapters_lora(self.context, adapters, 1, scales) != 0:
+            raise Refused("llama.cpp cannot apply the adapter")
 
     def facts(self) -> dict[str, Any]:
         text = ctypes.create_string_buffer(256)

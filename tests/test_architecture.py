@@ -17,16 +17,16 @@ PACKAGE = ROOT / "edgedistill"
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"artifacts", "errors", "families", "library", "memory", "names", "number_formats",
             "progress", "recipe", "results", "target", "yamlfile"}),
-    ("parts", {"activations", "browser", "checks", "emulator", "fidelity", "ggml", "gguf_header",
-            "gguf_student", "gguf_tokenizer", "hyperparameters", "importance", "machine",
-            "own_environment", "prompting", "quantize_request", "report", "runtime",
-            "runtime_child", "student", "teacher", "tensors", "tokenmix", "torch_runtime",
-            "training", "weights", "workspace"}),
+    ("parts", {"activations", "adapter_file", "browser", "checks", "emulator", "fidelity", "ggml",
+            "gguf_header", "gguf_student", "gguf_tokenizer", "hyperparameters", "importance",
+            "machine", "own_environment", "patch", "prompting", "quantize_request", "report",
+            "runtime", "runtime_child", "student", "teacher", "tensors", "tokenmix",
+            "torch_runtime", "training", "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
             "quantize", "trim", "verify"}),
-    ("flow", {"pipeline"}),
+    ("flow", {"adapt", "pipeline", "update"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "tables", "validate"}),
-    ("cli", {"__main__", "cli"}),
+    ("cli", {"__main__", "cli", "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 STAGES = LAYERS[2][1]
@@ -34,8 +34,8 @@ HEAVY = ("torch", "transformers", "peft", "llama_cpp", "openai", "matplotlib", "
 LATER = (*HEAVY, "pydantic", "yaml", "rich", "psutil", "numpy", "jinja2")
 # Foreign package -> the only units that may import it.
 BOUNDARIES = {
-    "click": {"cli"},
-    "rich": {"cli", "console", "tables"},
+    "click": {"cli", "cli_update"},
+    "rich": {"cli", "cli_update", "console", "tables"},
     "llama_cpp": {"runtime_child", "teacher"},
     "openai": {"teacher"},
     "matplotlib": {"report"},

@@ -22,7 +22,7 @@ Run = Callable[..., Ran]
 STAGES = (*ONCE_PER_RECIPE, *ONCE_PER_TARGET)
 COMMANDS = (
     *("build", *STAGES, "init", "validate", "recipes", "targets"),
-    *("status", "gc", "doctor", "completion"),
+    *("status", "gc", "doctor", "completion", "lora", "adapt", "update"),
 )
 ERRORS = {
     "refused": (TeacherRefused("401: wrong key", where="http://x/v1", hint="set TEACHER_KEY"), 1),

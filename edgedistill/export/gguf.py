@@ -44,10 +44,10 @@ def write_gguf(
     Raises:
         ArtifactError: something in the checkpoint that cannot be exported (see tensors.py).
     """
-    writer_class = _writer_class()
+    made = writer_class()
     layout = read_layout(checkpoint, encoding)
     _note_context(layout, progress)
-    writer = writer_class(path=None, arch=layout.architecture)
+    writer = made(path=None, arch=layout.architecture)
     _add_general(writer, layout, made_from)
     _add_hyperparameters(writer, layout, encoding)
     _add_tokenizer(writer, tokenizer)
@@ -70,7 +70,8 @@ def _note_context(layout: Layout, progress: Progress) -> None:
         progress.note(f"the exported context is {tokens} tokens, not {own}: {why}")
 
 
-def _writer_class() -> Any:
+def writer_class() -> Any:
+    """`gguf.GGUFWriter`, or MissingTool."""
     try:
         from gguf import GGUFWriter
     except ImportError as error:

@@ -1,0 +1,231 @@
+"""Adapt: a bundle that is in the field, and a LoRA adapter trained on top of the very file in it.
+
+The recipe's `student.weights` is the bundle's GGUF file, so training starts from the weights that
+apps hold, and the adapter is what the update has to carry: no weight is rounded a second time.
+llama.cpp adds it when it runs. The new bundle holds the old one's model unchanged.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgedistill import __version__
+from edgedistill.artifacts import (
+    MANIFEST,
+    Bundle,
+    Finished,
+    Identity,
+    digest_of_file,
+    manifest_of,
+    storing,
+    sync_files,
+    write_atomic,
+    write_json,
+)
+from edgedistill.checks import make_checker
+from edgedistill.errors import ArtifactError, DatasetError, GateFailed, UsageError
+from edgedistill.fidelity import EvalRow, Kld, compare, read_rows, record, shuffled
+from edgedistill.memory import PeakMemory
+from edgedistill.pack.publishing import reduced
+from edgedistill.pipeline import Workspace, adapter_alone
+from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import Recipe
+from edgedistill.runtime import LlamaCpp
+from edgedistill.update import read_bundle
+
+FIGURES = "adapter.json"
+KLD_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What was measured on held-out prompts: agreement with the teacher without and with the
+    adapter, and KL(torch || llama.cpp) of the adapted model, where nothing may be lost."""
+
+    rows: int
+    agreement_before: float
+    agreement: float
+    kld: Kld
+
+
+def adapt(
+    bundle: Path,
+    recipe: Recipe,
+    workspace: Workspace,
+    into: Path,
+    progress: Progress,
+    type: str = "F16",
+) -> Bundle:
+    """Write the bundle `into`: the old one's model, and an adapter made by `recipe` on top of it,
+    stored as `type` (F32, F16 or Q8_0).
+
+    Raises:
+        UsageError: the recipe's student is not the bundle's model, or `into` is there already.
+        ArtifactError: it is no bundle, or has an adapter already.
+        GateFailed: step "adapt": agreement is below the recipe's gate.
+    """
+    held = read_bundle(bundle)
+    model = held.folder / held.facts["model"]
+    if held.facts.get("adapter"):
+        raise ArtifactError(
+            "this bundle has an adapter already",
+            where=str(bundle),
+            hint="adapt the bundle it was made from; the update then replaces the adapter",
+        )
+    if into.exists():
+        raise UsageError("something is here already", where=str(into), hint="choose another name")
+    trained = Path(recipe.student.weights)
+    if not trained.is_file() or digest_of_file(model) != digest_of_file(trained):
+        raise UsageError(
+            "the recipe's student is not the model of this bundle, which apps hold",
+            where=recipe.student.weights,
+            hint=f"set student.weights to {model}",
+        )
+    stages = adapter_alone(recipe, workspace, progress, type)
+    lora = stages["lora"].folder / stages["lora"].facts["file"]
+    figures = measure(recipe, model, lora, stages, progress)
+    bound = recipe.gates.merged_agreement
+    if bound is not None and figures.agreement < bound:
+        what = f"agreement is {figures.agreement:.3f} on held-out prompts, below {bound:g}"
+        raise GateFailed("adapt", what, where=str(lora))
+    return _pack(held, recipe, stages, lora, figures, into)
+
+
+def measure(
+    recipe: Recipe, model: Path, lora: Path, stages: Mapping[str, Finished], progress: Progress
+) -> Adapted:
+    """The figures of an adapter file on the model it is for."""
+    rows = read_rows(stages["curate"].folder / "held_out.jsonl")
+    if not rows:
+        raise DatasetError("there are no held-out rows to measure with")
+    task = _Sitting(recipe, StudentPrompt(stages["student"].folder, recipe.student), rows, progress)
+    chosen = sorted(rows, key=lambda row: shuffled(row.id, 0))[:KLD_ROWS]
+    scratch = stages["lora"].folder / "resume"
+    scratch.mkdir(exist_ok=True)
+    try:
+        before = task.agreement("bundle alone", model, None)
+        after = task.agreement("with the adapter", model, lora, chosen, scratch / "after.f32")
+        folders = stages["student"].folder, stages["distill"].folder
+        kld = task.kld(folders, chosen, scratch / "before.f32", scratch / "after.f32")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Adapted(len(rows), before, after, kld)
+
+
+@dataclass(frozen=True)
+class _Sitting:
+    recipe: Recipe
+    shown: StudentPrompt
+    rows: Sequence[EvalRow]
+    progress: Progress
+
+    def agreement(
+        self,
+        label: str,
+        model: Path,
+        adapter: Path | None,
+        chosen: Sequence[EvalRow] = (),
+        logits: Path = Path(),
+    ) -> float:
+        """Share of rows with the teacher's answer; the logits of `chosen` rows on the way."""
+        checker, most = make_checker(self.recipe.check), self.recipe.student.max_tokens
+        context, same = max(len(self._asked(row)[0]) + most for row in self.rows), 0
+        with (
+            self.progress.task(label, len(self.rows), "prompts") as task,
+            LlamaCpp(model, context_tokens=context, adapter=adapter) as runtime,
+        ):
+            for row in chosen:
+                runtime.logits(*self._asked(row), logits)
+            for row in self.rows:
+                asked = self.shown.prompt_ids(row.prompt, row.history)
+                made = runtime.generate(asked, most, self.shown.stop_ids)
+                same += checker.same(self.shown.decode(made.ids).strip(), row.answer)
+                task.advance(shown=f"{same} agree")
+        return same / len(self.rows)
+
+    def kld(
+        self, folders: tuple[Path, Path], rows: Sequence[EvalRow], before: Path, after: Path
+    ) -> Kld:
+        """From student and adapter in torch to model and adapter in llama.cpp."""
+        from edgedistill.torch_runtime import TorchModel
+
+        adapted = TorchModel(folders[0], adapter=folders[1])
+        record(adapted.logits([self._asked(row) for row in rows]), before)
+        return compare(before, after, self.shown.vocab_size)
+
+    def _asked(self, row: EvalRow) -> tuple[list[int], int]:
+        asked = self.shown.prompt_ids(row.prompt, row.history)
+        return asked + self.shown.answer_ids(row.answer), len(asked)
+
+
+def _pack(
+    held: Finished,
+    recipe: Recipe,
+    stages: Mapping[str, Finished],
+    lora: Path,
+    figures: Adapted,
+    into: Path,
+) -> Bundle:
+    started, making = time.time(), into.with_name(f".{into.name}.making")
+    with storing(into), PeakMemory() as memory:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        for name in held.manifest["outputs"]:
+            (making / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(held.folder / name, making / name)
+        shutil.copyfile(lora, making / lora.name)
+        write_json(making / FIGURES, asdict(figures))
+        _tell(making, held.facts["model"], lora, figures)
+        sync_files(making)
+    facts = {**held.facts, "adapter": lora.name}
+    manifest = manifest_of(_identity(held, recipe, stages), making, facts, started, memory)
+    provenance = dict(held.manifest.get("provenance", {}))
+    provenance |= {f"adapter {name}": reduced(done.manifest) for name, done in stages.items()}
+    made_by = {"made_by": f"edgedistill {__version__}", "provenance": provenance}
+    write_json(making / MANIFEST, manifest | made_by)
+    making.rename(into)
+    return Bundle(into, manifest["digest"], into / held.facts["model"])
+
+
+def _identity(held: Finished, recipe: Recipe, stages: Mapping[str, Finished]) -> Identity:
+    shown = recipe.model_dump(mode="json", include={"name", "description", "student", "distill"})
+    shown["student"]["weights"] = Path(recipe.student.weights).name
+    return Identity(
+        stage="pack",
+        version=1,
+        spec={**held.manifest["spec"], "recipe": {**held.manifest["spec"]["recipe"], **shown}},
+        inputs={"bundle": held.digest, "lora": stages["lora"].digest},
+        tools={"edgedistill": __version__},
+    )
+
+
+def _tell(folder: Path, model: str, lora: Path, figures: Adapted) -> None:
+    """The adapter in every run instruction, and its figures on the pages that have figures."""
+    commands = (
+        (f"-m {model}", f"-m {model} --lora {lora.name}"),
+        (f'Llama("{model}", ', f'Llama("{model}", lora_path="{lora.name}", '),
+        (f"FROM ./{model}\n", f"FROM ./{model}\nADAPTER ./{lora.name}\n"),
+    )
+    told = _told(lora, figures)
+    for name, more in (("README.md", told), ("MODEL_CARD.md", told), ("Modelfile", "")):
+        if (folder / name).is_file():
+            text = (folder / name).read_text("utf-8")
+            for alone, together in commands:
+                text = text.replace(alone, together)
+            write_atomic(folder / name, (text + more).encode())
+
+
+def _told(lora: Path, figures: Adapted) -> str:
+    return f"""
+## The adapter
+
+`{lora.name}` belongs to the model: give both to the runtime (llama.cpp: `--lora`).
+On {figures.rows} held-out prompts the model alone agrees with the teacher on
+{figures.agreement_before:.1%}, with the adapter on {figures.agreement:.1%} (`{FIGURES}`).
+All other figures here are of the model alone.
+"""

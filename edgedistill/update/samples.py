@@ -1,0 +1,59 @@
+"""Answers that travel with an update, so that a device can show that it gives the same."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import Finished
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import StudentSpec
+from edgedistill.runtime import LlamaCpp
+from edgedistill.update.contents import Contents, Sample
+
+
+def ask(bundle: Finished, count: int) -> list[Sample]:
+    """The bundle's own answers to the first `count` examples of its report."""
+    from edgedistill.student import read_tokenizer_keys, write_tokenizer
+
+    report = json.loads((bundle.folder / "report.json").read_text("utf-8"))
+    spec = StudentSpec(**bundle.manifest["spec"]["recipe"]["student"])
+    model = bundle.folder / bundle.facts["model"]
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), read_tokenizer_keys(model))
+        student = StudentPrompt(Path(folder), spec)
+        prompts = [student.render(row["prompt"]) for row in report["examples"][:count]]
+    with LlamaCpp(model, adapter=_adapter(bundle.folder, bundle.facts)) as runtime:
+        return [
+            Sample(
+                prompt=prompt,
+                max_tokens=spec.max_tokens,
+                answer=_answer(runtime, prompt, spec.max_tokens),
+            )
+            for prompt in prompts
+        ]
+
+
+def compare(folder: Path, contents: Contents) -> int:
+    """How many samples the bundle in `folder` answers exactly as the update says."""
+    adapter = _adapter(folder, {"adapter": contents.adapter})
+    with LlamaCpp(folder / contents.model, adapter=adapter) as runtime:
+        return sum(
+            _answer(runtime, sample.prompt, sample.max_tokens) == sample.answer
+            for sample in contents.samples
+        )
+
+
+def _adapter(folder: Path, facts: Mapping[str, Any]) -> Path | None:
+    name = facts.get("adapter")
+    return None if name is None else folder / str(name)
+
+
+def _answer(runtime: Any, prompt: str, max_tokens: int) -> str:
+    ids = runtime.tokenize(prompt)
+    if runtime.facts["add_bos"] and ids[:1] != [runtime.facts["bos"]]:
+        ids = [runtime.facts["bos"], *ids]
+    return str(runtime.generate(ids, max_tokens, runtime.end_ids()).text)
