@@ -190,7 +190,7 @@ def test_what_llama_cpp_refuses_is_told(tmp_path: Path) -> None:
 def test_a_torn_adapter_is_refused(tmp_path: Path) -> None:
     *_, base, lora = exported(tmp_path)
     lora.model.write_bytes(lora.model.read_bytes()[:-5000])
-    with pytest.raises(RuntimeFailure, match="ends behind the file.s end"):
+    with pytest.raises(RuntimeFailure, match="ends behind the file"):
         LlamaCpp(base, adapter=lora.model)
 
 
