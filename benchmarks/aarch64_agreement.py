@@ -24,7 +24,7 @@ from edgedistill import emulator, machine
 from edgedistill.artifacts import digest_of, digest_of_file
 from edgedistill.bench.agreement import agreement, answer_all, judge
 from edgedistill.bench.emulated import choose, measure_emulated
-from edgedistill.bench.models import Model, context_needed, llama_model
+from edgedistill.bench.models import Model, context_needed, device_model
 from edgedistill.checks import make_checker
 from edgedistill.errors import EdgedistillError
 from edgedistill.fidelity import EvalRow, read_rows
@@ -98,8 +98,8 @@ def _measured(
     folder = keep / key[:16]
 
     def model(name: str, command: tuple[str, ...]) -> Model:
-        return llama_model(
-            name, file, prompt, recipe.student.max_tokens, threads=given.threads,
+        return device_model(
+            name, "llama.cpp", file, prompt, recipe.student.max_tokens, threads=given.threads,
             context_tokens=context, command=command, request_seconds=emulator.REQUEST_SECONDS,
         )  # fmt: skip
 

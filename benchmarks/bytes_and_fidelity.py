@@ -25,7 +25,7 @@ import numpy as np
 
 from edgedistill import machine
 from edgedistill.bench.agreement import agreement, judge
-from edgedistill.bench.models import LlamaRuns, supervised
+from edgedistill.bench.models import DeviceRuns, supervised
 from edgedistill.checks import make_checker
 from edgedistill.errors import GateFailed
 from edgedistill.fidelity import kl_divergence, nll, read_logits, read_rows, summarise
@@ -132,7 +132,7 @@ class _Measuring:
         print(f"measure {file.name}", file=sys.stderr)
         shown = StudentPrompt(file.folder, self._recipe.student)
         with LlamaCpp(file.file, context_tokens=CONTEXT) as model:
-            runs = LlamaRuns(model, shown, self._recipe.student.max_tokens)
+            runs = DeviceRuns(model, shown, self._recipe.student.max_tokens)
             task = Silent().task("", None)
             texts = runs.answer(self._rows, task)
             mix = [(row.id, *supervised(shown, row)) for row in self._rows]

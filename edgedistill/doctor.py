@@ -40,6 +40,8 @@ PACKAGES: Mapping[str, str] = {
     "tokenizers": "distill",
     "gguf": "distill",
     "matplotlib": "report",
+    "onnxruntime-genai": "onnx",
+    "onnx-ir": "onnx",
 }
 COMPILER_HINTS: Mapping[str, str] = {
     "Linux": "install a C++ compiler (Debian, Ubuntu: apt install build-essential)",

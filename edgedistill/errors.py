@@ -10,7 +10,7 @@ EdgedistillError                exit 1
  +- CollectError                too many calls failed for the recipe's rule
  +- DatasetError                nothing usable is left after curation
  +- TrainingError               a training row or run breaks a promise (no stop token, NaN)
- +- RuntimeFailure              a native child process (llama.cpp) refused, died or hung
+ +- RuntimeFailure              a native child process refused, died or hung
  +- StorageError                the disk is full or a file cannot be written
  +- ArtifactError               a stage folder does not hold what its manifest says
  +- MissingTool                 a package of an extra is not installed

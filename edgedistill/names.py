@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 ENCODINGS = r"(?:F32|F16|BF16|I?Q\d+_[A-Z0-9_]+)"
+ONNX_ENCODINGS = r"(?:fp32|int[48]-b\d+(?:-[a-z0-9]+)*)"
 SIZE = re.compile(r"\d+(?:\.\d+)?[KMBT]", re.IGNORECASE)
 
 
@@ -43,6 +44,11 @@ def _two_digits(value: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
+def onnx_name(base: str, parameters: int, finetune: str, version: str, encoding: str) -> str:
+    """Folder name of an ONNX model, of the same parts as a GGUF file's."""
+    return gguf_name(base, parameters, finetune, version, encoding).removesuffix(".gguf")
+
+
 def gguf_name(base: str, parameters: int, finetune: str, version: str, encoding: str) -> str:
     """File name of a fine-tune called `finetune` of the base model `base`.
 
@@ -55,5 +61,7 @@ def gguf_name(base: str, parameters: int, finetune: str, version: str, encoding:
 
 
 def with_encoding(name: str, encoding: str) -> str:
-    """The same file name with another encoding at its end."""
+    """The same name of a GGUF file or an ONNX folder with another encoding at its end."""
+    if not name.endswith(".gguf"):
+        return re.sub(rf"-{ONNX_ENCODINGS}$", "", name) + f"-{encoding}"
     return re.sub(rf"-{ENCODINGS}\.gguf$", "", name).removesuffix(".gguf") + f"-{encoding}.gguf"

@@ -29,6 +29,7 @@ from edgedistill.distill import distill
 from edgedistill.errors import CollectError, GateFailed
 from edgedistill.export import export
 from edgedistill.export.lora import export_lora
+from edgedistill.export.onnx import export_onnx
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
 from edgedistill.fit import allocate, fit, measure_sensitivity, prove
@@ -38,11 +39,13 @@ from edgedistill.pack.optimum import pack_optimum
 from edgedistill.progress import Progress, Silent, Task
 from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
 from edgedistill.recipe import Recipe
+from edgedistill.runtimes import ONNX
 from edgedistill.student import prepare_student
 from edgedistill.target import AllocationSpec, Target
 from edgedistill.tokenmix import TokenMix, read_token_mix
 from edgedistill.trim import kept_tokens, trim
 from edgedistill.verify import verify
+from edgedistill.verify.onnx import verify_onnx
 from edgedistill.weights import locate
 from edgedistill.workspace import locked
 
@@ -76,8 +79,8 @@ def build(
 ) -> list[BuildResult]:
     """Run every stage up to `until`; what is complete is reused.
 
-    `layout` is of the export: "gguf", or "optimum", which ends the build and has a bundle of its
-    own.
+    `layout` is of the export: "gguf" stands for what each target's runtime needs; "optimum" ends
+    the build and has a bundle of its own.
 
     Raises:
         GateFailed: a hand-over or a figure broke its bound; everything made so far stays.
@@ -117,12 +120,22 @@ def _build(
     retry_failed: bool = False,
     page: bool = True,
 ) -> list[BuildResult]:
-    shared = _once_per_recipe(recipe, workspace.root, log, until, retry_failed)
-    if shared is None:
+    merged = _merged(recipe, workspace.root, log, until, retry_failed)
+    if merged is None or until == "merge":
         return [BuildResult(target, log.manifests()) for target in targets]
+    kinds = [target.runtime == ONNX for target in targets]  # llama.cpp and wllama run one file
+    started = {
+        onnx: _export(recipe, onnx, merged, workspace.root, log.branch())
+        for onnx in dict.fromkeys(kinds)
+    }
+    if until == "export":
+        return [
+            BuildResult(target, started[onnx].log.manifests())
+            for target, onnx in zip(targets, kinds, strict=True)
+        ]
     return [
-        _for_target(recipe, target, shared, workspace, log.branch(), until, page)
-        for target in targets
+        _for_target(recipe, target, merged, started[onnx], workspace, until, page)
+        for target, onnx in zip(targets, kinds, strict=True)
     ]
 
 
@@ -135,23 +148,9 @@ def _optimum(
     assert merged is not None  # it ends early only when it is told to
     made = export_optimum(merged.checkpoint, prompt, out, log)
     bound = recipe.gates.export_mean_kld
-    check_optimum(merged.checkpoint, made, merged.learnt.dataset, prompt, bound, out, log)
-    bundle = pack_optimum(recipe, made, merged.learnt.student, log.manifests(), workspace.dist, log)
+    check_optimum(merged.checkpoint, made, merged.dataset, prompt, bound, out, log)
+    bundle = pack_optimum(recipe, made, merged.student, log.manifests(), workspace.dist, log)
     return BuildResult(target, log.manifests(), bundle=bundle)
-
-
-def _once_per_recipe(
-    recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
-) -> _Shared | None:
-    merged = _merged(recipe, out, log, until, retry_failed)
-    if merged is None or until == "merge":
-        return None
-    learnt, checkpoint, bound = merged.learnt, merged.checkpoint, recipe.gates.export_mean_kld
-    exported = export(checkpoint, learnt.student, recipe.name, out, log)
-    verify(checkpoint, exported, learnt.dataset, recipe.student, bound, out, log)
-    if until == "export":
-        return None
-    return _Shared(**vars(learnt), checkpoint=checkpoint, exported=exported)
 
 
 def _merged(
@@ -160,7 +159,8 @@ def _merged(
     learnt = _distilled(recipe, out, log, until, retry_failed)
     if learnt is None or until == "distill":
         return None
-    return _Merged(learnt, merge(learnt.adapter, learnt.student, out, log))
+    checkpoint = merge(learnt.adapter, learnt.student, out, log)
+    return _Merged(**vars(learnt), checkpoint=checkpoint)
 
 
 def _distilled(
@@ -179,25 +179,36 @@ def _distilled(
     return _Distilled(mix, traces, dataset, student, adapter)
 
 
+def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: _Recorder) -> _Started:
+    """What every target of one kind of runtime starts from: an export, checked."""
+    prompt, bound = recipe.student, recipe.gates.export_mean_kld
+    if onnx:
+        exported = export_onnx(made.checkpoint, made.student, recipe.name, out, log)
+        verify_onnx(made.checkpoint, exported, made.dataset, prompt, bound, out, log)
+    else:
+        exported = export(made.checkpoint, made.student, recipe.name, out, log)
+        verify(made.checkpoint, exported, made.dataset, prompt, bound, out, log)
+    return _Started(exported, log)
+
+
 def _for_target(
     recipe: Recipe,
     target: Target,
-    made: _Shared,
+    made: _Merged,
+    started: _Started,
     workspace: Workspace,
-    log: _Recorder,
     until: str,
     page: bool,
 ) -> BuildResult:
-    out = workspace.root
+    out, exported, log = workspace.root, started.exported, started.log.branch()
     logs = {spec.name: log.branch(f" of {spec.name}") for spec in target.allocations}
     variants = [
         _variant(recipe, target, spec, made, out, logs[spec.name]) for spec in target.allocations
     ]
     weighed = _weighed(recipe, target, made, out, log)
     quantized = quantize(
-        made.exported, variants, weighed, made.dataset, recipe.student, recipe.check, target, out,
-        log,
-    )  # fmt: skip
+        exported, variants, weighed, made.dataset, recipe.student, recipe.check, target, out, log
+    )
     variant = next((each for each in variants if each.name == quantized.format), None)
     if variant is not None:
         log.folders |= logs[variant.name].folders  # of the others nothing ships
@@ -207,18 +218,18 @@ def _for_target(
         return BuildResult(target, log.manifests())
     report = bench(
         recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
-        made.checkpoint, made.exported, variant, quantized, out, log,
+        made.checkpoint, exported, variant, quantized, out, log,
     )  # fmt: skip
     try:
         require_gates(report)
     except GateFailed:
         if page:
-            write_page(report, recipe, quantized, made.exported, made.student, log.manifests())
+            write_page(report, recipe, quantized, exported, made.student, log.manifests())
         raise
     bundle = None
     if until == "pack":
         bundle = pack(
-            recipe, target, report, quantized, made.exported, made.student, log.manifests(),
+            recipe, target, report, quantized, exported, made.student, log.manifests(),
             workspace.dist, log,
         )  # fmt: skip
     figures = json.loads(report.file.read_text("utf-8"))
@@ -226,7 +237,7 @@ def _for_target(
 
 
 def _weighed(
-    recipe: Recipe, target: Target, made: _Shared, out: Path, log: Progress
+    recipe: Recipe, target: Target, made: _Merged, out: Path, log: Progress
 ) -> Importance | None:
     """The importance matrix for stock formats that ask for one."""
     if not any(name.endswith(WITH_IMPORTANCE) for name in target.formats):
@@ -238,7 +249,7 @@ def _variant(
     recipe: Recipe,
     target: Target,
     spec: AllocationSpec,
-    made: _Shared,
+    made: _Merged,
     out: Path,
     log: Progress,
 ) -> Variant:
@@ -280,21 +291,20 @@ class _Distilled:
 class _Merged:
     """What every export of a recipe starts from."""
 
-    learnt: _Distilled
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What every target of a recipe starts from."""
-
     mix: TokenMix
     traces: Traces
     dataset: Dataset
     student: Student
     adapter: Adapter
     checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class _Started:
+    """The export for one kind of runtime, and the list of stages up to there."""
+
     exported: Exported
+    log: _Recorder
 
 
 def plan(

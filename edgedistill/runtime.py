@@ -1,38 +1,33 @@
 """The boundary to llama.cpp. It runs in a child process (runtime_child.py), because a malformed
-GGUF makes it abort: its death, refusal or silence becomes a RuntimeFailure with its last lines.
+GGUF makes it abort: its death, refusal or silence becomes a RuntimeFailure (see child.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from edgedistill import machine
 from edgedistill.adapter_file import require_fit
 from edgedistill.artifacts import is_full
-from edgedistill.errors import MissingTool, RuntimeFailure
+from edgedistill.child import REQUEST_SECONDS, Child, Program
+from edgedistill.errors import RuntimeFailure
 from edgedistill.gguf_header import TYPES, read_header
 from edgedistill.quantize_request import check_request, check_written
 
-CHILD = (sys.executable, "-m", "edgedistill.runtime_child")
-REQUEST_SECONDS = 600.0  # longest wait for one answer
+LLAMA_CPP = Program(
+    runtime="llama.cpp",
+    module="edgedistill.runtime_child",
+    packages={"llama_cpp": "llama-cpp-python"},
+    extra="runtime",
+)
+CHILD = LLAMA_CPP.command
 QUANTIZE_SECONDS = 6 * 3600.0
-WAIT_SECONDS = 0.5
-LAST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class LlamaCpp:
     ) -> None:
         if adapter is not None:
             require_fit(adapter, model)
-        self._child = _Child(model, request_seconds, command)
+        self._child = Child(LLAMA_CPP, model, request_seconds, command)
         try:
             self.facts: Mapping[str, Any] = self._child.ask(
                 "load",
@@ -180,7 +175,7 @@ def quantize_file(
     wanted = types or {}
     check_request(source, format, importance, wanted)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    child = _Child(source, request_seconds)
+    child = Child(LLAMA_CPP, source, request_seconds)
     try:
         child.ask(
             "quantize",
@@ -206,114 +201,3 @@ def quantize_file(
         child.close()
         temporary.unlink(missing_ok=True)
     return QuantizedFile(made, size)
-
-
-class _Child:
-    """The process, its pipes, and what it printed."""
-
-    def __init__(self, model: Path, request_seconds: float, command: Sequence[str] = CHILD) -> None:
-        self._model = model
-        self._request_seconds = request_seconds
-        # A file, not a pipe: nobody has to read it, and it is there when the process has died.
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._printed,
-            env=machine.child_environment(),
-        )
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        with stream:
-            for line in stream:
-                self._answers.put(line)
-        self._answers.put(b"")
-
-    def ask(self, do: str, **given: Any) -> Any:
-        if self._printed.closed:
-            raise RuntimeFailure(f"llama.cpp was asked to {do} after it was closed")
-        stream = self._process.stdin
-        assert stream is not None
-        try:
-            stream.write(json.dumps({"do": do, **given}).encode() + b"\n")
-            stream.flush()
-            line = self._next_line()
-        except (OSError, ValueError):  # it has gone, or another thread has closed us
-            line = b""
-        except queue.Empty:
-            self._process.kill()
-            self._fail(f"llama.cpp gave no answer to '{do}' for {self._request_seconds:g} s")
-        except BaseException:
-            self.close()  # Ctrl-C: an answer that comes later must not be taken for another's
-            raise
-        if not line:
-            self._fail(f"llama.cpp died while it was asked to {do}: {self._ending()}")
-        answer = json.loads(line)
-        if answer.get("errno") is not None:
-            self.close()
-            raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
-        if "error" in answer:
-            self._fail(f"{do}: {answer['error']}")
-        return answer["ok"]
-
-    def _next_line(self) -> bytes:
-        end = time.monotonic() + self._request_seconds
-        while True:
-            left = end - time.monotonic()
-            try:
-                # In slices: on Windows, Ctrl-C does not get through a longer wait.
-                return self._answers.get(timeout=min(WAIT_SECONDS, max(left, 0.001)))
-            except queue.Empty:
-                if left <= WAIT_SECONDS:
-                    raise
-
-    def _ending(self) -> str:
-        code = self._process.wait(timeout=60)
-        if code >= 0:
-            return f"exit code {code}"
-        with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(-code).name}"
-        return f"signal {-code}"
-
-    def _fail(self, what: str) -> NoReturn:
-        lines = self.last_lines()
-        self.close()
-        if any("No module named 'llama_cpp'" in line for line in lines):
-            raise MissingTool(
-                "the package llama-cpp-python is not installed",
-                hint='in the checkout: pip install -e ".[runtime]"',
-            )
-        said = "".join(f"\n    {line}" for line in lines)
-        raise RuntimeFailure(
-            f"{what}; its last lines:{said}" if said else what,
-            where=str(self._model),
-            hint="the file may be damaged or made for another version of llama.cpp",
-        )
-
-    def last_lines(self) -> list[str]:
-        try:
-            self._printed.seek(0, os.SEEK_END)
-            self._printed.seek(max(0, self._printed.tell() - 8192))
-            text = self._printed.read().decode("utf-8", "replace")
-        except ValueError:  # another thread has closed us
-            return []
-        return [line for line in text.splitlines() if line.strip(" .")][-LAST_LINES:]
-
-    def close(self) -> None:
-        process = self._process
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()  # the child ends itself on this
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._listener.join()
-        self._printed.close()

@@ -1,22 +1,14 @@
 """llama.cpp in a process of its own: `python -m edgedistill.runtime_child`, started by runtime.py.
 
-One JSON request a line on stdin (`{"do": ...}`), one JSON answer a line on what was stdout
-(`{"ok": ...}` or `{"error": ...}`, with an `errno` where the system refused). Whatever llama.cpp
-prints goes to stderr, which the parent keeps for its error message. The process ends when stdin
-closes, also in the middle of a request.
+How it is asked and answers: answering.py.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import queue
 import random
 import re
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +17,7 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from edgedistill.errors import ArtifactError
+from edgedistill.answering import Refused, answer_requests, peak_memory_bytes
 from edgedistill.importance import Importance, read_importance
 
 BATCH = 512  # prompt tokens a call of llama_decode (llama.cpp's n_batch and n_ubatch)
@@ -33,10 +25,6 @@ OUTPUTS = 64  # logit rows a call: 64 x 152k x 4 B is 39 MB, BATCH of them would
 QUANTIZE_BUFFER = 256 << 20  # bytes of tensor rows in memory at once; llama.cpp's default is 8 GiB
 MAX_TEXT = 127  # bytes of an overriding key's text
 LOG_DEBUG, LOG_CONTINUED = 1, 5  # ggml_log_level
-
-
-class Refused(Exception):
-    """llama.cpp said no; the text is for the user."""
 
 
 class Native:
@@ -332,36 +320,6 @@ def _origin(file: Path, found: Importance) -> Any:
     return rows
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not getrusage: on Linux its maximum starts with the parent's size at the fork.
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import psutil
-
-    info = psutil.Process().memory_info()
-    if sys.platform == "win32":
-        return int(info.peak_wset)
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
-
-
-def _requests() -> queue.SimpleQueue[dict[str, Any]]:
-    """Requests as they come. A closed stdin ends the process at once, whatever it is doing."""
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin.buffer:
-            waiting.put(json.loads(line))
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    return waiting
-
-
 def _answer(native: list[Native], do: str, given: dict[str, Any]) -> Any:
     if do == "load":
         native.append(Native(**given))
@@ -374,22 +332,13 @@ def _answer(native: list[Native], do: str, given: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
-    os.dup2(2, 1)  # native code prints where it likes; answers have a handle of their own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    lib.llama_log_set(_log, ctypes.c_void_p(0))
-    lib.llama_backend_init()
     native: list[Native] = []
-    waiting = _requests()
-    while True:
-        request = waiting.get()
-        try:
-            answer = {"ok": _answer(native, request.pop("do"), request)}
-        except (Refused, ArtifactError) as error:
-            answer = {"error": str(error)}
-        except OSError as error:
-            answer = {"error": str(error), "errno": error.errno, "file": error.filename}
-        print(json.dumps(answer), file=answers, flush=True)
+
+    def start() -> None:
+        lib.llama_log_set(_log, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+
+    answer_requests(lambda do, given: _answer(native, do, given), start)
 
 
 if __name__ == "__main__":

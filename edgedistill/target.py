@@ -6,11 +6,13 @@ Each field's description holds its unit; `sources` in the file says where its va
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from edgedistill import onnx_formats
 from edgedistill.errors import ConfigError
 from edgedistill.number_formats import FORMATS
 from edgedistill.recipe import Strict
@@ -21,6 +23,19 @@ GGUF_FORMATS = (
     "Q3_K_S Q2_K"
 ).split()
 WLLAMA_FILE_MB = 2147  # 2^31 bytes
+
+
+def _is_gguf_format(name: str) -> bool:
+    return name.removesuffix(":imatrix") in GGUF_FORMATS
+
+
+_GGUF = (_is_gguf_format, " ".join(GGUF_FORMATS))
+# Runtime: whether it takes a format, and those it takes in words.
+TAKES: Mapping[str, tuple[Callable[[str], bool], str]] = {
+    "llama.cpp": _GGUF,
+    "wllama": _GGUF,
+    "onnxruntime-genai": (onnx_formats.is_format, onnx_formats.GRAMMAR),
+}
 
 
 class Roofline(Strict):
@@ -135,7 +150,9 @@ class Target(Strict):
     device_class: Literal["laptop", "desktop", "phone", "board", "browser"] = Field(
         description="kind of device"
     )
-    runtime: Literal["llama.cpp", "wllama"] = Field(description="what runs the model there")
+    runtime: Literal["llama.cpp", "wllama", "onnxruntime-genai"] = Field(
+        description="what runs the model there"
+    )
     formats: tuple[str, ...] = Field(
         min_length=1,
         description="candidate quantization types, with an importance matrix where the name ends "
@@ -163,15 +180,19 @@ class Target(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Target:
-        stock = [name.removesuffix(":imatrix") for name in self.formats]
-        unknown = [name for name in stock if name not in GGUF_FORMATS]
+        takes, known = TAKES[self.runtime]
+        unknown = [name for name in self.formats if not takes(name)]
         if unknown:
-            known = " ".join(GGUF_FORMATS)
-            raise ValueError(f"unknown formats {', '.join(unknown)}; llama.cpp takes {known}")
+            raise ValueError(f"unknown formats {', '.join(unknown)}; {self.runtime} takes {known}")
         names = [*self.formats, *(each.name for each in self.allocations)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two candidates are called {', '.join(twice)}")
+        if self.allocations and self.runtime == "onnxruntime-genai":
+            raise ValueError(
+                "allocations are made for llama.cpp and wllama only; for onnxruntime-genai name "
+                "formats"
+            )
         if self.roofline is None and any(a.budget_tokens_per_second for a in self.allocations):
             raise ValueError("budget_tokens_per_second needs the field roofline")
         if self.latency == "roofline" and self.roofline is None:

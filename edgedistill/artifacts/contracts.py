@@ -102,11 +102,13 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Exported:
-    """A checkpoint in a runtime's own format before quantization (GGUF f16)."""
+    """A checkpoint in a runtime's own format before quantization: `model` is a GGUF f16 file, or a
+    folder with an ONNX fp32 model. `checkpoint` is given where candidates are made from that."""
 
     folder: Path
     digest: str
     model: Path
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The winning quantized file, its type, and `candidates.json`, the table of all."""
+    """The winning quantized file (for ONNX: folder), its type, and `candidates.json`, the table of
+    all."""
 
     folder: Path
     digest: str

@@ -34,6 +34,7 @@ from edgedistill.checks import check_identity
 from edgedistill.errors import GateFailed
 from edgedistill.progress import Progress
 from edgedistill.recipe import Recipe
+from edgedistill.runtimes import TRAITS
 from edgedistill.target import Target
 from edgedistill.teacher import weights_identity
 from edgedistill.tokenmix import TokenMix
@@ -150,7 +151,7 @@ def _identity(build: Build) -> Identity:
             **_browser(build),
         },
         inputs=inputs,
-        tools=tool_versions(*TOOLS),
+        tools=tool_versions(*TOOLS, *TRAITS[target.runtime].tools),
     )
 
 

@@ -21,6 +21,7 @@ from edgedistill.fidelity import FLOAT_BYTES, EvalRow, Kld, per_token, shuffled,
 from edgedistill.progress import Progress, SilentTask
 from edgedistill.recipe import BenchSpec
 from edgedistill.results import Link
+from edgedistill.runtimes import ONNX
 from edgedistill.target import Target
 
 STEP, BEFORE, AFTER = "aarch64", "quantized", "emulated aarch64"
@@ -38,6 +39,17 @@ class Emulated:
 def wanted(spec: BenchSpec, target: Target) -> bool:
     """Whether the target runs llama.cpp on an ARM processor that is neither at hand nor this one,
     and the recipe does not turn emulation off."""
+    return target.runtime != ONNX and _elsewhere(spec, target)
+
+
+def cannot(spec: BenchSpec, target: Target) -> list[str]:
+    """A note where the target's processor is not at hand and what runs there cannot be emulated."""
+    if target.runtime == ONNX and _elsewhere(spec, target):
+        return [f"{NOT_MEASURED}the emulated child runs llama.cpp, not ONNX Runtime"]
+    return []
+
+
+def _elsewhere(spec: BenchSpec, target: Target) -> bool:
     return (
         spec.emulated_prompts > 0
         and target.latency == "roofline"

@@ -124,6 +124,25 @@ def in_turn(
     return pairs
 
 
+def alone(asker: Asker, rows: Sequence[EvalRow], progress: Progress) -> list[Timing]:
+    """One server answers each row; rows it does not answer do not count.
+
+    Raises:
+        TeacherError: not one row was answered.
+    """
+    timings = []
+    with progress.task(f"latency, {asker.who}", len(rows), "prompts") as task:
+        for row in rows:
+            trace = asker.ask(row)
+            if trace is not None:
+                timings.append(_timing(trace))
+            task.advance()
+    if not timings:
+        reason = next(iter(asker.failed.values()), "no reason given")
+        raise TeacherError(f"none of {len(rows)} timed prompts was answered: {reason}")
+    return timings
+
+
 def _timing(trace: Trace) -> Timing:
     return Timing(trace.latency_seconds, trace.time_to_first_token, trace.completion_tokens)
 

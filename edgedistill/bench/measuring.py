@@ -19,7 +19,7 @@ from edgedistill.bench.in_browser import Found, browse
 from edgedistill.bench.models import (
     Model,
     context_needed,
-    llama_model,
+    device_model,
     supervised,
     torch_model,
 )
@@ -38,7 +38,7 @@ from edgedistill.results import (
     Link,
     TrainingPoint,
 )
-from edgedistill.runtime import CHILD
+from edgedistill.runtimes import LLAMA, size_of
 
 FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
 # The fields of a BenchResult that depend neither on the clock nor on the machine.
@@ -68,11 +68,8 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
     ]
     links = _links(build, steps, klds, agreements, resume)
     own = _own_prompt(build)
-    if emulated.wanted(spec, build.target):
-        more, told = _emulated(
-            build, rows, own, context, checker, same["quantized"], resume, progress
-        )
-        links, notes = links + more, notes + told
+    more, told = _emulated(build, rows, own, context, checker, same["quantized"], resume, progress)
+    links, notes = links + more, notes + told
     page = None
     if build.target.runtime == "wllama":
         given = answers["quantized"]
@@ -107,17 +104,19 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
             folder, values = variant.checkpoint.folder, build.quantized.model
             added.append(torch_model("fitted", folder, own, longest, values=values))
 
-    def llama(name: str, file: Path, shown: StudentPrompt) -> Model:
-        threads = target.threads
-        return llama_model(name, file, shown, longest, threads=threads, context_tokens=context)
+    def device(name: str, file: Path, shown: StudentPrompt) -> Model:
+        kind, threads = target.runtime, target.threads
+        return device_model(
+            name, kind, file, shown, longest, threads=threads, context_tokens=context
+        )
 
     return [
         torch_model("base", student, base, longest),
         torch_model("adapter", student, base, longest, adapter=build.adapter.folder),
         torch_model("merged", checkpoint, prompt, longest),
-        llama("exported", build.exported.model, prompt),
+        device("exported", build.exported.model, prompt),
         *added,
-        llama("quantized", build.quantized.model, own),
+        device("quantized", build.quantized.model, own),
     ]
 
 
@@ -198,8 +197,11 @@ def _emulated(
     resume: Path,
     progress: Progress,
 ) -> tuple[list[Link], list[str]]:
-    """The link to the target's own kernels with a note on it, or a note on why there is none."""
+    """The link to the target's own kernels with a note on it, or a note on why there is none;
+    nothing where it is not wanted."""
     target, spec = build.target, build.recipe.bench
+    if not emulated.wanted(spec, target):
+        return [], emulated.cannot(spec, target)
     if problem := emulator.emulator_problem():
         told = f"{emulated.NOT_MEASURED}{problem}"
         progress.note(told)
@@ -207,8 +209,9 @@ def _emulated(
     child = emulator.prepare_aarch64(target.device_class, progress)
     threads, tokens = emulated.threads(target), build.recipe.student.max_tokens
     here, there = (
-        llama_model(
+        device_model(
             name,
+            LLAMA,
             build.quantized.model,
             prompt,
             tokens,
@@ -217,7 +220,7 @@ def _emulated(
             command=command,
             request_seconds=emulator.REQUEST_SECONDS,
         )
-        for name, command in ((emulated.BEFORE, CHILD), (emulated.AFTER, child.command))
+        for name, command in ((emulated.BEFORE, None), (emulated.AFTER, child.command))
     )
     chosen = emulated.choose(rows, spec)
     found = emulated.measure_emulated(here, there, chosen, resume, progress)
@@ -282,7 +285,7 @@ def _result(
     notes: list[str],
 ) -> BenchResult:
     recipe, target, quantized = build.recipe, build.target, build.quantized
-    size = quantized.model.stat().st_size
+    size = size_of(quantized.model)
     candidates = _candidates(quantized.folder)
     merged = next(item.overall.value for item in agreements if item.model == "merged")
     still = without_clock(recipe.gates, target, merged, links, candidates, size)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from edgedistill.child import REQUEST_SECONDS
 from edgedistill.fidelity import EvalRow, Floats, follows, nll, read_logits, record
 from edgedistill.progress import Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.runtime import CHILD, REQUEST_SECONDS, LlamaCpp
+from edgedistill.runtimes import Runtime, open_runtime
 
 if TYPE_CHECKING:
     from edgedistill.torch_runtime import TorchModel
@@ -78,10 +79,10 @@ class TorchRuns:
 
 
 @dataclass(frozen=True)
-class LlamaRuns:
-    """A GGUF file in llama.cpp, with the file's own tokenizer."""
+class DeviceRuns:
+    """A model in the device's runtime, with the model's own tokenizer."""
 
-    model: LlamaCpp
+    model: Runtime
     prompt: StudentPrompt
     max_tokens: int
 
@@ -143,29 +144,32 @@ def torch_model(
     return Model(name, opened)
 
 
-def llama_model(
+def device_model(
     name: str,
+    kind: str,
     file: Path,
     prompt: StudentPrompt,
     max_tokens: int,
     *,
     threads: int | None,
     context_tokens: int,
-    command: Sequence[str] = CHILD,
+    command: Sequence[str] | None = None,
     request_seconds: float = REQUEST_SECONDS,
 ) -> Model:
-    """A GGUF file; `command` starts another child than this machine's (see LlamaCpp)."""
+    """A GGUF file, or an ONNX model folder, in the runtime `kind`; `command` starts another child
+    than this machine's (see LlamaCpp)."""
 
     @contextlib.contextmanager
     def opened() -> Iterator[Runs]:
-        with LlamaCpp(
+        with open_runtime(
+            kind,
             file,
             threads=threads,
             context_tokens=context_tokens,
             command=command,
             request_seconds=request_seconds,
         ) as model:
-            yield LlamaRuns(model, prompt, max_tokens)
+            yield DeviceRuns(model, prompt, max_tokens)
 
     return Model(name, opened)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgedistill.errors import RuntimeFailure
 from edgedistill.results import Estimate
+from edgedistill.runtimes import ONNX, open_runtime
 from edgedistill.target import Roofline
 
 KV_BYTES = 2  # llama.cpp keeps keys and values in f16 unless told otherwise
@@ -34,11 +35,15 @@ class Load:
 
 
 def load_of(model: Path) -> Load:
-    """The load of a GGUF file, from its tensor table (no tensor is read into memory).
+    """The load of a GGUF file, from its tensor table (no tensor is read into memory), or of an ONNX
+    model folder.
 
     Raises:
-        RuntimeFailure: not a GGUF file, or one without the usual keys.
+        RuntimeFailure: neither, or one without the usual keys.
     """
+    if model.is_dir():
+        with open_runtime(ONNX, model, context_tokens=64) as runtime:
+            return onnx_load(runtime.facts, runtime.metadata())
     from gguf import GGUFReader
 
     try:
@@ -52,6 +57,20 @@ def load_of(model: Path) -> Load:
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise RuntimeFailure(f"not a GGUF file we can size: {error}", where=str(model)) from error
     return load_from(sizes, {**needed, **given})
+
+
+def onnx_load(facts: Mapping[str, Any], keys: Mapping[str, str]) -> Load:
+    """The load from a runtime's facts and genai_config.json's keys; its KV cache is fp32."""
+    looked_up = facts["lookup_parameters"]
+    layers, heads, size = (
+        int(keys[f"model.decoder.{name}"])
+        for name in ("num_hidden_layers", "num_key_value_heads", "head_size")
+    )
+    return Load(
+        weight_bytes=facts["size"] - 4 * looked_up,
+        parameters=facts["parameters"] - looked_up,
+        kv_bytes_per_token=2 * layers * heads * size * 4,
+    )
 
 
 def load_from(sizes: Mapping[str, tuple[int, int]], keys: Mapping[str, Any]) -> Load:

@@ -12,6 +12,7 @@ from edgedistill import machine
 from edgedistill.artifacts import Quantized, TokenMixEntry, digest_of, tool_versions
 from edgedistill.bench.latency import (
     Asker,
+    alone,
     choose,
     in_process,
     in_turn,
@@ -24,7 +25,8 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import LocalTeacher, Recipe, Teacher
 from edgedistill.results import Latency, LlamaBench
-from edgedistill.runtime import Generation, LlamaCpp
+from edgedistill.runtime import Generation
+from edgedistill.runtimes import ONNX, open_runtime
 from edgedistill.target import Target
 from edgedistill.teacher import call_for, open_endpoint, serve_teacher
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
@@ -33,6 +35,10 @@ from edgedistill.teacher.traces import TraceStore
 
 STUDENT = "student"
 STUDENT_START_SECONDS = 180.0
+NOT_SERVED = (
+    "the student was timed in process only, behind the teacher and not in turn with it: its "
+    "runtime has no server that could be asked over HTTP, so no speedup is given"
+)
 PREFILL_TOKENS, DECODE_TOKENS = 512, 128  # llama-bench's default test
 
 
@@ -77,6 +83,7 @@ class _Served:
 
 def measure(sitting: Sitting, out: Path, resume: Path, progress: Progress) -> Measured:
     """Time teacher and student over HTTP in turn, then the student in process, then llama-bench.
+    Of an ONNX student there is only the time in process: nothing that ships serves it.
 
     Teacher traces are kept in `out/traces.db` with a purpose of their own, the student's below
     `resume`, so a killed run asks no answered call again.
@@ -85,6 +92,8 @@ def measure(sitting: Sitting, out: Path, resume: Path, progress: Progress) -> Me
         TeacherError: the teacher cannot be used.
         RuntimeFailure: the student's runtime fails.
     """
+    if sitting.target.runtime == ONNX:
+        return _apart(sitting, out, progress)
     resume.mkdir(parents=True, exist_ok=True)
     with (
         TraceStore(out / "traces.db") as traces,
@@ -102,6 +111,25 @@ def measure(sitting: Sitting, out: Path, resume: Path, progress: Progress) -> Me
     embedded, bench = _embedded(sitting, progress)
     notes = _notes(ask_teacher, ask_student, len(sitting.timed))
     return Measured([*http, embedded], speedup, bench, notes)
+
+
+def _apart(sitting: Sitting, out: Path, progress: Progress) -> Measured:
+    """The teacher over HTTP, then the student in process."""
+    rows = sitting.timed
+    with (
+        TraceStore(out / "traces.db") as traces,
+        _teacher_server(sitting.recipe.teacher, progress) as teacher,
+        _client(teacher, sitting) as client,
+    ):
+        asker = Asker("teacher", client, _teacher_call(sitting), traces)
+        with progress.task("first answer, from a cold start", None):
+            cold = _warmed(teacher, asker, sitting.warm_up, rows)
+        timings = alone(asker, rows, progress)
+        peak = _peak(teacher, asker, len(rows))
+        http = summary(asker.who, timings, cold, peak, asker.reused)
+    embedded, bench = _embedded(sitting, progress)
+    notes = [*_notes(asker, None, len(rows)), NOT_SERVED]
+    return Measured([http, embedded], None, bench, notes)
 
 
 def _over_http(
@@ -152,7 +180,8 @@ def _embedded(sitting: Sitting, progress: Progress) -> tuple[Latency, list[Llama
     target, prompt = sitting.target, sitting.prompt
     model, threads = sitting.quantized.model, target.threads or machine.threads()
     started = time.perf_counter()
-    with LlamaCpp(model, threads=threads, context_tokens=sitting.context_tokens) as student:
+    kind, context = target.runtime, sitting.context_tokens
+    with open_runtime(kind, model, threads=threads, context_tokens=context) as student:
 
         def generate(row: EvalRow) -> Generation:
             ids = student.tokenize(prompt.render(row.prompt, row.history))
@@ -165,7 +194,7 @@ def _embedded(sitting: Sitting, progress: Progress) -> tuple[Latency, list[Llama
     runs = sitting.recipe.bench.llama_bench_runs
     with (
         progress.task("llama-bench pp512 and tg128", None),
-        LlamaCpp(model, threads=threads, context_tokens=PREFILL_TOKENS) as fresh,
+        open_runtime(kind, model, threads=threads, context_tokens=PREFILL_TOKENS) as fresh,
     ):
         figures = fresh.bench(PREFILL_TOKENS, DECODE_TOKENS, runs)
     return latency, llama_bench(figures, threads)
@@ -227,14 +256,14 @@ def _student_server(sitting: Sitting) -> Iterator[_Served]:
         yield _Served(server.endpoint, server.pid, server.start_seconds)
 
 
-def _notes(teacher: Asker, student: Asker, count: int) -> list[str]:
+def _notes(teacher: Asker, student: Asker | None, count: int) -> list[str]:
     notes = []
     if teacher.reused:
         notes.append(
             f"{teacher.reused} of {count} teacher timings are from an earlier sitting on this "
             "machine: an answered call is not asked again"
         )
-    failed = {**teacher.failed, **student.failed}
+    failed = {**teacher.failed, **(student.failed if student is not None else {})}
     if failed:
         notes.append(
             f"{len(failed)} of {count} timed prompts were not answered and count for neither "

@@ -28,6 +28,7 @@ from edgedistill.pack.publishing import STAGE, publish, reduced
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe
+from edgedistill.runtimes import ONNX, copy_model, size_of
 from edgedistill.target import Target
 
 if TYPE_CHECKING:
@@ -122,12 +123,13 @@ def _fill(
         "report.html": render_html(figures, provenance),
         "MODEL_CARD.md": card.model_card(),
         "README.md": card.readme(),
-        "Modelfile": card.modelfile(),
     }
+    if target.runtime != ONNX:
+        texts["Modelfile"] = card.modelfile()  # Ollama runs no ONNX
     for name, text in texts.items():
         write_atomic(folder / name, text.encode())
     # Copies, not links: users edit a bundle, and the workspace must not change with it.
-    shutil.copyfile(quantized.model, folder / quantized.model.name)
+    copy_model(quantized.model, folder / quantized.model.name)
     for path in (report.file, report.folder / "fidelity.json"):
         shutil.copyfile(path, folder / path.name)
     if target.runtime == "wllama":
@@ -218,6 +220,6 @@ def _sizes(exported: Exported, quantized: Quantized, chain: Mapping[str, Json]) 
         for model, stage in WEIGHTS_OF.items()
         if stage in chain
     }
-    sizes["exported"] = exported.model.stat().st_size
-    sizes["quantized"] = quantized.model.stat().st_size
+    sizes["exported"] = size_of(exported.model)
+    sizes["quantized"] = size_of(quantized.model)
     return sizes

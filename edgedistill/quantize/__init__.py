@@ -5,7 +5,6 @@ Everything is measured on validation rows, so that held-out figures stay untouch
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,23 +23,24 @@ from edgedistill.artifacts import (
 from edgedistill.progress import Progress
 from edgedistill.quantize.bounds import (
     CANDIDATES,
-    MEMORY_FORMULA,
     broken_bounds,
+    memory_bytes,
     none_passes,
-    run_time_bytes,
 )
 from edgedistill.quantize.candidate import (
     WITH_IMPORTANCE,
     Baseline,
-    Exam,
     Made,
+    make_onnx,
     make_stock,
     make_variant,
     measure_baseline,
 )
+from edgedistill.quantize.exam import Exam
 from edgedistill.quantize.importance import weigh
 from edgedistill.recipe import Check, StudentSpec
 from edgedistill.results import Candidate
+from edgedistill.runtimes import ONNX, TRAITS, copy_model
 from edgedistill.target import Target
 
 __all__ = ["WITH_IMPORTANCE", "quantize", "weigh"]
@@ -57,7 +57,8 @@ def quantize(
     out: Path,
     progress: Progress,
 ) -> Quantized:
-    """Stage "quantize": the winning file, and `candidates.json` (a list of results.Candidate).
+    """Stage "quantize": the winning file (for ONNX: folder), and `candidates.json` (a list of
+    results.Candidate).
 
     Before it, and shared by all targets: stage "baseline", and stage "candidate" for each format
     of the target and each of `variants`, its allocations.
@@ -65,12 +66,15 @@ def quantize(
     Raises:
         GateFailed: step "quantize": no candidate is inside the target's bounds;
             `candidates.json` stays in the unfinished folder.
-        RuntimeFailure: llama.cpp cannot make or run a candidate.
+        RuntimeFailure: a candidate cannot be made or run.
+        MissingTool: what makes or runs it is not installed.
     """
-    exam = Exam(dataset, prompt, check)
+    exam = Exam(dataset, prompt, check, target.runtime)
     baseline = measure_baseline(exported, exam, out, progress)
     made = [
-        make_stock(name, exported, importance, baseline, exam, out, progress)
+        make_onnx(name, exported, target, baseline, exam, out, progress)
+        if target.runtime == ONNX
+        else make_stock(name, exported, importance, baseline, exam, out, progress)
         for name in target.formats
     ]
     made += [make_variant(variant, baseline, exam, out, progress) for variant in variants]
@@ -100,12 +104,13 @@ def _chosen(
     if best is None:
         raise none_passes(table, target, folder)
     source = next(each.file for each in made if each.name == best.format)
-    shutil.copyfile(source, folder / source.name)
+    copy_model(source, folder / source.name)
     progress.note(
         f"format {best.format}: the smallest of {len(table)} inside the gates of target "
         f"{target.name} ({best.bytes / 1e6:.1f} MB)"
     )
-    return {"file": source.name, "format": best.format, "memory_formula": MEMORY_FORMULA}
+    formula = TRAITS[target.runtime].memory_formula
+    return {"file": source.name, "format": best.format, "memory_formula": formula}
 
 
 def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
@@ -119,7 +124,7 @@ def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
         top1=found["top1"],
         agreement=found["agreement"],
         agreement_before=baseline.agreement,
-        estimated_memory_bytes=size + run_time_bytes(made.shape, target.context_tokens),
+        estimated_memory_bytes=memory_bytes(size, made.shape, target),
         passed=False,
         why_not="",
         chosen=False,

@@ -17,7 +17,6 @@ import numpy as np
 
 from edgedistill.artifacts import (
     RESUME,
-    Dataset,
     Exported,
     Identity,
     Importance,
@@ -27,68 +26,25 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
-from edgedistill.checks import Checker, check_identity, make_checker
-from edgedistill.errors import DatasetError
 from edgedistill.fidelity import (
-    EvalRow,
-    follows,
     nll,
     per_token,
     read_logits,
-    read_rows,
-    rows_that_fit,
     summarise,
 )
 from edgedistill.names import with_encoding
+from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize.bounds import Shape, shape_of
-from edgedistill.recipe import Check, StudentSpec
-from edgedistill.runtime import LlamaCpp, quantize_file
+from edgedistill.quantize.exam import Exam, cases_of
+from edgedistill.runtime import quantize_file
+from edgedistill.runtimes import size_of
 from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES
+from edgedistill.target import Target
 
-UNQUANTIZED = "F16"
 WITH_IMPORTANCE = ":imatrix"  # behind a stock format: quantize it with the importance matrix
 FIGURES, LOGITS = "figures.json", "exported.f32"
-
-
-@dataclass(frozen=True)
-class Exam:
-    """What candidates are measured with: validation rows, the student's prompt, the check."""
-
-    dataset: Dataset
-    prompt: StudentSpec
-    check: Check
-
-    def identity(self) -> dict[str, Any]:
-        shown = {"system", "prompt", "max_tokens"}
-        return {
-            "check": check_identity(self.check),
-            "prompt": self.prompt.model_dump(mode="json", include=shown),
-        }
-
-    def chosen(self, ids: Sequence[str]) -> list[EvalRow]:
-        """The validation rows with these IDs."""
-        return [row for row in self._validation() if row.id in set(ids)]
-
-    def _validation(self) -> list[EvalRow]:
-        return read_rows(self.dataset.folder / "validation.jsonl")
-
-    def rows(self, student: StudentPrompt, progress: Progress) -> list[EvalRow]:
-        """The validation rows that a format is chosen on."""
-        every = self._validation()
-        rows = rows_that_fit(every, student)
-        if not rows:
-            raise DatasetError(
-                "there are no validation rows to choose a format on",
-                hint="raise curate.split.validation, or give more prompts",
-            )
-        if len(rows) < len(every):
-            progress.note(
-                f"formats are chosen on {len(rows)} of {len(every)} validation prompts: "
-                "the logits of more do not fit into 2 GB of scratch space"
-            )
-        return rows
 
 
 @dataclass(frozen=True)
@@ -109,7 +65,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Made:
-    """A candidate's file and what was measured of it (a dict of Measured)."""
+    """A candidate's file (for ONNX: folder) and what was measured of it (a dict of Measured)."""
 
     name: str
     folder: Path
@@ -120,16 +76,6 @@ class Made:
     figures: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One validation row as token IDs; its answer's logits start at row `skip` of the baseline."""
-
-    row: EvalRow
-    asked: list[int]
-    answer: list[int]
-    skip: int
-
-
 def measure_baseline(exported: Exported, exam: Exam, out: Path, progress: Progress) -> Baseline:
     """Stage "baseline": logits and agreement of the exported file on validation rows."""
     identity = Identity(
@@ -137,13 +83,13 @@ def measure_baseline(exported: Exported, exam: Exam, out: Path, progress: Progre
         version=1,
         spec=exam.identity(),
         inputs={"exported": exported.digest, "dataset": exam.dataset.digest},
-        tools=tool_versions("llama-cpp-python"),
+        tools=tool_versions(*exam.traits.tools),
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
         student = StudentPrompt(exported.folder, exam.prompt)
         cases = cases_of(exam.rows(student, progress), student)
-        bench = _Sitting(student, exam.prompt.max_tokens, make_checker(exam.check), cases)
+        bench = exam.sitting(student, cases)
         agreed, likelihood = 0, []
         with (
             progress.task("measure exported", len(cases), "prompts") as task,
@@ -200,6 +146,34 @@ def make_stock(
     return job.stage({"format": name}, inputs, write, out)
 
 
+def make_onnx(
+    name: str,
+    exported: Exported,
+    target: Target,
+    baseline: Baseline,
+    exam: Exam,
+    out: Path,
+    progress: Progress,
+) -> Made:
+    """Stage "candidate" of an ONNX format, made from the checkpoint behind `exported`. Context and
+    threads of the target are written into the model folder, so they are in its identity."""
+    checkpoint = exported.checkpoint
+    assert checkpoint is not None, "an ONNX export names its checkpoint"
+    written = {"context_tokens": target.context_tokens, "threads": target.threads}
+
+    def write(destination: Path) -> None:
+        build_onnx(
+            checkpoint,
+            destination,
+            name,
+            context_tokens=target.context_tokens,
+            threads=target.threads,
+        )
+
+    job = _Candidate(name, exported, None, False, baseline, exam, progress)
+    return job.stage({"format": name, **written}, {}, write, out)
+
+
 def make_variant(
     variant: Variant, baseline: Baseline, exam: Exam, out: Path, progress: Progress
 ) -> Made:
@@ -252,7 +226,7 @@ class _Candidate:
                 "baseline": self.baseline.digest,
                 "dataset": self.exam.dataset.digest,
             },
-            tools=tool_versions("llama-cpp-python"),
+            tools=tool_versions(*self.exam.traits.tools),
         )
         label = self.name.replace(WITH_IMPORTANCE, "_imatrix")
 
@@ -275,9 +249,9 @@ class _Candidate:
         """The file, from an earlier try that was killed while it was measured, or made now."""
         resume.mkdir(parents=True, exist_ok=True)
         kept = resume / file.name
-        if not kept.is_file():
+        if not kept.exists():
             with self.progress.task(f"make {self.name}", None):
-                if self.name == UNQUANTIZED:
+                if self.name == self.exam.traits.unquantized:
                     _link(self.exported.model, kept)
                 else:
                     write(kept)
@@ -286,9 +260,7 @@ class _Candidate:
     def _measure(self, file: Path, folder: Path) -> tuple[dict[str, float], Shape]:
         student = StudentPrompt(self.exported.folder, self.exam.prompt)
         cases = cases_of(self.exam.rows(student, self.progress), student)
-        sitting = _Sitting(
-            student, self.exam.prompt.max_tokens, make_checker(self.exam.check), cases
-        )
+        sitting = self.exam.sitting(student, cases)
         scratch = folder / RESUME / "candidate.f32"
         klds, same, likelihood, agreed = [], [], [], 0
         with (
@@ -315,47 +287,19 @@ class _Candidate:
             **measured,
             "agreement": agreed / len(cases),
             "nll": float(np.concatenate(likelihood).mean()),
-            "bytes": file.stat().st_size,
+            "bytes": size_of(file),
         }
         return figures, shape
 
 
-@dataclass(frozen=True)
-class _Sitting:
-    """A file's answers to the cases."""
-
-    student: StudentPrompt
-    max_tokens: int
-    checker: Checker
-    cases: Sequence[Case]
-
-    def agrees(self, runtime: LlamaCpp, case: Case, logits: Path) -> bool:
-        """Append the logits of the teacher's answer to `logits`; does the check call the greedy
-        answer the same?"""
-        likely = runtime.logits(case.asked + case.answer, len(case.asked), logits)
-        if follows(likely, case.answer, self.max_tokens):
-            return self.checker.same(case.row.answer, case.row.answer)
-        made = runtime.generate(case.asked, self.max_tokens, self.student.stop_ids)
-        return self.checker.same(self.student.decode(made.ids).strip(), case.row.answer)
-
-    def runtime(self, model: Path) -> LlamaCpp:
-        longest = max(
-            len(case.asked) + max(len(case.answer), self.max_tokens) for case in self.cases
-        )
-        return LlamaCpp(model, context_tokens=longest)
-
-
-def cases_of(rows: Sequence[EvalRow], student: StudentPrompt) -> list[Case]:
-    cases, skip = [], 0
-    for row in rows:
-        answer = student.answer_ids(row.answer)
-        cases.append(Case(row, student.prompt_ids(row.prompt, row.history), answer, skip))
-        skip += len(answer)
-    return cases
-
-
 def _link(source: Path, destination: Path) -> None:
-    """The same file under another name, or a copy where the disk has no links."""
+    """The same file (or each of a folder) under another name, or a copy where the disk has no
+    links."""
+    if source.is_dir():
+        destination.mkdir()
+        for each in source.iterdir():
+            _link(each, destination / each.name)
+        return
     destination.unlink(missing_ok=True)
     try:
         os.link(source, destination)

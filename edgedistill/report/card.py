@@ -40,7 +40,9 @@ class Card:
 
     def readme(self) -> str:
         """README.md: how to run the model."""
-        return _render("README.md.jinja", self._names | self._commands())
+        onnx = self.target.runtime == "onnxruntime-genai"
+        template = "README.onnx.md.jinja" if onnx else "README.md.jinja"
+        return _render(template, self._names | self._commands())
 
     def modelfile(self) -> str:
         """Ollama's Modelfile, with the student's prompt as its template."""

@@ -17,7 +17,7 @@ MODELS = {
     "base": "the student as it was published, asked in the same way",
     "adapter": "the base with its LoRA weights beside it",
     "merged": "LoRA weights added into the base, fp32",
-    "exported": "the merged weights as GGUF f16",
+    "exported": "the merged weights in the format of the device's runtime, before quantization",
     "trimmed": "without the tokens and layers that the token mix hardly needs",
     "fitted": "trained on in the number formats it ships in, computed in fp32",
     "quantized": "what ships",

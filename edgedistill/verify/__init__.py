@@ -29,6 +29,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
 from edgedistill.runtime import LlamaCpp
+from edgedistill.runtimes import LLAMA, Runtime
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import Tensor, read_layout
 
@@ -91,7 +92,7 @@ def verify(
 
     def work(folder: Path) -> Mapping[str, Any]:
         student = StudentPrompt(checkpoint.folder, prompt)
-        task = _Handover(checkpoint.folder, exported.model, student, progress)
+        task = Handover(checkpoint.folder, exported.model, student, progress)
         validation = read_rows(dataset.folder / "validation.jsonl")
         held_out = read_rows(dataset.folder / "held_out.jsonl")
         return task.check([*validation, *held_out], validation, max_mean_kld, folder)
@@ -100,11 +101,14 @@ def verify(
 
 
 @dataclass(frozen=True)
-class _Handover:
+class Handover:
+    """One export held against its checkpoint; what a check finds raises GateFailed by name."""
+
     checkpoint: Path
     model: Path
     student: StudentPrompt
     progress: Progress
+    runtime: str = LLAMA
 
     def check(
         self,
@@ -121,21 +125,22 @@ class _Handover:
         self._same_vocabulary(file)
         before, after = folder / "merged.f32", folder / "exported.f32"
         try:
-            with LlamaCpp(self.model, context_tokens=self._longest(rows)) as runtime:
-                self._same_stop(runtime)
-                compared = self._same_tokens(runtime, rows)
+            with LlamaCpp(self.model, context_tokens=self.longest(rows)) as runtime:
+                self.same_stop(runtime)
+                compared = self.same_tokens(runtime, rows)
                 for row in chosen:
-                    runtime.logits(*self._supervised(row), after)
+                    runtime.logits(*self.supervised(row), after)
         except RuntimeFailure as error:
-            self._fail(f"llama.cpp cannot use the exported file: {error.what}", error)
+            self.fail(f"llama.cpp cannot use the exported file: {error.what}", error)
         different = self._different_tensors(file)
-        kld = self._kld(chosen, before, after)
+        kld = self.kld(chosen, before, after)
         before.unlink()
         after.unlink()
         self._same_weights(kld, max_mean_kld, different)
         return {**asdict(kld), "rows": len(chosen), "texts_compared": compared}
 
-    def _fail(self, what: str, cause: Exception | None = None) -> NoReturn:
+    def fail(self, what: str, cause: Exception | None = None) -> NoReturn:
+        """Raise GateFailed for the step "export"."""
         raise GateFailed("export", what, where=str(self.model)) from cause
 
     # Files
@@ -147,14 +152,14 @@ class _Handover:
         # Small keys first: a wrong tokenizer type explains more than the first odd token.
         for key in sorted(wanted.keys() | found.keys(), key=lambda key: _is_long(wanted.get(key))):
             if wanted.get(key) != found.get(key):
-                what = _difference(wanted.get(key), found.get(key))
-                self._fail(f"{key} differs in the exported file: {what}")
+                what = difference(wanted.get(key), found.get(key))
+                self.fail(f"{key} differs in the exported file: {what}")
         config = json.loads((self.checkpoint / TOKENIZER_CONFIG).read_text("utf-8"))
         if found.get(TEMPLATE_KEY) != config.get("chat_template"):
-            what = _difference(config.get("chat_template"), found.get(TEMPLATE_KEY))
-            self._fail(f"the chat template is not the one training used: {what}")
+            what = difference(config.get("chat_template"), found.get(TEMPLATE_KEY))
+            self.fail(f"the chat template is not the one training used: {what}")
         if found.get(EOS_KEY) not in self.student.stop_ids:
-            self._fail(
+            self.fail(
                 f"{EOS_KEY} is {found.get(EOS_KEY)}, but training taught the student to stop with "
                 f"{sorted(self.student.stop_ids)}"
             )
@@ -167,7 +172,7 @@ class _Handover:
             ("tokens in the tokenizer that training used", self.student.vocab_size),
         ):
             if count != tokens:
-                self._fail(f"{TOKENS_KEY} has {tokens} tokens, but there are {count} {what}")
+                self.fail(f"{TOKENS_KEY} has {tokens} tokens, but there are {count} {what}")
 
     def _different_tensors(self, file: Any) -> list[Difference]:
         """Tensors whose stored values are not exactly the checkpoint's, worst first."""
@@ -175,7 +180,7 @@ class _Handover:
         layout = read_layout(self.checkpoint)
         missing = stored.keys() ^ {tensor.name for tensor in layout.tensors}
         if missing:
-            self._fail(f"the tensors {', '.join(sorted(missing))} are in one of the two only")
+            self.fail(f"the tensors {', '.join(sorted(missing))} are in one of the two only")
         found = []
         with self.progress.task("compare tensors", len(layout.tensors), "tensors") as task:
             for tensor in layout.tensors:
@@ -187,17 +192,18 @@ class _Handover:
 
     # The running model
 
-    def _same_stop(self, runtime: LlamaCpp) -> None:
+    def same_stop(self, runtime: Runtime) -> None:
+        """The runtime stops where training taught the student to."""
         missing = self.student.stop_ids - runtime.end_ids()
         if missing or runtime.facts["eos"] not in self.student.stop_ids:
-            self._fail(
+            self.fail(
                 f"training taught the student to stop with {sorted(self.student.stop_ids)}, but "
-                f"llama.cpp's EOS is {runtime.facts['eos']} and it stops at "
+                f"{self.runtime}'s EOS is {runtime.facts['eos']} and it stops at "
                 f"{sorted(runtime.end_ids())}"
             )
 
-    def _same_tokens(self, runtime: LlamaCpp, rows: Sequence[EvalRow]) -> int:
-        """llama.cpp and the training tokenizer give the same IDs; the number of texts compared."""
+    def same_tokens(self, runtime: Runtime, rows: Sequence[EvalRow]) -> int:
+        """Runtime and training tokenizer give the same IDs; the number of texts compared."""
         compared = 0
         with self.progress.task("compare tokens", len(rows), "prompts") as task:
             for label, text, wanted in self._texts(rows):
@@ -206,7 +212,7 @@ class _Handover:
                     bos = runtime.facts["bos"]
                     found = found if found[:1] == [bos] else [bos, *found]
                 if found != wanted:
-                    self._fail(f"token IDs of {label} differ: {_difference(wanted, found)}")
+                    self.fail(f"token IDs of {label} differ: {difference(wanted, found)}")
                 compared += 1
                 task.advance(0.5)
         return compared
@@ -218,30 +224,28 @@ class _Handover:
             answer = self.student.answer_ids(row.answer)[:-1]  # without the stop token
             if row.answer:
                 yield f"answer {row.id}", row.answer, answer
-        for turns in range(1, len(TURNS) + 1):
-            talk = [
-                {"role": ("user", "assistant")[i % 2], "content": text}
-                for i, text in enumerate(TURNS[:turns])
-            ]
-            asks = turns % 2 == 1
+        for label, talk, asks in conversations():
             rendered = self.student.render_messages(talk, add_generation_prompt=asks)
-            yield f"a conversation of {turns} turns", rendered, self.student.encode(rendered)
+            yield label, rendered, self.student.encode(rendered)
 
     # Weights
 
-    def _supervised(self, row: EvalRow) -> tuple[list[int], int]:
+    def supervised(self, row: EvalRow) -> tuple[list[int], int]:
+        """Token IDs of prompt and answer, and where the answer begins."""
         asked = self.student.prompt_ids(row.prompt, row.history)
         return asked + self.student.answer_ids(row.answer), len(asked)
 
-    def _longest(self, rows: Sequence[EvalRow]) -> int:
-        return max(len(self._supervised(row)[0]) for row in rows) + 8
+    def longest(self, rows: Sequence[EvalRow]) -> int:
+        """A context in tokens that holds each of the rows."""
+        return max(len(self.supervised(row)[0]) for row in rows) + 8
 
-    def _kld(self, rows: Sequence[EvalRow], before: Path, after: Path) -> Kld:
+    def kld(self, rows: Sequence[EvalRow], before: Path, after: Path) -> Kld:
+        """KLD of the checkpoint, recorded here into `before`, to the logits in `after`."""
         from edgedistill.torch_runtime import TorchModel
 
         model = TorchModel(self.checkpoint)
         with self.progress.task("logits of merged", len(rows), "prompts") as task:
-            for logits in model.logits([self._supervised(row) for row in rows]):
+            for logits in model.logits([self.supervised(row) for row in rows]):
                 record([logits], before)
                 task.advance()
         del model
@@ -257,12 +261,22 @@ class _Handover:
                 if different
                 else "; every tensor holds the checkpoint's values: look at the hyperparameters"
             )
-            self._fail(
+            self.fail(
                 f"mean KLD of merged to exported is {kld.mean_kld:.3g}, above the bound of "
                 f"{bound:g} (over {kld.tokens} answer tokens){blamed}"
             )
         if different:
-            self._fail(f"these tensors do not hold the checkpoint's values: {named}{more}")
+            self.fail(f"these tensors do not hold the checkpoint's values: {named}{more}")
+
+
+def conversations() -> Iterator[tuple[str, list[dict[str, str]], bool]]:
+    """Conversations of one and of several turns: label, messages, whether an answer is asked."""
+    for turns in range(1, len(TURNS) + 1):
+        talk = [
+            {"role": ("user", "assistant")[i % 2], "content": text}
+            for i, text in enumerate(TURNS[:turns])
+        ]
+        yield f"a conversation of {turns} turns", talk, turns % 2 == 1
 
 
 def _open(model: Path) -> Any:
@@ -298,7 +312,7 @@ def _is_long(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _difference(wanted: Any, found: Any) -> str:
+def difference(wanted: Any, found: Any) -> str:
     """Where two values part, in words."""
     if isinstance(wanted, list | str) and isinstance(found, list | str):
         at = next(
