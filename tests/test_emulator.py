@@ -117,6 +117,7 @@ def pair(model: Path, child: emulator.Emulator) -> Iterator[tuple[LlamaCpp, Llam
         yield here, there
 
 
+@pytest.mark.timeout(1200)  # emulated: half a minute on an idle machine
 def test_the_emulated_child_answers_every_request(
     pair: tuple[LlamaCpp, LlamaCpp], tmp_path: Path
 ) -> None:
@@ -130,13 +131,14 @@ def test_the_emulated_child_answers_every_request(
     ids = here.tokenize(PROMPT)
     assert there.tokenize(PROMPT) == ids
     assert there.detokenize(ids) == here.detokenize(ids) == PROMPT
+    long = (ids * 40)[:600]
     for runs, name in ((here, "here"), (there, "there")):
-        runs.logits(ids * 40, 20, tmp_path / name)  # more than one batch, more than one block
+        runs.logits(long, 520, tmp_path / name)  # two batches before, two blocks of rows
     a, b = (np.fromfile(tmp_path / n, np.float32) for n in ("here", "there"))
     size = here.facts["n_vocab"]
     kld = kl_divergence(a.reshape(-1, size), b.reshape(-1, size))
-    assert len(kld) == len(ids) * 40 - 20
-    assert kld.mean() < 1e-3
+    assert len(kld) == 80
+    assert 0 < kld.mean() < 1e-3  # other kernels, the same model
     made = there.generate(ids, 8, frozenset())
     likely = there.logits(ids + made.ids, len(ids), tmp_path / "made")
     assert likely == made.ids
