@@ -225,8 +225,8 @@ def _refuse_other_python(pins: Pins) -> None:
 
 
 def _pip_command(made: OwnEnvironment, *words: str) -> list[str]:
-    # -I: neither our PYTHONPATH nor the user's own packages are seen.
-    command = [str(made.python), "-I", "-X", "utf8", "-m", "pip", *words]
+    # -I: neither our PYTHONPATH nor the user's own packages are seen; -u: lines come as printed.
+    command = [str(made.python), "-I", "-u", "-X", "utf8", "-m", "pip", *words]
     return [*command, "--no-input", "--disable-pip-version-check"]
 
 

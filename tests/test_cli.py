@@ -140,6 +140,7 @@ def test_interrupt_says_that_work_is_kept(run: Run) -> None:
         (("init",), "Missing argument 'NAME'"),
         (("init", "Not A Name"), "lower-case letters"),
         (("completion", "tcsh"), "'tcsh' is not one of"),
+        (("export", "--layout", "coreml"), "'coreml' is not one of"),
     ],
 )
 @pytest.mark.usefixtures("here")

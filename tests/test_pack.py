@@ -17,6 +17,7 @@ from sample_report import browser_report, phone_report, sample_report
 from edgedistill.artifacts import Bundle, Exported, Quantized, Report, Student, digest_of_file
 from edgedistill.errors import ArtifactError
 from edgedistill.pack import pack
+from edgedistill.pack.optimum import pack_optimum
 from edgedistill.pack.publishing import reduced
 from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
@@ -376,3 +377,34 @@ def test_ollama_template_does_not_double_the_bos(parts: Parts, tmp_path: Path) -
 )
 def test_licence_in_the_hubs_words(name: str, expected: dict[str, str]) -> None:
     assert licence(name) == expected
+
+
+def test_optimum_layout_is_copied_whole_and_says_what_each_file_loses(
+    parts: Parts, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export-optimum-1"
+    (folder / "onnx").mkdir(parents=True)
+    contents = {"onnx/model.onnx": b"fp32", "onnx/model_q4.onnx": b"q4", "config.json": b"{}"}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    kld = {"mean_kld": 0.0123, "p99_kld": 0.4, "top1": 0.975}
+    facts = {"files": {"q4": {"file": "model_q4.onnx", "bytes": 100_488_989}}}
+    outputs = {name: {"sha256": "", "bytes": 0} for name in contents}
+    step = CHAIN["distill"]
+    chain = {
+        "export-optimum": {**step, "facts": facts, "outputs": outputs},
+        "verify-optimum": {**step, "facts": {"kld": {"q4": kld}}},
+    }
+    exported = Exported(folder, "5" * 64, folder / "onnx" / "model.onnx")
+    given = (make_recipe(), exported, parts.student, chain, tmp_path / "dist")
+    listener = Listener()
+    made = pack_optimum(*given, listener)
+    assert made.folder == tmp_path / "dist" / "support-sql-optimum"
+    assert {name: (made.folder / name).read_bytes() for name in contents} == contents
+    assert made.model == made.folder / "onnx" / "model.onnx"
+    readme = (made.folder / "README.md").read_text("utf-8")
+    assert "| q4 | `onnx/model_q4.onnx` | 100.5 | 0.012 | 0.4 | 97.5% |" in readme
+    manifest = json.loads((made.folder / "manifest.json").read_text("utf-8"))
+    assert set(manifest["provenance"]) == set(chain)
+    pack_optimum(*given, listener)
+    assert listener.reused == [False, True]
