@@ -150,7 +150,7 @@ def _make(pins: Pins, folder: Path, progress: Progress) -> OwnEnvironment:
 def _install(made: OwnEnvironment, pins: Pins, progress: Progress) -> None:
     """No package is built here, so none runs code of its own and none needs a compiler."""
     words = ["install", "--requirement", str(pins.file), "--only-binary", ":all:"]
-    words += ["--progress-bar", "off", "--no-warn-script-location"]
+    words += ["--no-compile", "--progress-bar", "off", "--no-warn-script-location"]
     process = subprocess.Popen(
         _pip_command(made, *words),
         stdin=subprocess.DEVNULL,
