@@ -23,6 +23,7 @@ import venv
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,7 +141,7 @@ def _make(pins: Pins, folder: Path, progress: Progress) -> OwnEnvironment:
         _refuse(folder, "this Python cannot make a virtual environment", [str(error)])
     made = _environment(folder)
     _install(made, pins, progress)
-    packages = _pip(made, "freeze").splitlines()
+    packages = _installed(folder)
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
     write_json(folder / COMPLETE, {"pins": pins.digest, "packages": packages, "bytes": size})
     progress.note(f"{pins.name}: {len(packages)} packages, {size / 1e6:.0f} MB")
@@ -237,19 +238,12 @@ def _pip_environment() -> dict[str, str]:
     return {**kept, "PIP_USER": "0"}
 
 
-def _pip(made: OwnEnvironment, *words: str) -> str:
-    done = subprocess.run(
-        _pip_command(made, *words),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env=_pip_environment(),
-        timeout=INSTALL_SECONDS,
-    )
-    if done.returncode != 0:
-        _refuse(made.folder, f"pip {words[0]} failed", done.stderr.splitlines())
-    return done.stdout
+def _installed(folder: Path) -> list[str]:
+    """Name and version of every package there, but for pip, which came with Python."""
+    base = {"base": str(folder), "platbase": str(folder)}
+    where = {sysconfig.get_path(kind, "venv", vars=base) for kind in ("purelib", "platlib")}
+    found = {(one.name, one.version) for one in metadata.distributions(path=sorted(where))}
+    return sorted(f"{name}=={version}" for name, version in found if name != "pip")
 
 
 def run_script(

@@ -64,6 +64,7 @@ def listed(folder: Path, text: str) -> Pins:
     return read_pins(file)
 
 
+@pytest.mark.timeout(1200)  # two real environments
 def test_made_once_then_reused_and_made_again_when_torn(pins: Pins, tmp_path: Path) -> None:
     root = tmp_path / "environments"
     made = prepare(pins, Silent(), root)

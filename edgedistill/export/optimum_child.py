@@ -156,7 +156,7 @@ def _save(model: Any, into: Path) -> None:
     import onnx
 
     size = sum(len(one.raw_data) for one in model.graph.initializer)
-    external = {
+    external: dict[str, Any] = {
         "save_as_external_data": size > EXTERNAL_BYTES,
         "location": f"{into.name}_data",
         "all_tensors_to_one_file": True,
