@@ -56,7 +56,7 @@ class FakeRuns:
         logits = np.arange(4, dtype=np.float32) * (1 + self.shift)
         with into.open("ab") as stream:
             stream.write(logits.tobytes() * 3)
-        return Recorded(3, [])
+        return Recorded(3, [], 0.5)
 
     def model(self) -> Model:
         @contextlib.contextmanager

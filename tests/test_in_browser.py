@@ -90,7 +90,7 @@ class Native:
                 made = table(len(self.prompt.answer_ids(row.answer)), self.prompt.vocab_size)
                 stream.write(made.astype(np.float32).tobytes())
                 count += len(made)
-        return Recorded(count, [])
+        return Recorded(count, [], 0.5)
 
 
 def step(page: FakePage, resume: Path, prompts: int = 6) -> BrowserStep:
