@@ -6,9 +6,11 @@ the source of every rule here is llama.cpp's src/models/<architecture>.cpp and i
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,12 @@ def known_names() -> str:
     """The families in words, for messages."""
     *names, last = (f"{family.name} ({family.source})" for family in FAMILIES)
     return f"{', '.join(names)} and {last}"
+
+
+def is_own(checkpoint: Path) -> bool:
+    """Whether a checkpoint folder is of one of these families."""
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    return bool({*(config.get("architectures") or ())} & BY_SOURCE.keys())
 
 
 def rope(config: Config, default_theta: float = 10000.0) -> Config:

@@ -20,8 +20,9 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
+from edgedistill.converter import HINT, checkout
 from edgedistill.errors import WeightsError
-from edgedistill.families import ARCHITECTURES, known_names
+from edgedistill.families import ARCHITECTURES, is_own, known_names
 from edgedistill.gguf_student import check_student, complete_config
 from edgedistill.gguf_tokenizer import NAME, build_tokenizer, tokenizer_config
 from edgedistill.progress import Progress
@@ -73,8 +74,14 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
         weights = folder / RESUME / "weights.gguf"
         write_without_tokenizer(reader, weights)
         made = _convert(weights, file.path, folder, keys, _architecture(reader))
-        complete_config(reader, folder)
-        check_student(reader, folder, file.path)
+        if is_own(folder):
+            complete_config(reader, folder)
+            check_student(reader, folder, file.path)
+        else:
+            progress.note(
+                f"{_architecture(reader)} is read by transformers and not compared with the file: "
+                f"this family is not among {known_names()}"
+            )
         return {**made, "weights": file.name, "licence": file.licence}
 
     done = run_stage(identity, out, progress, work)
@@ -105,7 +112,9 @@ def _opened(path: Path) -> Any:
     except (ValueError, OSError, IndexError, KeyError) as error:
         _refuse(path, f"not a readable GGUF file: {error}", error)
     if architecture not in ARCHITECTURES:
-        _refuse(path, f"architecture {architecture!r} cannot be trained, only {known_names()}")
+        what = f"architecture {architecture!r} cannot be trained, only {known_names()}"
+        if checkout() is None:
+            raise WeightsError(what, where=str(path), hint=f"choose another student; or {HINT}")
     return reader
 
 

@@ -147,6 +147,23 @@ def read_layout(folder: Path, encoding: Encoding = "F16") -> Layout:
     return Layout(family, config, (*tensors, *_constants(config, folder)))
 
 
+def read_plain_tensors(folder: Path, architecture: str) -> list[Tensor]:
+    """Tensors of a checkpoint of any architecture that llama.cpp has a name for, as they are: its
+    converter may have stored them so, or changed."""
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, config.get("num_hidden_layers", 0))
+    found = []
+    for source, file in _sources(folder).items():
+        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        shape, kind = _header(file, source)
+        if name is not None and kind in NUMBERS:
+            found.append(Tensor(name, source, file, shape, np.float32))
+    return found
+
+
 def _family(config: Mapping[str, Any], folder: Path) -> Family:
     found = (config.get("architectures") or [None])[0]
     if found not in BY_SOURCE:

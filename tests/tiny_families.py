@@ -110,15 +110,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Not a family of ours: llama.cpp's converter exports it.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {"olmo2": ("olmo2", {"tie_word_embeddings": False})}
+
 
 def family_student(
     folder: Path, name: str, seed: int = 0, keys: list[Key] | None = None, **changes: Any
 ) -> Student:
-    """Write the checkpoint of one of FAMILIES: about two million random weights, norms as well."""
+    """Write the checkpoint of one of FAMILIES or OTHERS: about two million random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, own = FAMILIES[name]
+    kind, own = {**FAMILIES, **OTHERS}[name]
     keys = keys or tiny.tokenizer_keys()
     vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
     settings = {**COMMON, **own, **changes, "vocab_size": vocabulary}

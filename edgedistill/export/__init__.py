@@ -14,7 +14,10 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
-from edgedistill.export.gguf import VERSION, Provenance, write_gguf
+from edgedistill.converter import HINT, checkout, convert, converter_digest
+from edgedistill.errors import ArtifactError
+from edgedistill.export.gguf import VERSION, Provenance, Written, rewrite_gguf, write_gguf
+from edgedistill.families import is_own, known_names
 from edgedistill.names import gguf_name
 from edgedistill.progress import Progress
 from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES, TOKENIZER_GGUF
@@ -35,9 +38,13 @@ def export(
     round its weights before they are quantized. Whether the file behaves like the checkpoint is
     `verify`'s question.
 
+    Another architecture than those of families.py goes through llama.cpp's converter where the
+    user has one; the facts' `path` says which way was taken.
+
     Raises:
         ArtifactError: the checkpoint cannot be exported. StorageError: the disk is full.
     """
+    path, folder_of_converter = _path(checkpoint.folder)
     identity = Identity(
         stage="export",
         version=1,
@@ -47,6 +54,7 @@ def export(
             "base": student.name,
             "licence": student.licence,
             "version": VERSION,
+            **({} if folder_of_converter is None else {"converter": path}),
         },
         inputs={"checkpoint": checkpoint.digest, "student": student.digest},
         tools=tool_versions("gguf"),
@@ -55,15 +63,19 @@ def export(
     def work(folder: Path) -> dict[str, Any]:
         made_from = Provenance(name, student.name, student.licence, checkpoint.digest)
         temporary = folder / "model.gguf"
-        layout = write_gguf(
-            checkpoint.folder,
-            checkpoint.folder / TOKENIZER_GGUF,
-            temporary,
-            made_from,
-            progress,
-            encoding,
-        )
-        model = folder / gguf_name(student.name, layout.parameters, name, VERSION, encoding)
+        tokenizer = checkpoint.folder / TOKENIZER_GGUF
+        if folder_of_converter is None:
+            layout = write_gguf(
+                checkpoint.folder, tokenizer, temporary, made_from, progress, encoding
+            )
+            made = Written(layout.architecture, len(layout.tensors), layout.parameters)
+        else:
+            progress.note(f"the export goes through llama.cpp's converter ({folder_of_converter})")
+            made = _converted(
+                folder_of_converter, checkpoint.folder, tokenizer, temporary, made_from, encoding,
+                progress,
+            )  # fmt: skip
+        model = folder / gguf_name(student.name, made.parameters, name, VERSION, encoding)
         temporary.rename(model)
         for file in TOKENIZER_FILES:  # whoever runs the file needs the prompt it was trained with
             shutil.copyfile(checkpoint.folder / file, folder / file)
@@ -71,10 +83,42 @@ def export(
             shutil.copyfile(checkpoint.folder / KEPT_TOKENS, folder / KEPT_TOKENS)
         return {
             "file": model.name,
-            "architecture": layout.architecture,
-            "tensors": len(layout.tensors),
-            "parameters": layout.parameters,
+            "architecture": made.architecture,
+            "tensors": made.tensors,
+            "parameters": made.parameters,
+            "path": path,
         }
 
     done = run_stage(identity, out, progress, work)
     return Exported(done.folder, done.digest, done.folder / done.facts["file"])
+
+
+def _path(checkpoint: Path) -> tuple[str, Path | None]:
+    """Which way a checkpoint is exported, and the converter's folder if it is that way."""
+    if is_own(checkpoint):
+        return "edgedistill", None
+    folder = checkout()
+    if folder is None:
+        raise ArtifactError(
+            f"this architecture cannot be exported to GGUF, only {known_names()}",
+            where=str(checkpoint),
+            hint=HINT,
+        )
+    return f"llama.cpp converter {converter_digest(folder)}", folder
+
+
+def _converted(
+    converter: Path,
+    checkpoint: Path,
+    tokenizer: Path,
+    destination: Path,
+    made_from: Provenance,
+    encoding: Encoding,
+    progress: Progress,
+) -> Written:
+    bare = destination.with_name("converted.gguf")
+    try:
+        convert(converter, checkpoint, bare, encoding)
+        return rewrite_gguf(bare, tokenizer, destination, made_from, progress)
+    finally:
+        bare.unlink(missing_ok=True)

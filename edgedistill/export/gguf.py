@@ -28,6 +28,15 @@ class Provenance:
     source_digest: str
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a GGUF file holds; `architecture` is llama.cpp's name."""
+
+    architecture: str
+    tensors: int
+    parameters: int
+
+
 def write_gguf(
     checkpoint: Path,
     tokenizer: Path,
@@ -48,7 +57,7 @@ def write_gguf(
     layout = read_layout(checkpoint, encoding)
     _note_context(layout, progress)
     writer = made(path=None, arch=layout.architecture)
-    _add_general(writer, layout, made_from)
+    _add_general(writer, layout.parameters, made_from)
     _add_hyperparameters(writer, layout, encoding)
     _add_tokenizer(writer, tokenizer)
     for tensor in layout.tensors:
@@ -61,6 +70,49 @@ def write_gguf(
     finally:
         writer.close()
     return layout
+
+
+def rewrite_gguf(
+    source: Path, tokenizer: Path, destination: Path, made_from: Provenance, progress: Progress
+) -> Written:
+    """A copy of what llama.cpp's converter wrote, with the base's tokenizer keys and our own
+    `general` keys; hyperparameters and tensors as they are."""
+    from gguf import GGUFReader, GGUFValueType
+
+    made, reader = writer_class(), GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    writer = made(path=None, arch=architecture)
+    _add_general(writer, parameters, made_from)
+    for name, field in reader.fields.items():
+        if name.startswith(f"{architecture}.") or name == "general.file_type":
+            element = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], element)
+    _add_tokenizer(writer, tokenizer)
+    for tensor in reader.tensors:
+        data = tensor.data
+        writer.add_tensor_info(
+            tensor.name, data.shape, data.dtype, data.nbytes, raw_dtype=tensor.tensor_type
+        )
+    try:
+        writer.write_header_to_file(destination)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        _copy_tensors(writer, reader.tensors, progress)
+    finally:
+        writer.close()
+    return Written(architecture, len(reader.tensors), parameters)
+
+
+def _copy_tensors(writer: Any, tensors: Any, progress: Progress) -> None:
+    stream = writer.fout[0]
+    writer.write_padding(stream, stream.tell())
+    total = sum(tensor.data.nbytes for tensor in tensors)
+    with progress.task("export", total / 1e6, "MB") as task:
+        for tensor in tensors:
+            stream.write(tensor.data.data)
+            writer.write_padding(stream, tensor.data.nbytes)
+            task.advance(tensor.data.nbytes / 1e6)
 
 
 def _note_context(layout: Layout, progress: Progress) -> None:
@@ -94,10 +146,10 @@ def _write_tensors(writer: Any, layout: Layout, progress: Progress) -> None:
             writer.write_padding(stream, tensor.bytes)
 
 
-def _add_general(writer: Any, layout: Layout, made_from: Provenance) -> None:
+def _add_general(writer: Any, parameters: int, made_from: Provenance) -> None:
     from gguf import GGML_QUANT_VERSION
 
-    parts = name_parts(made_from.base, layout.parameters)
+    parts = name_parts(made_from.base, parameters)
     base = made_from.base.rsplit("/", 1)[-1]
     writer.add_type("model")
     writer.add_name(f"{base} {made_from.recipe}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from edgedistill.artifacts import (
     tool_versions,
 )
 from edgedistill.errors import DatasetError, GateFailed, RuntimeFailure
+from edgedistill.families import is_own
 from edgedistill.fidelity import EvalRow, Kld, compare, read_rows, record
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
@@ -31,7 +32,7 @@ from edgedistill.recipe import StudentSpec
 from edgedistill.runtime import LlamaCpp
 from edgedistill.runtimes import LLAMA, Runtime
 from edgedistill.student import TOKENIZER_GGUF
-from edgedistill.tensors import Tensor, read_layout
+from edgedistill.tensors import Tensor, read_layout, read_plain_tensors
 
 KLD_ROWS = 12
 NAMED_TENSORS = 3
@@ -132,12 +133,14 @@ class Handover:
                     runtime.logits(*self.supervised(row), after)
         except RuntimeFailure as error:
             self.fail(f"llama.cpp cannot use the exported file: {error.what}", error)
-        different = self._different_tensors(file)
+        own = is_own(self.checkpoint)
+        different = self._different_tensors(file) if own else []
+        also = {} if own else self._converted_tensors(file)
         kld = self.kld(chosen, before, after)
         before.unlink()
         after.unlink()
         self._same_weights(kld, max_mean_kld, different)
-        return {**asdict(kld), "rows": len(chosen), "texts_compared": compared}
+        return {**asdict(kld), "rows": len(chosen), "texts_compared": compared, **also}
 
     def fail(self, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise GateFailed for the step "export"."""
@@ -189,6 +192,27 @@ class Handover:
                     found.append(Difference(tensor.name, relative))
                 task.advance()
         return sorted(found, key=lambda difference: -difference.relative)
+
+    def _converted_tensors(self, file: Any) -> dict[str, int]:
+        """How many tensors llama.cpp's converter stored as they are. It may reorder others, which
+        the KL divergence judges, but token embeddings it must not touch."""
+        stored = {tensor.name: tensor for tensor in file.tensors}
+        architecture = str(file.fields["general.architecture"].contents())
+        equal = set()
+        for tensor in read_plain_tensors(self.checkpoint, architecture):
+            kept = stored.get(tensor.name)
+            if kept is None:
+                continue
+            wanted = replace(tensor, dtype=kept.data.dtype.type)
+            if _relative_difference(wanted, kept.data) == 0:
+                equal.add(tensor.name)
+        if EMBEDDING not in equal:
+            self.fail(f"these tensors do not hold the checkpoint's values: {EMBEDDING}")
+        self.progress.note(
+            f"{len(equal)} of {len(stored)} tensors are the checkpoint's, value by value; "
+            "llama.cpp's converter reordered the others, and only KL divergence judges them"
+        )
+        return {"tensors_equal": len(equal), "tensors": len(stored)}
 
     # The running model
 
