@@ -26,6 +26,7 @@ from edgedistill.browser import (
     student_config,
 )
 from edgedistill.browser.chromium import Chromium
+from edgedistill.browser.page import measuring_files
 from edgedistill.browser.serving import JobServer
 from edgedistill.errors import MissingTool, RuntimeFailure
 from edgedistill.export.gguf import Provenance, write_gguf
@@ -178,6 +179,19 @@ def test_a_killed_browser_is_an_error_and_nothing_stays(tiny: Tiny) -> None:
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree):
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_the_browser_ends_when_the_program_that_started_it_is_gone(tiny: Tiny) -> None:
+    assert BROWSER is not None
+    files = {**measuring_files(tiny.config, tiny.runtime), tiny.model.name: tiny.model}
+    server = JobServer(files)
+    with Chromium(BROWSER, server.url + "measure.html") as browser:
+        assert server.result(120) is not None
+        server.close()  # as when that program was killed
+        until = time.monotonic() + 60
+        while browser.exit_code() is None:
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 def test_a_build_for_the_browser_is_measured_there_and_ships_its_page(

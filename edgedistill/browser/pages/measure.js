@@ -13,7 +13,8 @@ function send(what, body) {
 }
 
 function failed(error) {
-  return send('failed', text(error));
+  // Nobody there to tell: the program that started this browser was killed, so it ends, too.
+  return send('failed', text(error)).catch(() => close());
 }
 
 async function main() {
