@@ -117,7 +117,7 @@ def pair(model: Path, child: emulator.Emulator) -> Iterator[tuple[LlamaCpp, Llam
         yield here, there
 
 
-@pytest.mark.timeout(1200)  # emulated: half a minute on an idle machine
+@pytest.mark.timeout(1200)  # emulated, so slow
 def test_the_emulated_child_answers_every_request(
     pair: tuple[LlamaCpp, LlamaCpp], tmp_path: Path
 ) -> None:
