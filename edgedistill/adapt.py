@@ -84,7 +84,7 @@ def adapt(
         raise UsageError(
             "the recipe's student is not the model of this bundle, which apps hold",
             where=recipe.student.weights,
-            hint=f"set student.weights to {model}",
+            hint=f"set student.weights to {model.absolute()}",
         )
     stages = adapter_alone(recipe, workspace, progress, type)
     lora = stages["lora"].folder / stages["lora"].facts["file"]
