@@ -114,7 +114,7 @@ def test_every_file_is_measured(
 ) -> None:
     facts = check_optimum(checkpoint, exported, dataset, SPEC, BOUND, tmp_path, Silent())
     klds = [facts["kld"][format.dtype]["mean_kld"] for format in FORMATS]
-    assert klds[0] < 1e-9 < klds[1] < klds[2] < 0.5
+    assert klds[0] < 1e-9 < klds[1] < klds[2]
     assert facts["texts_compared"] == 4 + 4 + 4
     for name in ("tokenizer.json", "tokenizer_config.json"):
         own, source = exported.folder / name, checkpoint.folder / name
