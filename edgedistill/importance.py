@@ -59,9 +59,8 @@ def write_importance(path: Path, importance: Importance) -> None:
     writer.add_uint32(CHUNKS, importance.chunk_count)
     writer.add_uint32(CHUNK_SIZE, importance.chunk_size)
     for name in sorted(importance.sums):
-        sums = np.asarray(importance.sums[name], np.float32)
-        writer.add_tensor(name + SUMS, sums.reshape(1, -1))
-        writer.add_tensor(name + COUNTS, np.array([[importance.counts[name]]], np.float32))
+        writer.add_tensor(name + SUMS, np.asarray(importance.sums[name], np.float32))
+        writer.add_tensor(name + COUNTS, np.array([importance.counts[name]], np.float32))
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
