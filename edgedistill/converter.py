@@ -82,7 +82,7 @@ def convert(
     if last.startswith("ModuleNotFoundError: No module named"):
         raise MissingTool(
             f"llama.cpp's converter needs a package: {last.split(': ', 1)[1]}",
-            hint='in the checkout: pip install -e ".[distill,converter]"',
+            hint='in the checkout: pip install -e ".[converter]"; some models need more',
         )
     said = "".join(f"\n    {line}" for line in lines[-LAST_LINES:])
     raise RuntimeFailure(

@@ -57,7 +57,7 @@ def build_tokenizer(values: Mapping[str, Any], where: Path) -> Any:
     else:
         known = "byte-level BPE ('gpt2') and SentencePiece ('llama')"
         _refuse(where, f"tokenizer model {model!r} is not supported, only {known}")
-    _add_special(tokenizer, values)
+    _add_special(tokenizer, values, where)
     return tokenizer
 
 
@@ -170,7 +170,7 @@ def _check_sentencepiece(
         _refuse(where, f"its token {odd!r} has a character that is no token: cannot be exact")
 
 
-def _add_special(tokenizer: Any, values: Mapping[str, Any]) -> None:
+def _add_special(tokenizer: Any, values: Mapping[str, Any], where: Path) -> None:
     from tokenizers import AddedToken
 
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
@@ -181,6 +181,9 @@ def _add_special(tokenizer: Any, values: Mapping[str, Any]) -> None:
         (CONTROL, tokenizer.add_special_tokens),
     ):
         found = [token for token, own in zip(tokens, kinds, strict=True) if own == kind]
+        spaced = next((token for token in found if token[:1].isspace()), None)
+        if strips and spaced is not None:  # llama.cpp strips it away, `tokenizers` finds it first
+            _refuse(where, f"its special token {spaced!r} is white space, which is stripped here")
         add(
             [
                 AddedToken(

@@ -141,16 +141,19 @@ def family_student(
     )
 
 
-def sentencepiece_keys(space_prefix: bool, pieces: Sequence[str] = PIECES) -> list[Key]:
+def sentencepiece_keys(
+    space_prefix: bool,
+    pieces: Sequence[str] = PIECES,
+    own: Sequence[str] = ("[mark]", "\n\n"),
+) -> list[Key]:
     """A SentencePiece vocabulary by hand: special tokens, 256 bytes, characters, `pieces`; the
     later, the rarer."""
-    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"]
-    own = ["[mark]", "\n\n"]
+    special = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|end|>"]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     characters = sorted({character for piece in pieces for character in piece} | set("0123.,?!\n"))
     longer = [piece for piece in pieces if len(piece) > 1]
     tokens = [*special, *own, *bytes_, *longer, *characters]
-    kinds = [2, *[3] * 4, *[4] * len(own), *[6] * 256, *[1] * (len(longer) + len(characters))]
+    kinds = [2, *[3] * 5, *[4] * len(own), *[6] * 256, *[1] * (len(longer) + len(characters))]
     scores = [0.0] * (len(special) + len(own) + 256)
     scores += [-float(i) for i in range(len(longer) + len(characters))]
     return [

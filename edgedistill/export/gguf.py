@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgedistill.errors import MissingTool
 from edgedistill.families import exact_context
+from edgedistill.gguf_tokenizer import STRIPS, strips_after_special
 from edgedistill.hyperparameters import hyperparameters
 from edgedistill.names import name_parts
 from edgedistill.progress import Progress
+from edgedistill.prompting import TOKENIZER_CONFIG
 from edgedistill.tensors import Encoding, Layout, read_layout
 
 VERSION = "v1.0"
@@ -57,7 +60,7 @@ def write_gguf(
     layout = read_layout(checkpoint, encoding)
     _note_context(layout, progress)
     writer = made(path=None, arch=layout.architecture)
-    _add_general(writer, layout.parameters, made_from)
+    _add_general(writer, layout.parameters, made_from, _strips(tokenizer))
     _add_hyperparameters(writer, layout, encoding)
     _add_tokenizer(writer, tokenizer)
     for tensor in layout.tensors:
@@ -83,7 +86,7 @@ def rewrite_gguf(
     architecture = reader.fields["general.architecture"].contents()
     parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
     writer = made(path=None, arch=architecture)
-    _add_general(writer, parameters, made_from)
+    _add_general(writer, parameters, made_from, _strips(tokenizer))
     for name, field in reader.fields.items():
         if name.startswith(f"{architecture}.") or name == "general.file_type":
             element = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
@@ -146,13 +149,25 @@ def _write_tensors(writer: Any, layout: Layout, progress: Progress) -> None:
             writer.write_padding(stream, tensor.bytes)
 
 
-def _add_general(writer: Any, parameters: int, made_from: Provenance) -> None:
+def _strips(tokenizer: Path) -> bool:
+    config = tokenizer.with_name(TOKENIZER_CONFIG)
+    return bool(json.loads(config.read_text("utf-8")).get(STRIPS, False))
+
+
+def _display_name(name: str, strips: bool) -> str:
+    """`name`, such that llama.cpp's tokenizer behaves as the base's: it looks for Phi-3 in it."""
+    if strips:
+        return name if strips_after_special(name) else f"{name} (Phi-3)"
+    return re.sub("phi-?3", "Phi 3", name, flags=re.IGNORECASE)
+
+
+def _add_general(writer: Any, parameters: int, made_from: Provenance, strips: bool) -> None:
     from gguf import GGML_QUANT_VERSION
 
     parts = name_parts(made_from.base, parameters)
     base = made_from.base.rsplit("/", 1)[-1]
     writer.add_type("model")
-    writer.add_name(f"{base} {made_from.recipe}")
+    writer.add_name(_display_name(f"{base} {made_from.recipe}", strips))
     writer.add_basename(parts.base)
     writer.add_size_label(parts.size_label)
     writer.add_finetune("-".join(word for word in (parts.finetune, made_from.recipe) if word))

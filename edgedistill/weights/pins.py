@@ -61,7 +61,7 @@ class Weights:
     base_model: str
     parameters: int
     sources: tuple[Source, ...]
-    trainable: bool = True  # whether its architecture can be trained and exported
+    trainable: bool = True  # False: a base model, without a chat template
 
 
 def _wheels(pattern: str, parts: int, member: str) -> PyPIWheels:
