@@ -71,7 +71,7 @@ def _folder_name(stage: str, manifest: Row, result: BuildResult) -> str:
     """A bundle has a name of its own; every other stage folder has its key in it."""
     if stage == "pack" and result.bundle is not None:
         return result.bundle.folder.name
-    return f"{manifest['stage']}-{manifest['key']}"
+    return f"{stage.partition(' of ')[0]}-{manifest['key']}"
 
 
 def build(value: Row) -> RenderableType:

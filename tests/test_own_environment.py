@@ -72,7 +72,7 @@ def test_made_once_then_reused_and_made_again_when_torn(pins: Pins, tmp_path: Pa
     done = subprocess.run([made.python, "-I", "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["42", "True"]
     told = json.loads((made.folder / COMPLETE).read_text("utf-8"))
-    assert told["packages"] == ["tinypin==1.0"]
+    assert "tinypin==1.0" in told["packages"]
     kept = made.folder / "kept"
     kept.touch()
     assert prepare(pins, Silent(), root) == made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def export(
     Raises:
         ArtifactError: the checkpoint cannot be exported. StorageError: the disk is full.
     """
-    path, folder_of_converter = _path(checkpoint.folder)
+    path, converter = _path(checkpoint.folder)
     identity = Identity(
         stage="export",
         version=1,
@@ -54,7 +55,7 @@ def export(
             "base": student.name,
             "licence": student.licence,
             "version": VERSION,
-            **({} if folder_of_converter is None else {"converter": path}),
+            **({} if converter is None else {"converter": path}),
         },
         inputs={"checkpoint": checkpoint.digest, "student": student.digest},
         tools=tool_versions("gguf"),
@@ -64,17 +65,8 @@ def export(
         made_from = Provenance(name, student.name, student.licence, checkpoint.digest)
         temporary = folder / "model.gguf"
         tokenizer = checkpoint.folder / TOKENIZER_GGUF
-        if folder_of_converter is None:
-            layout = write_gguf(
-                checkpoint.folder, tokenizer, temporary, made_from, progress, encoding
-            )
-            made = Written(layout.architecture, len(layout.tensors), layout.parameters)
-        else:
-            progress.note(f"the export goes through llama.cpp's converter ({folder_of_converter})")
-            made = _converted(
-                folder_of_converter, checkpoint.folder, tokenizer, temporary, made_from, encoding,
-                progress,
-            )  # fmt: skip
+        write = _own if converter is None else partial(_converted, converter)
+        made = write(checkpoint.folder, tokenizer, temporary, made_from, encoding, progress)
         model = folder / gguf_name(student.name, made.parameters, name, VERSION, encoding)
         temporary.rename(model)
         for file in TOKENIZER_FILES:  # whoever runs the file needs the prompt it was trained with
@@ -107,6 +99,18 @@ def _path(checkpoint: Path) -> tuple[str, Path | None]:
     return f"llama.cpp converter {converter_digest(folder)}", folder
 
 
+def _own(
+    checkpoint: Path,
+    tokenizer: Path,
+    destination: Path,
+    made_from: Provenance,
+    encoding: Encoding,
+    progress: Progress,
+) -> Written:
+    layout = write_gguf(checkpoint, tokenizer, destination, made_from, progress, encoding)
+    return Written(layout.architecture, len(layout.tensors), layout.parameters)
+
+
 def _converted(
     converter: Path,
     checkpoint: Path,
@@ -116,6 +120,7 @@ def _converted(
     encoding: Encoding,
     progress: Progress,
 ) -> Written:
+    progress.note(f"the export goes through llama.cpp's converter ({converter})")
     bare = destination.with_name("converted.gguf")
     try:
         convert(converter, checkpoint, bare, encoding)
