@@ -13,6 +13,7 @@ import pytest
 
 from edgedistill.bench.emulated import (
     Emulated,
+    cannot,
     choose,
     identity,
     link,
@@ -82,6 +83,13 @@ def test_it_is_for_arm_devices_that_are_not_at_hand(
     spec = BenchSpec(emulated_prompts=prompts)
     assert wanted(spec, target(name, **changes)) is expected
     assert (identity(spec, target(name, **changes)) is not None) is expected
+
+
+def test_what_cannot_be_emulated_is_said() -> None:
+    spec = BenchSpec(emulated_prompts=4)
+    assert not wanted(spec, target("phone-onnx"))
+    assert "ONNX Runtime" in cannot(spec, target("phone-onnx"))[0]
+    assert cannot(spec, target("phone")) == []
 
 
 def test_more_prompts_keep_the_ones_of_fewer() -> None:
