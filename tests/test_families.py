@@ -14,11 +14,14 @@ from gguf import GGUFReader
 from tiny_families import FAMILIES, WINDOW, change_tensor, family_student, fidelity
 
 from edgedistill.artifacts import Checkpoint, Exported
+from edgedistill.distill.data import IGNORED
+from edgedistill.distill.model import lora_model, supervised_loss
 from edgedistill.errors import ArtifactError
 from edgedistill.export import export
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.families import exact_context
 from edgedistill.progress import Silent
+from edgedistill.recipe import DistillSpec
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import read_layout
 
@@ -165,3 +168,33 @@ def test_a_changed_norm_changes_the_export(tmp_path: Path) -> None:
         for reader in (before, after)
     )
     np.testing.assert_allclose(second - first, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "gemma3", "phi3"])
+def test_every_family_trains_with_its_own_loss(tmp_path: Path, name: str) -> None:
+    import torch
+
+    student = family_student(tmp_path, name)
+    model = lora_model(student, DistillSpec())
+    ids = torch.arange(3, 43).reshape(2, 20)
+    labels = ids.clone()
+    labels[:, :5] = IGNORED
+    loss = supervised_loss(model, {"input_ids": ids, "labels": labels})
+    loss.backward()
+    with torch.no_grad():
+        wanted = model(input_ids=ids, labels=labels).loss
+    torch.testing.assert_close(loss.detach(), wanted)
+    learning = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
+    assert len(learning) == sum(1 for n, _ in model.named_parameters() if "lora_" in n) > 0
+
+
+def test_gemmas_capped_logits_are_trained_on(tmp_path: Path) -> None:
+    import torch
+
+    student = family_student(tmp_path, "gemma3", final_logit_softcapping=2.0)
+    model = lora_model(student, DistillSpec())
+    ids = torch.arange(3, 23).reshape(1, 20)
+    loss = supervised_loss(model, {"input_ids": ids, "labels": ids})
+    torch.testing.assert_close(loss, model(input_ids=ids, labels=ids).loss)
+    file = exported(tmp_path, tmp_path / "model.gguf")
+    assert fidelity(tmp_path, file, tmp_path).mean_kld < BOUND
