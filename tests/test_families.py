@@ -14,7 +14,6 @@ from gguf import GGUFReader
 from tiny_families import FAMILIES, WINDOW, change_tensor, family_student, fidelity
 
 from edgedistill.artifacts import Checkpoint, Exported
-from edgedistill.distill.data import IGNORED
 from edgedistill.distill.model import lora_model, supervised_loss
 from edgedistill.errors import ArtifactError
 from edgedistill.export import export
@@ -24,6 +23,7 @@ from edgedistill.progress import Silent
 from edgedistill.recipe import DistillSpec
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import read_layout
+from edgedistill.training.data import IGNORED
 
 BOUND = 1e-5  # nats; measured: 9e-8 to 8e-6
 NEAR_TIE = 0.05  # nats
