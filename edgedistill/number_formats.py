@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-ONNX_NAME = re.compile(r"int(4|8)-b(16|32|64|128)-(sym|asym)")
+ONNX_NAME = re.compile(r"int(4|8)-b(16|32|64|128)(-asym)?")
+MIXED_NAME = re.compile(r"int(4|8)-b(16|32|64|128)")  # those that one model may mix
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,14 @@ FORMATS: Mapping[str, NumberFormat] = MappingProxyType(
 
 
 def usable(name: str, columns: int) -> str:
-    """The type llama.cpp stores a matrix of `columns` inputs in when asked for `name`.
+    """The type llama.cpp stores a matrix of `columns` inputs in when asked for `name`; an ONNX
+    format takes any number of them.
 
     Raises:
         ValueError: no such format.
     """
+    if ONNX_NAME.fullmatch(name):
+        return name
     wanted = _ggml(name)
     if columns % wanted.block == 0:
         return name
@@ -86,15 +90,15 @@ def stored_bytes(rows: int, columns: int, name: str) -> int:
 
 
 def onnx_format(name: str) -> OnnxFormat:
-    """The format of a name such as "int4-b32-sym" or "int8-b128-asym".
+    """The format of a name such as "int4-b32" or "int8-b128-asym".
 
     Raises:
         ValueError: no such format.
     """
     found = ONNX_NAME.fullmatch(name)
     if found is None:
-        raise ValueError(f"'{name}' is not an ONNX format such as int4-b32-sym")
-    return OnnxFormat(name, int(found[1]), int(found[2]), found[3] == "sym")
+        raise ValueError(f"'{name}' is not an ONNX format such as int4-b32")
+    return OnnxFormat(name, int(found[1]), int(found[2]), found[3] is None)
 
 
 def _onnx_bytes(rows: int, columns: int, stored: OnnxFormat) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from edgedistill.child import Child, Program
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.onnx_formats import UNQUANTIZED, OnnxFormat, parse_format
+from edgedistill.onnx_nodes import node_of
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
 
 BUILDER = Program(
@@ -48,11 +49,14 @@ def build_onnx(
     *,
     context_tokens: int | None = None,
     threads: int | None = None,
+    types: Mapping[str, str] | None = None,
 ) -> None:
     """Write the model folder `destination`; it appears only when complete.
 
-    Its genai_config.json asks for greedy decoding in `context_tokens` (none: the model's limit),
-    for which an app's KV cache is made, and for `threads` where given (else the device decides).
+    `types` (GGUF name -> "int4-b<n>" or "int8-b<n>", as an allocation has them) goes before
+    `format` for those matrices, and has its block. The folder's genai_config.json asks for greedy
+    decoding in `context_tokens` (none: the model's limit), for which an app's KV cache is made, and
+    for `threads` where given (else the device decides).
 
     Raises:
         ArtifactError: an architecture that is not in ARCHITECTURES.
@@ -64,7 +68,9 @@ def build_onnx(
     temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         config = json.loads((checkpoint / "config.json").read_text("utf-8"))
-        words = option_words(format, version, matrices(config), _is_tied(config))
+        tied = _is_tied(config)
+        wide = wide_nodes(types, tied) if types else None
+        words = option_words(format, version, matrices(config), tied, wide)
         _run(words, parse_format(format), checkpoint, temporary)
         made = temporary / "made"
         _own_tokenizer(checkpoint, made)
@@ -94,10 +100,14 @@ def refuse_unknown(checkpoint: Path) -> None:
 
 
 def option_words(
-    format: str, version: str, nodes: Mapping[str, Sequence[str]], tied: bool
+    format: str,
+    version: str,
+    nodes: Mapping[str, Sequence[str]],
+    tied: bool,
+    wide: Sequence[str] | None = None,
 ) -> list[str]:
     """The builder's command line for a format, by its version; `nodes` as `matrices` gives it,
-    `tied` where the head is the embedding.
+    `tied` where the head is the embedding, `wide` the nodes in 8 bits where they are named.
 
     Until 0.14 the options begin with "int4_" and there is no int8; since 0.15 those names are
     deprecated; matrices can be named one by one since 0.18. In all of them the head computes the
@@ -115,17 +125,38 @@ def option_words(
     if asked is None:
         return ["-p", "fp32", "--extra_options", LAST_LOGITS]
     if number >= (0, 18):
-        return _structured(asked, nodes, tied)
-    if asked.bits == 8 or asked.wide == "down":
+        return _structured(asked, nodes, tied, wide)
+    if asked.bits == 8 or asked.wide == "down" or wide is not None:
         raise _too_old(format, version)
     return _flat(asked, "" if number >= (0, 15) else "int4_", number >= (0, 15))
 
 
-def _structured(asked: OnnxFormat, nodes: Mapping[str, Sequence[str]], tied: bool) -> list[str]:
+def wide_nodes(types: Mapping[str, str], tied: bool) -> list[str]:
+    """Nodes whose matrices an allocation (GGUF name -> type) puts into 8 bits.
+
+    Raises:
+        ValueError: one node would need two types.
+    """
+    found: dict[str, str] = {}
+    for name, kind in types.items():
+        node = node_of(name, tied)
+        if node is not None and found.setdefault(node, kind) != kind:
+            raise ValueError(f"{node} holds matrices of {found[node]} and of {kind}")
+    return [node for node, kind in found.items() if kind.startswith("int8")]
+
+
+def _structured(
+    asked: OnnxFormat,
+    nodes: Mapping[str, Sequence[str]],
+    tied: bool,
+    given: Sequence[str] | None,
+) -> list[str]:
     # Always "int4" with 8 bits by name: with precision int8 the builder leaves a tied embedding in
     # fp32 beside its head, which for a small model is half of the file.
     wide = {"": [], "head": ["head"], "down": ["head", "down"]}[asked.wide]
     named = [name for kind in (list(nodes) if asked.bits == 8 else wide) for name in nodes[kind]]
+    if given is not None:
+        named = list(given)
     weights: dict[str, Any] = {
         "type": "uint4" if asked.method == "asym" else "int4",
         "block_size": asked.block,

@@ -42,6 +42,7 @@ from edgedistill.recipe import Recipe
 from edgedistill.runtimes import ONNX
 from edgedistill.student import prepare_student
 from edgedistill.target import AllocationSpec, Target
+from edgedistill.tensors import Encoding
 from edgedistill.tokenmix import TokenMix, read_token_mix
 from edgedistill.trim import kept_tokens, trim
 from edgedistill.verify import verify
@@ -260,7 +261,8 @@ def _variant(
         whole = start = trim(whole, data, prompt, spec.vocabulary, 0, out, log)
     if spec.drop_layers:
         start = trim(whole, data, prompt, None, spec.drop_layers, out, log)
-    weighed = weigh(start, data, prompt, out, log) if spec.importance else None
+    searched = spec.importance and not spec.onnx  # ONNX formats have no search to weigh
+    weighed = weigh(start, data, prompt, out, log) if searched else None
     costs = None
     if len(spec.types) > 1:
         types = {*spec.types, *([spec.embedding] if spec.embedding else [])}
@@ -271,7 +273,10 @@ def _variant(
         lesson, check = recipe.distill, recipe.check
         start = fit(start, whole, allocation, data, prompt, lesson, spec.fit, check, out, log)
     fitted = spec.fit is not None
-    exported = export(start, made.student, recipe.name, out, log, "F32" if fitted else "F16")
+    encoding: Encoding = "F32" if fitted else "F16"
+    exported = None
+    if not spec.onnx:
+        exported = export(start, made.student, recipe.name, out, log, encoding)
     kept = kept_tokens(start.folder)
     return Variant(spec.name, start, trimmed, allocation, exported, fitted, kept)
 

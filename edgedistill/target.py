@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from edgedistill import onnx_formats
 from edgedistill.errors import ConfigError
-from edgedistill.number_formats import FORMATS
+from edgedistill.number_formats import FORMATS, MIXED_NAME
 from edgedistill.recipe import Strict
 from edgedistill.yamlfile import load, parse
 
@@ -103,7 +103,9 @@ class AllocationSpec(Strict):
         description="shown in the report and part of the file's name",
     )
     types: tuple[str, ...] = Field(
-        min_length=1, description="number formats a matrix may get; one: every matrix gets it"
+        min_length=1,
+        description="number formats a matrix may get; one: every matrix gets it. For "
+        "onnxruntime-genai int4-b<n> and int8-b<n>, with one n",
     )
     embedding: str | None = Field(
         None, description="format of the token embedding (and a tied head); none: one of types"
@@ -118,7 +120,8 @@ class AllocationSpec(Strict):
         None, gt=0, description="instead: decode rate to plan for, by the target's roofline"
     )
     importance: bool = Field(
-        True, description="quantize with the importance matrix of the token mix"
+        True,
+        description="quantize with the importance matrix of the token mix (GGUF types only)",
     )
     vocabulary: int | None = Field(
         None, ge=256, description="keep so many of the most common tokens, and the token mix's"
@@ -126,13 +129,24 @@ class AllocationSpec(Strict):
     drop_layers: int = Field(0, ge=0, description="leave out so many layers, the least missed")
     fit: FitSpec | None = Field(None, description="train the student for these formats")
 
+    @property
+    def onnx(self) -> bool:
+        """Whether its types are those of an ONNX model."""
+        return MIXED_NAME.fullmatch(self.types[0]) is not None
+
     @model_validator(mode="after")
     def _consistent(self) -> AllocationSpec:
         named = [*self.types, *([self.embedding] if self.embedding else [])]
-        unknown = [name for name in named if name not in FORMATS]
+        mixed = [name for name in named if MIXED_NAME.fullmatch(name)]
+        unknown = [name for name in named if name not in FORMATS and name not in mixed]
         if unknown:
             known = " ".join(FORMATS)
-            raise ValueError(f"unknown types {', '.join(unknown)}; known are {known}")
+            raise ValueError(
+                f"unknown types {', '.join(unknown)}; known are {known}, and for ONNX "
+                "int4-b<16|32|64|128> and int8-b<...>"
+            )
+        if mixed and (len(mixed) < len(named) or len({n.split("-")[1] for n in mixed}) > 1):
+            raise ValueError("ONNX types go with ONNX types of the same block alone")
         given = [self.budget_mb, self.budget_bits_per_weight, self.budget_tokens_per_second]
         budgets = sum(value is not None for value in given)
         if budgets != (1 if len(self.types) > 1 else 0):
@@ -188,11 +202,9 @@ class Target(Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two candidates are called {', '.join(twice)}")
-        if self.allocations and self.runtime == "onnxruntime-genai":
-            raise ValueError(
-                "allocations are made for llama.cpp and wllama only; for onnxruntime-genai name "
-                "formats"
-            )
+        for each in self.allocations:
+            if each.onnx != (self.runtime == "onnxruntime-genai"):
+                raise ValueError(f"allocation {each.name}: {self.runtime} has no {each.types[0]}")
         if self.roofline is None and any(a.budget_tokens_per_second for a in self.allocations):
             raise ValueError("budget_tokens_per_second needs the field roofline")
         if self.latency == "roofline" and self.roofline is None:

@@ -24,7 +24,7 @@ PART_TOKENS = 512
 
 class TorchModel:
     """A checkpoint folder, ready to evaluate: with a peft adapter folder on top or without, or
-    with the weights of a GGUF file that was made of it (`values`), dequantized.
+    with the weights of a quantized model that was made of it (`values`), dequantized.
 
     Raises:
         MissingTool: torch, transformers or peft is not installed.
@@ -211,20 +211,18 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 
 def _take_values(model: Any, folder: Path, file: Path) -> None:
-    """Every weight of the checkpoint as the GGUF file holds it."""
+    """Every matrix of the checkpoint as the quantized model holds it. The rest is fp32 in both."""
     import torch
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
 
+    from edgedistill.quantized_values import read_matrices
     from edgedistill.tensors import read_layout
 
-    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    own = dict(model.named_parameters())
+    layout, own = read_layout(folder), dict(model.named_parameters())
+    held = read_matrices(file, layout)
     with torch.no_grad():
-        for tensor in read_layout(folder).tensors:
-            held = stored[tensor.name]
-            values = dequantize(held.data, held.tensor_type).reshape(tensor.shape)
-            own[tensor.source].copy_(torch.from_numpy(tensor.in_checkpoint_order(values)))
+        for tensor in layout.tensors:
+            if tensor.name in held:
+                own[tensor.source].copy_(torch.from_numpy(held[tensor.name]()))
 
 
 def _missing(error: ImportError) -> MissingTool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from edgedistill.errors import ConfigError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fit.allocation import allocate, budget_bytes, other_bytes, solve
 from edgedistill.number_formats import stored_bytes
+from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent
 from edgedistill.runtime import quantize_file
+from edgedistill.runtimes import size_of
 from edgedistill.target import AllocationSpec, Roofline, Target
 from edgedistill.tensors import matrices, read_layout
 
@@ -64,10 +67,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(tiny.tiny_student(tmp_path_factory.mktemp("student")).folder, "tiny")
 
 
-def sensitivity(checkpoint: Checkpoint, folder: Path) -> Sensitivity:
+def onnx_target(*specs: AllocationSpec) -> Target:
+    given = {**target().model_dump(), "runtime": "onnxruntime-genai", "formats": ["int8-b32"]}
+    return Target.model_validate({**given, "allocations": specs})
+
+
+def sensitivity(
+    checkpoint: Checkpoint, folder: Path, types: tuple[str, ...] = TYPES
+) -> Sensitivity:
     shapes = matrices(read_layout(checkpoint.folder))
     costs = {
-        name: {kind: i + 1 / stored_bytes(1, 256, kind) for kind in TYPES}
+        name: {kind: i + 1 / stored_bytes(1, 256, kind) for kind in types}
         for i, name in enumerate(shapes)
     }
     write_json(folder / "sensitivity.json", costs)
@@ -124,6 +134,29 @@ def test_bits_are_counted_over_the_whole_file(checkpoint: Checkpoint, tmp_path: 
     assert budget == int(0.75 * read_layout(checkpoint.folder).parameters)
 
 
+def test_an_onnx_model_folder_is_as_large_as_planned(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    wanted = spec(types=("int4-b32", "int8-b32"), budget_mb=1.3)
+    costs = sensitivity(checkpoint, tmp_path, wanted.types)
+    made = allocate(checkpoint, costs, None, wanted, onnx_target(wanted), tmp_path, Silent())
+    for layer in range(tiny.LAYERS):
+        fused = {made.types[f"blk.{layer}.attn_{part}.weight"] for part in "qkv"}
+        assert len(fused) == 1
+    assert set(made.types.values()) == set(wanted.types)
+    build_onnx(checkpoint.folder, tmp_path / "made", "int4-b32", types=made.types)
+    assert 1.15e6 < size_of(tmp_path / "made") <= 1.3e6
+    planned = json.loads((made.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert planned["planned_bytes"] >= size_of(tmp_path / "made")
+
+
+def test_types_are_those_of_the_runtime() -> None:
+    with pytest.raises(ValueError, match=r"allocation mine: onnxruntime-genai has no Q4_0"):
+        onnx_target(spec())
+    with pytest.raises(ValueError, match=r"allocation mine: llama.cpp has no int4-b32"):
+        target(spec(types=("int4-b32", "int8-b32")))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -132,6 +165,9 @@ def test_bits_are_counted_over_the_whole_file(checkpoint: Checkpoint, tmp_path: 
         ({"budget_mb": None}, "several types need one budget"),
         ({"budget_tokens_per_second": 5.0}, "several types need one budget"),
         ({"name": "a b"}, "name"),
+        ({"types": ("Q4_0", "int4-b32")}, "ONNX types go with ONNX types of the same block alone"),
+        ({"types": ("int4-b32", "int8-b64")}, "ONNX types go with ONNX types of the same block"),
+        ({"types": ("int4-b32-asym", "int4-b32")}, "unknown types int4-b32-asym"),
     ],
 )
 def test_what_is_no_allocation(given: dict[str, object], message: str) -> None:

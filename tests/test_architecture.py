@@ -16,14 +16,14 @@ PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"artifacts", "errors", "families", "library", "memory", "names", "number_formats",
-            "onnx_formats", "progress", "recipe", "results", "target", "yamlfile"}),
+            "onnx_formats", "onnx_nodes", "progress", "recipe", "results", "target", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "answering", "browser", "checks", "child",
             "converter", "converter_child", "emulator", "fidelity", "ggml", "gguf_header",
             "gguf_student", "gguf_tokenizer", "hyperparameters", "importance", "machine",
-            "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "own_environment",
-            "patch", "prompting", "quantize_request", "report", "runtime", "runtime_child",
-            "runtimes", "student", "teacher", "tensors", "tokenmix", "torch_runtime", "training",
-            "weights", "workspace"}),
+            "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",
+            "own_environment", "patch", "prompting", "quantize_request", "quantized_values",
+            "report", "runtime", "runtime_child", "runtimes", "student", "teacher", "tensors",
+            "tokenmix", "torch_runtime", "training", "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
             "quantize", "trim", "verify"}),
     ("flow", {"adapt", "pipeline", "update"}),
@@ -43,7 +43,7 @@ BOUNDARIES = {
     "matplotlib": {"report"},
     "yaml": {"yamlfile"},
     "onnxruntime_genai": {"onnx_child"},
-    "onnx": {"export", "onnx_builder_child", "onnx_child"},
+    "onnx": {"export", "onnx_builder_child", "onnx_child", "onnx_weights"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Roots of this or that machine; /data/local/tmp is Android's own.

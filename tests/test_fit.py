@@ -12,12 +12,14 @@ import torch
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
 from edgedistill.errors import GateFailed
 from edgedistill.export import export
-from edgedistill.fit import fit, prove
+from edgedistill.fit import choose_step, fit, prove
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.fit.latent import Latent
 from edgedistill.number_formats import usable
+from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.recipe import DistillSpec, StudentSpec, TextCheck
+from edgedistill.results import TrainingPoint
 from edgedistill.runtime import quantize_file
 from edgedistill.target import FitSpec
 from edgedistill.tensors import matrices, read_layout
@@ -92,6 +94,25 @@ def test_the_start_wins_when_fitting_makes_it_worse(
         assert torch.equal(tensor, same[name])
 
 
+@pytest.mark.parametrize(
+    ("agreements", "likelihoods", "chosen"),
+    [
+        ((0.92, 0.84, 0.90, 0.90), (0.027, 0.039, 0.032, 0.020), 3),  # .90 is within .038 of .92
+        ((0.92, 0.84), (0.027, 0.020), 0),
+        ((0.80, 0.82, 0.96, 0.92), (0.020, 0.010, 0.030, 0.020), 2),
+        ((0.90, 0.90), (0.02, 0.02), 0),
+    ],
+)
+def test_of_like_agreement_the_likelier_is_chosen(
+    agreements: tuple[float, ...], likelihoods: tuple[float, ...], chosen: int
+) -> None:
+    points = [
+        TrainingPoint(i, 1.0, None, None, *found)
+        for i, found in enumerate(zip(agreements, likelihoods, strict=True))
+    ]
+    assert choose_step(points, validation_rows=50) == chosen
+
+
 @dataclass
 class StopsAt(Silent):
     """Interrupted when `label` begins for the `times`-th time."""
@@ -159,6 +180,25 @@ def test_the_file_holds_what_was_fitted(
     quantize_file(exported.model, file, "Q8_0", types={**given.types, OTHER: "Q4_1"})
     with pytest.raises(GateFailed, match=f"1 of .* are not what was fitted: {OTHER}"):
         prove(variant, Quantized(tmp_path, "wrong", file, "mine"), tmp_path, Silent())
+
+
+def test_the_onnx_model_holds_what_was_fitted(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    given = allocation(checkpoint, "int4-b32")
+    types = {**given.types, "token_embd.weight": "int8-b32", OTHER: "int8-b32"}
+    given = replace(given, types=types)
+    fitted = fit(
+        checkpoint, checkpoint, given, dataset, PROMPT, DistillSpec(), SPEC, CHECK,
+        tmp_path, Silent(),
+    )  # fmt: skip
+    variant = Variant("mine", fitted, None, given, None, True, None)
+    model = tmp_path / "made"
+    build_onnx(fitted.folder, model, "int4-b32", types=types)
+    prove(variant, Quantized(tmp_path, "right", model, "mine"), tmp_path, Silent())
+    build_onnx(checkpoint.folder, model, "int4-b32", types=types)
+    with pytest.raises(GateFailed, match=r"15 of 15 matrices in the file are not what was fitted"):
+        prove(variant, Quantized(tmp_path, "wrong", model, "mine"), tmp_path, Silent())
 
 
 OTHER = "blk.1.ffn_up.weight"

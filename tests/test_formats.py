@@ -176,7 +176,7 @@ def test_a_transposed_weight() -> None:
         ("Q4_9", torch.zeros(1, 256), "no number format 'Q4_9'"),
         ("Q4_K", torch.zeros(1, 96), "blocks of 256"),
         ("Q4_0", torch.zeros(1, 256).half(), "float32"),
-        ("int4-b32-sym", torch.zeros(256), "float32 matrix"),
+        ("int4-b32", torch.zeros(256), "float32 matrix"),
     ],
 )
 def test_what_cannot_be(name: str, weight: Tensor, message: str) -> None:
@@ -189,7 +189,7 @@ def test_what_cannot_be(name: str, weight: Tensor, message: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("importance", ["none", "uneven"])
-@pytest.mark.parametrize("name", [*NAMES, "int4-b32-sym", "int8-b128-asym"])
+@pytest.mark.parametrize("name", [*NAMES, "int4-b32", "int8-b128-asym"])
 def test_on_a_gpu(name: str, importance: str) -> None:
     weight, given = weights("normal"), importances(importance)
     wanted = quantize_dequantize(weight, name, given)

@@ -34,11 +34,11 @@ def test_stored_bytes(name: str, columns: int, size: int) -> None:
 
 def test_onnx() -> None:
     assert onnx_format("int8-b128-asym").block == 128
-    assert stored_bytes(2, 64, "int4-b32-sym") == 2 * (32 + 8)
+    assert stored_bytes(2, 64, "int4-b32") == 2 * (32 + 8)
     assert stored_bytes(2, 96, "int4-b32-asym") == 2 * (48 + 12 + 2)
 
 
-@pytest.mark.parametrize("name", ["Q9_0", "int4-b48-sym", "int4-b32"])
+@pytest.mark.parametrize("name", ["Q9_0", "int4-b48", "int4-b32-sym"])
 def test_unknown(name: str) -> None:
     with pytest.raises(ValueError, match=r"Q9_0|int4-b"):
         stored_bytes(1, 256, name)

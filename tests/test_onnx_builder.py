@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from edgedistill.artifacts import Student
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.fidelity import Kld, compare, record
-from edgedistill.onnx_builder import build_onnx, matrices, option_words, spelled_out
+from edgedistill.onnx_builder import build_onnx, matrices, option_words, spelled_out, wide_nodes
 from edgedistill.onnx_runtime import OnnxGenai
 from edgedistill.torch_runtime import TorchModel
 
@@ -63,6 +63,20 @@ def test_options_of_older_builders(version: str, format: str, words: list[str]) 
 def test_what_an_older_builder_cannot_make(version: str, format: str) -> None:
     with pytest.raises(MissingTool, match=f"{version} cannot make {format}"):
         option_words(format, version, NODES, tied=True)
+
+
+def test_an_allocation_names_the_nodes_in_8_bits() -> None:
+    types = {f"blk.0.attn_{part}.weight": "int8-b32" for part in "qkv"}
+    types |= {"blk.0.ffn_down.weight": "int4-b32", "token_embd.weight": "int8-b32"}
+    assert wide_nodes(types, tied=False) == ["/model/layers.0/attn/qkv_proj/MatMul"]
+    named = wide_nodes(types, tied=True)
+    assert named == ["/model/layers.0/attn/qkv_proj/MatMul", "/lm_head/MatMul"]
+    weights = structured(option_words("int4-b32", "0.18.0", NODES, tied=True, wide=named))
+    assert [item["match"]["name"] for item in weights["overrides"]] == named
+    with pytest.raises(ValueError, match="holds matrices of int8-b32 and of int4-b32"):
+        wide_nodes({**types, "blk.0.attn_k.weight": "int4-b32"}, tied=True)
+    with pytest.raises(MissingTool, match=r"0.17.0 cannot make int4-b32"):
+        option_words("int4-b32", "0.17.0", NODES, tied=True, wide=named)
 
 
 def test_white_space_is_spelled_out_without_changing_a_token(student: Student) -> None:

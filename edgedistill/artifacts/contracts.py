@@ -125,15 +125,15 @@ class Importance:
 class Variant:
     """The student prepared for one allocation of a target, before it is quantized.
 
-    `checkpoint` is what `exported` was written from: `trimmed`, if the allocation asks for that,
-    and then fitted; `kept_tokens` are the IDs that its tokens had before, None where it has them
-    all."""
+    `checkpoint` is what `exported` was written from (None for ONNX, which is made of the checkpoint
+    itself): `trimmed`, if the allocation asks for that, and then fitted; `kept_tokens` are the IDs
+    that its tokens had before, None where it has them all."""
 
     name: str
     checkpoint: Checkpoint
     trimmed: Checkpoint | None
     allocation: Allocation
-    exported: Exported
+    exported: Exported | None
     fitted: bool
     kept_tokens: Sequence[int] | None
 

@@ -127,8 +127,8 @@ def torch_model(
     adapter: Path | None = None,
     values: Path | None = None,
 ) -> Model:
-    """A checkpoint folder, with an adapter on top or without, or with the weights that a GGUF file
-    `values` of it holds, dequantized."""
+    """A checkpoint folder, with an adapter on top or without, or with the weights that a
+    quantized model `values` of it holds, dequantized."""
 
     @contextlib.contextmanager
     def opened() -> Iterator[Runs]:

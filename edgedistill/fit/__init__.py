@@ -57,8 +57,8 @@ def fit(
 
     The loss is the NLL of the teacher's text plus KL(reference || fitted), on training rows, and
     that KL alone on general text. `reference` is the unquantized student with the same
-    vocabulary. The weights are those of the evaluation on validation rows with the highest
-    agreement, by the NLL of the teacher's text where equal, the start included.
+    vocabulary. The weights are those of one evaluation on validation rows, the start included: see
+    `choose_step`.
 
     Raises:
         DatasetError: there is nothing to train on or to choose by.
@@ -66,7 +66,7 @@ def fit(
     """
     identity = Identity(
         stage="fit",
-        version=1,
+        version=2,
         spec={
             "fit": spec.model_dump(mode="json"),
             "max_length": lesson.max_length,
@@ -163,7 +163,7 @@ class _Job:
             backward=teaching.backward,
             examine=examine,
             keep=teaching.keep,
-            choose=choose_step,
+            choose=lambda points: choose_step(points, len(self.validation)),
             saved=lambda model: model.forget_scales(),
             only_best=True,
             label="fit",
@@ -177,13 +177,23 @@ class _Job:
         ]
 
 
-def choose_step(points: Sequence[TrainingPoint]) -> int:
-    """The evaluation with the highest agreement; of equals, where the teacher's text is likeliest;
-    of equals, the earliest."""
-    from edgedistill.training.trainer import goodness
+def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
+    """The evaluation where the teacher's text is likeliest, of those whose agreement is no more
+    than one standard error of a proportion below the highest (the one-standard-error rule: Breiman
+    et al. 1984, section 3.4.3). A few rows tell agreement coarsely, and likelihood finely.
 
-    measured = [point for point in points if point.validation_agreement is not None]
-    best = max(
-        measured, key=lambda p: (goodness(p.validation_agreement or 0.0, p.validation_nll), -p.step)
-    )
-    return best.step
+    It is applied to one evaluation after the other, and never comes back to an earlier one.
+    """
+    measured = [
+        (point.validation_agreement, point.validation_nll or 0.0, point.step)
+        for point in points
+        if point.validation_agreement is not None
+    ]
+    kept, highest = measured[0], 0.0
+    for point in measured:
+        highest = max(highest, point[0])
+        floor = highest - math.sqrt(highest * (1 - highest) / validation_rows)
+        likelier = point[0] >= floor and point[1] < kept[1]
+        if likelier or kept[0] < floor:
+            kept = point
+    return kept[2]

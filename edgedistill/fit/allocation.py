@@ -27,7 +27,9 @@ from edgedistill.artifacts import (
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.fit.search import search
 from edgedistill.number_formats import stored_bytes, usable
+from edgedistill.onnx_nodes import node_of
 from edgedistill.progress import Progress
+from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.target import AllocationSpec, Target
 from edgedistill.tensors import Layout, matrices, read_layout
@@ -36,6 +38,7 @@ TYPES, IMPORTANCE = "allocation.json", "importance.gguf"
 STEPS = 16_384  # the budget is counted in so many equal parts
 EMBEDDING = "token_embd.weight"
 KEYS_BYTES = 8_192  # keys of a GGUF file beside its tokenizer's, with room to spare
+ONNX_BYTES, ONNX_LAYER_BYTES = 16_384, 8_192  # of a graph and its settings, with room to spare
 TENSOR_BYTES = 160  # name, shape, type and offset of one tensor, and padding in front of its data
 
 
@@ -92,17 +95,19 @@ class _Choice:
         self, sensitivity: Sensitivity | None, importance: Importance | None, progress: Progress
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """The type of each matrix, and facts."""
-        shapes = {name: shape[1:] for name, shape in matrices(self.layout).items()}
+        together = _together(self.layout, self.spec)
+        shapes = {n: shape[1:] for n, shape in matrices(self.layout).items() if n in together}
         offered = {name: _offered(name, shape[1], self.spec) for name, shape in shapes.items()}
         sizes = {
             name: {kind: stored_bytes(*shapes[name], kind) for kind in kinds}
             for name, kinds in offered.items()
         }
-        rest, loss = other_bytes(self.folder, self.layout), None
+        other = other_onnx_bytes if self.spec.onnx else other_bytes
+        rest, loss = other(self.folder, self.layout), None
         if sensitivity is None or self.budget is None:
             chosen = {name: kinds[0] for name, kinds in offered.items()}
         else:
-            chosen, loss = self._searched(sizes, rest, sensitivity, importance, progress)
+            chosen, loss = self._searched(sizes, rest, together, sensitivity, importance, progress)
         planned = rest + sum(sizes[name][kind] for name, kind in chosen.items())
         facts = {"planned_bytes": planned, "budget_bytes": self.budget, "mean_kld": loss}
         return chosen, facts
@@ -111,6 +116,7 @@ class _Choice:
         self,
         sizes: Mapping[str, Mapping[str, int]],
         rest: int,
+        together: Mapping[str, str],
         sensitivity: Sensitivity,
         importance: Importance | None,
         progress: Progress,
@@ -123,7 +129,9 @@ class _Choice:
             _refuse(self.spec, smallest + rest, budget + rest)
 
         def propose(offered: Mapping[str, Mapping[str, int]]) -> dict[str, str] | None:
-            return None if _smallest(offered) > budget else solve(offered, costs, budget)
+            if _smallest(offered) > budget:
+                return None
+            return solve_together(offered, costs, budget, together)
 
         return search(self.folder, asked, importance, sizes, propose, progress)
 
@@ -136,6 +144,35 @@ def _offered(name: str, columns: int, spec: AllocationSpec) -> list[str]:
     """Types that llama.cpp can really store this matrix in, each once."""
     types = (spec.embedding,) if spec.embedding and name == EMBEDDING else spec.types
     return list(dict.fromkeys(usable(kind, columns) for kind in types))
+
+
+def _together(layout: Layout, spec: AllocationSpec) -> dict[str, str]:
+    """Matrix -> what shares its type: in an ONNX model one node may hold several matrices. Those
+    that are not quantized are not in it."""
+    if not spec.onnx:
+        return {name: name for name in matrices(layout)}
+    tied = bool(layout.config.get("tie_word_embeddings"))
+    nodes = {name: node_of(name, tied) for name in matrices(layout)}
+    return {name: node for name, node in nodes.items() if node is not None}
+
+
+def solve_together(
+    sizes: Mapping[str, Mapping[str, int]],
+    costs: Mapping[str, Mapping[str, float]],
+    budget: int,
+    together: Mapping[str, str],
+) -> dict[str, str]:
+    """`solve` where the tensors of one group of `together` get one type."""
+    size: dict[str, dict[str, int]] = {}
+    cost: dict[str, dict[str, float]] = {}
+    for name, by_type in sizes.items():
+        group = together[name]
+        all_bytes, all_costs = size.setdefault(group, {}), cost.setdefault(group, {})
+        for kind, count in by_type.items():
+            all_bytes[kind] = all_bytes.get(kind, 0) + count
+            all_costs[kind] = all_costs.get(kind, 0.0) + costs[name][kind]
+    chosen = solve(size, cost, budget)
+    return {name: chosen[together[name]] for name in sizes}
 
 
 def solve(
@@ -216,6 +253,19 @@ def other_bytes(folder: Path, layout: Layout) -> int:
     keys = json.loads((folder / TOKENIZER_GGUF).read_text("utf-8"))
     texts = sum(_key_bytes(entry["value"]) + len(entry["key"]) + 24 for entry in keys)
     return small + texts + len(layout.tensors) * TENSOR_BYTES + KEYS_BYTES
+
+
+def other_onnx_bytes(folder: Path, layout: Layout) -> int:
+    """Bytes of an ONNX model folder beside its quantized matrices: what stays in fp32 (a head that
+    is not tied leaves its embedding so), sines and cosines of all positions, graph, tokenizer."""
+    config = layout.config
+    tied = bool(config.get("tie_word_embeddings"))
+    plain = [t for t in layout.tensors if len(t.shape) == 1 or node_of(t.name, tied) is None]
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    tables = 4 * config["max_position_embeddings"] * head
+    graph = ONNX_BYTES + ONNX_LAYER_BYTES * config["num_hidden_layers"]
+    tokenizer = sum((folder / name).stat().st_size for name in (TOKENIZER, TOKENIZER_CONFIG))
+    return int(sum(4 * np.prod(t.shape) for t in plain) + tables + graph + tokenizer)
 
 
 def _key_bytes(value: Any) -> int:

@@ -50,27 +50,25 @@ def prove(variant: Variant, quantized: Quantized, out: Path, progress: Progress)
 def _different(variant: Variant, file: Path, progress: Progress) -> tuple[list[str], int]:
     import numpy as np
     import torch
-    from gguf import GGUFReader
 
     from edgedistill.fit.formats import quantize_dequantize
-    from edgedistill.ggml import dequantize
     from edgedistill.importance import read_importance
+    from edgedistill.quantized_values import read_matrices
     from edgedistill.tensors import read_layout
 
     given = variant.allocation.importance
     importance = None if given is None else read_importance(given)
-    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     types = variant.allocation.types
-    layout = [t for t in read_layout(variant.checkpoint.folder, "F32").tensors if t.name in types]
+    layout = read_layout(variant.checkpoint.folder, "F32")
+    fitted = [tensor for tensor in layout.tensors if tensor.name in types]
+    held = read_matrices(file, layout)
     different = []
-    with progress.task("compare with what was fitted", len(layout), "matrices") as task:
-        for tensor in layout:
-            held = stored[tensor.name]
-            found = dequantize(held.data, held.tensor_type.name, tensor.shape[1])
-            latent = torch.from_numpy(np.concatenate(list(tensor.blocks())))
+    with progress.task("compare with what was fitted", len(fitted), "matrices") as task:
+        for tensor in fitted:
+            rows = tensor.in_checkpoint_order(np.concatenate(list(tensor.blocks())))
             column = None if importance is None else torch.from_numpy(importance.mean(tensor.name))
-            wanted = quantize_dequantize(latent, types[tensor.name], column)
-            if not torch.equal(wanted, torch.from_numpy(found)):
+            wanted = quantize_dequantize(torch.from_numpy(rows), types[tensor.name], column)
+            if not torch.equal(wanted, torch.from_numpy(held[tensor.name]())):
                 different.append(tensor.name)
             task.advance()
-    return different, len(layout)
+    return different, len(fitted)

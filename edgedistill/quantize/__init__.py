@@ -32,6 +32,7 @@ from edgedistill.quantize.candidate import (
     Baseline,
     Made,
     make_onnx,
+    make_onnx_variant,
     make_stock,
     make_variant,
     measure_baseline,
@@ -77,7 +78,12 @@ def quantize(
         else make_stock(name, exported, importance, baseline, exam, out, progress)
         for name in target.formats
     ]
-    made += [make_variant(variant, baseline, exam, out, progress) for variant in variants]
+    made += [
+        make_onnx_variant(variant, exported, target, baseline, exam, out, progress)
+        if target.runtime == ONNX
+        else make_variant(variant, baseline, exam, out, progress)
+        for variant in variants
+    ]
     identity = Identity(
         stage="quantize",
         version=2,

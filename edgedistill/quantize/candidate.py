@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,28 +178,61 @@ def make_variant(
     variant: Variant, baseline: Baseline, exam: Exam, out: Path, progress: Progress
 ) -> Made:
     """Stage "candidate" of an allocation: each matrix in the type that it was given."""
-    allocation = variant.allocation
+    allocation, source = variant.allocation, variant.exported
+    assert source is not None, "a GGUF allocation has an export of its own"
 
     def write(destination: Path) -> None:
         quantize_file(
-            variant.exported.model,
+            source.model,
             destination,
             "Q8_0",  # for no matrix: each has a type of its own
             importance=allocation.importance,
             types=allocation.types,
         )
 
-    job = _Candidate(
-        variant.name,
-        variant.exported,
-        variant.kept_tokens,
-        variant.fitted,
-        baseline,
-        exam,
-        progress,
-    )
-    inputs = {"source": variant.exported.digest, "allocation": allocation.digest}
+    inputs = {"source": source.digest, "allocation": allocation.digest}
+    job = _of_variant(variant, source, baseline, exam, progress)
     return job.stage({"types": digest_of(dict(allocation.types))}, inputs, write, out)
+
+
+def make_onnx_variant(
+    variant: Variant,
+    exported: Exported,
+    target: Target,
+    baseline: Baseline,
+    exam: Exam,
+    out: Path,
+    progress: Progress,
+) -> Made:
+    """Stage "candidate" of an ONNX allocation, from the variant's checkpoint; `exported` is the
+    student's own export, which names the file."""
+    allocation, folder = variant.allocation, variant.checkpoint.folder
+    written = {"context_tokens": target.context_tokens, "threads": target.threads}
+    types = {"types": digest_of(dict(allocation.types))}
+    narrow = f"int4-{next(iter(allocation.types.values())).split('-')[1]}"
+
+    def write(destination: Path) -> None:
+        build_onnx(
+            folder,
+            destination,
+            narrow,
+            context_tokens=target.context_tokens,
+            threads=target.threads,
+            types=allocation.types,
+        )
+
+    inputs = {"source": variant.checkpoint.digest, "allocation": allocation.digest}
+    source = replace(exported, folder=folder)
+    job = _of_variant(variant, source, baseline, exam, progress)
+    return job.stage({**types, **written}, inputs, write, out)
+
+
+def _of_variant(
+    variant: Variant, source: Exported, baseline: Baseline, exam: Exam, progress: Progress
+) -> _Candidate:
+    return _Candidate(
+        variant.name, source, variant.kept_tokens, variant.fitted, baseline, exam, progress
+    )
 
 
 @dataclass(frozen=True)

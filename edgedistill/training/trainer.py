@@ -57,7 +57,8 @@ class Course:
 
     `backward(model, batch, run_backward)` adds the gradient of one batch and returns its mean
     loss; `examine(model)` measures it on validation rows; `keep(model, folder)` writes what is
-    wanted of it as it is now; `choose(points)` names the step whose kept folder is the result.
+    wanted of it as it is now; `choose(points)` names the step whose kept folder is the result. With
+    `only_best` it is asked after each evaluation, and must never come back to an earlier step.
     """
 
     batches: Sequence[Sequence[TrainingRow]]
@@ -271,11 +272,10 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         model.eval()
         found = self._course.examine(model)
         model.train()
-        before = [goodness(e[AGREEMENT], e[NLL]) for e in state.log_history if AGREEMENT in e]
-        if not (self._course.only_best and before) or _score(found) > max(before):
-            self._keep(step, model)
         # In the log, so that checkpoints carry it.
         state.log_history.append({"step": step, AGREEMENT: found.agreement, NLL: found.nll})
+        if not self._course.only_best or _chosen(state.log_history, self._course) == step:
+            self._keep(step, model)
         self._evaluating += time.perf_counter() - started
 
     def _keep(self, step: int, model: Any) -> None:
@@ -292,22 +292,20 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
                 shutil.rmtree(other)
 
 
-def _score(found: Examined) -> tuple[float, float]:
-    return goodness(found.agreement, found.nll)
+def _chosen(history: Sequence[dict[str, Any]], course: Course) -> int:
+    """The step whose weights would be the result if the run ended here."""
+    return course.choose(training_points(history, course.batches_per_epoch))
 
 
-def _gone_stale(history: Sequence[Mapping[str, Any]], course: Course) -> bool:
-    """Whether the last `patience` evaluations were no better than one before them."""
+def _gone_stale(history: Sequence[dict[str, Any]], course: Course) -> bool:
+    """Whether none of the last `patience` evaluations is the one that would be chosen."""
     patience = course.schedule.patience
-    if patience is None:
-        return False
-    scores = [goodness(e[AGREEMENT], e[NLL]) for e in history if AGREEMENT in e]
-    return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
-
-
-def goodness(agreement: float, nll: float | None) -> tuple[float, float]:
-    """Sorts evaluations: more agreement first, then the likelier teacher's text."""
-    return agreement, -(nll or 0.0)
+    steps = [entry["step"] for entry in history if AGREEMENT in entry]
+    return (
+        patience is not None
+        and len(steps) > patience
+        and _chosen(history, course) not in steps[-patience:]
+    )
 
 
 def as_json(points: Sequence[TrainingPoint]) -> list[dict[str, Any]]:

@@ -81,3 +81,23 @@ def test_the_readme_gives_the_reported_answer(bundle: Path) -> None:
         cwd=bundle, capture_output=True, check=True, encoding="utf-8",
     )  # fmt: skip
     assert done.stdout.strip() == example["student"]
+
+
+def test_an_allocation_is_fitted_for_the_kernels_of_onnx(built: World, bundle: Path) -> None:
+    target = json.loads((built.home / "onnx.yaml").read_text("utf-8"))
+    fit = {"method": "full", "epochs": 2, "batch_size": 8, "evaluations": 2}
+    mixed = {"name": "mixed", "types": ["int4-b32", "int8-b32"], "budget_mb": 1.1}
+    mixed |= {"vocabulary": 256, "fit": fit}
+    gates = {"max_agreement_drop": 1.0, "max_nll_rise": 50.0}
+    changed = {**target, "formats": ["int8-b32"], "allocations": [mixed], "gates": gates}
+    (built.home / "onnx.yaml").write_text(json.dumps(changed), "utf-8")
+    done = built.call("build", "--recipe", "recipe", "--target", "onnx.yaml")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((bundle / "report.json").read_text("utf-8"))
+    assert report["format"] == "mixed"
+    assert [link["step"] for link in report["links"][2:]] == ["trim", "fit", "quantize"]
+    assert report["links"][-1]["mean_kld"] < 0.05  # kernels alone, which round activations
+    assert report["model_bytes"] <= 1.1e6
+    made_by = json.loads((bundle / MANIFEST).read_text("utf-8"))["provenance"]
+    assert {"sensitivity of mixed", "fit of mixed", "prove"} <= set(made_by)
+    assert "importance of mixed" not in made_by
