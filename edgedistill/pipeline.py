@@ -44,7 +44,7 @@ from edgedistill.student import prepare_student
 from edgedistill.target import AllocationSpec, Target
 from edgedistill.tensors import Encoding
 from edgedistill.tokenmix import TokenMix, read_token_mix
-from edgedistill.trim import kept_tokens, trim
+from edgedistill.trim import kept_tokens, trim, trim_alike
 from edgedistill.verify import verify
 from edgedistill.verify.onnx import verify_onnx
 from edgedistill.weights import locate
@@ -271,6 +271,9 @@ def _variant(
     allocation = allocate(start, costs, weighed, spec, target, out, log)
     if spec.fit is not None:
         lesson, check = recipe.distill, recipe.check
+        if spec.fit.start == "student":
+            base = Checkpoint(made.student.folder, made.student.digest)
+            start = base if trimmed is None else trim_alike(base, trimmed, out, log)
         start = fit(start, whole, allocation, data, prompt, lesson, spec.fit, check, out, log)
     fitted = spec.fit is not None
     encoding: Encoding = "F32" if fitted else "F16"

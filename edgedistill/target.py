@@ -73,6 +73,12 @@ class FitSpec(Strict):
     """Quantization-aware fitting: the merged student is trained on while it computes with the
     values that its number formats can hold; gradients pass straight through the rounding."""
 
+    start: Literal["merged", "student"] = Field(
+        "merged",
+        description="merged: from the distilled student; student: from the base student, which is "
+        "then distilled in these formats from its first step on (a higher learning_rate, more "
+        "epochs)",
+    )
     method: Literal["full", "lora"] = Field(
         "lora", description="what is trained: every matrix, or a LoRA update of it"
     )

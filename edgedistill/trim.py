@@ -91,6 +91,27 @@ def trim(
     return Checkpoint(done.folder, done.digest)
 
 
+def trim_alike(
+    checkpoint: Checkpoint, example: Checkpoint, out: Path, progress: Progress
+) -> Checkpoint:
+    """Stage "trim": to the tokens and layers that a trimmed checkpoint of the same model kept."""
+    identity = Identity(
+        stage="trim",
+        version=1,
+        spec={"alike": True},
+        inputs={"checkpoint": checkpoint.digest, "example": example.digest},
+    )
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        keys, tokens = _keys(checkpoint.folder), kept_tokens(example.folder)
+        layers = json.loads((example.folder / KEPT_LAYERS).read_text("utf-8"))
+        _write(checkpoint.folder, folder, keys, tokens, layers)
+        return {"tokens": len(tokens or keys[TOKENS].value), "layers": len(layers)}
+
+    done = run_stage(identity, out, progress, work)
+    return Checkpoint(done.folder, done.digest)
+
+
 def kept_tokens(folder: Path) -> list[int] | None:
     """The token IDs that the tokens of a trimmed checkpoint had before; None: it has them all."""
     file = folder / KEPT_TOKENS
@@ -235,8 +256,9 @@ def _write(
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     _write_configs(source, folder, tokens, layers)
     if tokens is None:
-        for file in TOKENIZER_FILES:
-            (folder / file).write_bytes((source / file).read_bytes())
+        for file in (*TOKENIZER_FILES, KEPT_TOKENS):
+            if (source / file).is_file():
+                (folder / file).write_bytes((source / file).read_bytes())
         return
     write_tokenizer(folder, _trimmed_keys(keys, tokens))
     write_json(folder / KEPT_TOKENS, tokens)

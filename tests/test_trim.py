@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
 from edgedistill.artifacts import Checkpoint, Dataset
 from edgedistill.errors import ArtifactError
@@ -13,7 +14,7 @@ from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import StudentSpec
 from edgedistill.torch_runtime import TorchModel
-from edgedistill.trim import closed, kept_tokens, trim
+from edgedistill.trim import closed, kept_tokens, trim, trim_alike
 
 SPEC = StudentSpec(weights="tiny")
 TEXTS = ("How many tickets in month 12?", "the answer", "näïve 🙂 <|im_end|> x")
@@ -94,3 +95,25 @@ def test_the_least_missed_layer_goes(
 def test_no_layer_is_left(checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="drop_layers is 2, and the model has 2 layers"):
         trimmed(checkpoint, dataset, tmp_path, None, 2)
+
+
+def test_another_checkpoint_is_trimmed_alike(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    fewer = trimmed(checkpoint, dataset, tmp_path, 2, 0)
+    example = trimmed(fewer, dataset, tmp_path, None, 1)
+    kept = kept_tokens(example.folder)
+    whole = StudentPrompt(checkpoint.folder, SPEC).vocab_size
+    assert kept is not None
+    assert len(kept) < whole
+    other = Checkpoint(tiny.tiny_student(tmp_path / "other", seed=1).folder, "other")
+    made = trim_alike(other, example, tmp_path, Silent())
+    assert kept_tokens(made.folder) == kept
+    shapes = [
+        {name: tuple(value.shape) for name, value in load_file(file).items()}
+        for file in (each.folder / "model.safetensors" for each in (made, example))
+    ]
+    assert shapes[0] == shapes[1]
+    embedding = load_file(other.folder / "model.safetensors")["model.embed_tokens.weight"]
+    own = load_file(made.folder / "model.safetensors")["model.embed_tokens.weight"]
+    assert np.array_equal(own, embedding[kept])
