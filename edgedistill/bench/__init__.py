@@ -1,6 +1,7 @@
 """Bench: everything that is measured about one build on held-out prompts, as `report.json`.
 
-Agreement with the teacher (agreement.py), the fidelity chain (chain.py) with an emulated processor
+Before it, and shared by all targets of a runtime: stage "unquantized" (unquantized.py). Agreement
+with the teacher (agreement.py), the fidelity chain (chain.py) with an emulated processor
 at its end where the target has another than this machine (emulated.py), speed where it can be
 measured (serving.py, latency.py) or else a roofline estimate (roofline.py), and the gates
 (gates.py). A failed gate does not stop the measuring: `require_gates` raises behind it.
@@ -29,6 +30,7 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
+from edgedistill.bench.unquantized import Unquantized, measure_unquantized
 from edgedistill.browser import WLLAMA, find_browser
 from edgedistill.checks import check_identity
 from edgedistill.errors import GateFailed
@@ -92,12 +94,14 @@ def bench(
         variant, quantized,
     )  # fmt: skip
 
+    shared = measure_unquantized(build, out, progress)
+
     def work(folder: Path) -> Mapping[str, Any]:
         from edgedistill.bench.measuring import measure_build
 
-        return measure_build(build, folder, out, progress)
+        return measure_build(build, shared, folder, out, progress)
 
-    done = run_stage(_identity(build), out, progress, work)
+    done = run_stage(_identity(build, shared), out, progress, work)
     return Report(done.folder, done.digest, done.folder / REPORT)
 
 
@@ -118,7 +122,7 @@ def require_gates(report: Report) -> None:
         raise GateFailed(step, figures, where=str(report.file), hint=hint)
 
 
-def _identity(build: Build) -> Identity:
+def _identity(build: Build, shared: Unquantized) -> Identity:
     from edgedistill.bench import emulated
 
     recipe, target, teacher = build.recipe, build.target, build.recipe.teacher
@@ -128,11 +132,12 @@ def _identity(build: Build) -> Identity:
             "traces", "dataset", "student", "adapter", "checkpoint", "exported", "quantized"
         )
     }  # fmt: skip
+    inputs["unquantized"] = shared.digest
     if build.variant is not None:
         inputs["variant"] = build.variant.checkpoint.digest
     return Identity(
         stage="bench",
-        version=3,
+        version=4,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
             "bench": recipe.bench.model_dump(mode="json", exclude=NOT_EVERYWHERE),

@@ -25,8 +25,8 @@ from edgedistill.bench.models import (
 )
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
+from edgedistill.bench.unquantized import Unquantized, followed, held_out, unquantized_models
 from edgedistill.checks import Checker, make_checker
-from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, Kld, read_rows, rows_that_fit
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -48,18 +48,18 @@ CLOCKLESS = (
 )  # fmt: skip
 
 
-def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> Mapping[str, Any]:
+def measure_build(
+    build: Build, shared: Unquantized, folder: Path, out: Path, progress: Progress
+) -> Mapping[str, Any]:
     """Write report.json, fidelity.json and answers.jsonl into `folder`; the facts of the stage."""
-    rows = read_rows(build.dataset.folder / "held_out.jsonl")
-    if not rows:
-        raise DatasetError("there are no held-out rows to measure with")
-    resume = folder / RESUME
+    rows, resume = held_out(build), folder / RESUME
+    shared.lay_out(resume)
     prompt = StudentPrompt(build.checkpoint.folder, build.recipe.student)
     needed = context_needed(prompt, rows, build.recipe.student.max_tokens)
     context = max(needed, build.target.context_tokens)
     models, steps = _models(build, prompt, context), steps_of(build.variant)
     klds, notes = _klds(build, models, steps, rows, prompt, resume, progress)
-    answers = answer_all(models, rows, _followed(models, resume), resume, progress)
+    answers = answer_all(models, rows, followed(models, resume), resume, progress)
     checker = make_checker(build.recipe.check)
     same = {name: judge(checker, rows, given) for name, given in answers.items()}
     spec = build.recipe.bench
@@ -92,10 +92,7 @@ def measure_build(build: Build, folder: Path, out: Path, progress: Progress) -> 
 def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
     """Base, adapter, merged, exported, what an allocation adds, quantized: in this order they are
     measured and shown."""
-    spec, target = build.recipe.student, build.target
-    base = StudentPrompt(build.student.folder, spec)
-    student, checkpoint = build.student.folder, build.checkpoint.folder
-    longest = spec.max_tokens
+    target, longest = build.target, build.recipe.student.max_tokens
     own, added = _own_prompt(build), []
     if (variant := build.variant) is not None:
         if variant.trimmed is not None:
@@ -103,21 +100,16 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
         if variant.fitted:
             folder, values = variant.checkpoint.folder, build.quantized.model
             added.append(torch_model("fitted", folder, own, longest, values=values))
-
-    def device(name: str, file: Path, shown: StudentPrompt) -> Model:
-        kind, threads = target.runtime, target.threads
-        return device_model(
-            name, kind, file, shown, longest, threads=threads, context_tokens=context
-        )
-
-    return [
-        torch_model("base", student, base, longest),
-        torch_model("adapter", student, base, longest, adapter=build.adapter.folder),
-        torch_model("merged", checkpoint, prompt, longest),
-        device("exported", build.exported.model, prompt),
-        *added,
-        device("quantized", build.quantized.model, own),
-    ]
+    shipped = device_model(
+        "quantized",
+        target.runtime,
+        build.quantized.model,
+        own,
+        longest,
+        threads=target.threads,
+        context_tokens=context,
+    )
+    return [*unquantized_models(build, prompt, context, target.threads), *added, shipped]
 
 
 def _klds(
@@ -157,13 +149,6 @@ def _cut_alike(build: Build, rows: Sequence[EvalRow], prompt: StudentPrompt) -> 
         for row in rows
         if [before[i] for i in supervised(own, row)[0]] == supervised(prompt, row)[0]
     ]
-
-
-def _followed(models: Sequence[Model], resume: Path) -> dict[str, list[str]]:
-    """Prompts whose answer needs no asking again. What ships is asked each prompt all the same:
-    there, kernels for many tokens and for one may round differently."""
-    names = [model.name for model in models if model.name not in ("base", "quantized")]
-    return {name: recorded(resume, name).followed for name in names}
 
 
 def _links(

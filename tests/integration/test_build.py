@@ -102,6 +102,7 @@ def test_allocations_go_a_way_of_their_own(world: World) -> None:
     assert {"trim of small", "fit of small", "export of small", "prove"} <= set(made_by)
     assert "sensitivity of sized" not in made_by
     assert max(c["bytes"] for c in report["candidates"] if c["format"] == "sized") <= 1.1e6
+    assert len(list(world.workspace.glob("unquantized-*"))) == 1  # whatever target is measured
     again = world.run()
     assert again.stderr.count(": running") == 0, again.stderr
 

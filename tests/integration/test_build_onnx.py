@@ -43,7 +43,7 @@ def bundle(built: World) -> Path:
 def test_both_targets_share_what_they_can(built: World) -> None:
     folders = [file.parent.name for file in built.workspace.glob("*-*/manifest.json")]
     counts = {name: sum(f.startswith(f"{name}-") for f in folders) for name in built.stages()}
-    twice = {"export", "verify", "baseline", "quantize", "bench"}
+    twice = {"export", "verify", "baseline", "quantize", "unquantized", "bench"}
     formats = json.loads(built.target.read_text("utf-8"))["formats"]
     assert counts.pop("candidate") == len(FORMATS) + len(formats)
     assert {name for name, count in counts.items() if count == 2} == twice

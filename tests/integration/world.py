@@ -20,7 +20,9 @@ from edgedistill.progress import Silent
 from edgedistill.student import TOKENIZER_GGUF
 
 # Those that take long enough to be killed in; quantize only picks.
-STAGES = "collect curate student distill merge export verify baseline candidate bench pack".split()
+STAGES = (
+    "collect curate student distill merge export verify baseline candidate unquantized bench pack"
+).split()
 API_TEACHER = {"kind": "api", "model": MODEL, "licence": "none", "api_key_env": "TINY_KEY"}
 LOCAL_TEACHER = {"kind": "local", "model": "tiny", "licence": "none", "weights": "student.gguf"}
 RECIPE: dict[str, Any] = {
