@@ -1,12 +1,13 @@
 """Every candidate of a target on held-out prompts and on a general text, side by side.
 
     python benchmarks/bytes_and_fidelity.py RECIPE TARGET.yaml --text BOOK.txt [--workspace DIR]
+        [--also NAME=MODEL ...]
 
-Candidates that `edgedistill quantize` has not made yet are made first. Prints JSON: for each file
-its bytes; agreement with the teacher (95 % bootstrap interval), KLD to the exported f16 and NLL of
-the teacher's answers on held-out prompts; KLD, top-1 and bits per byte on the text; decode and
-prefill tokens/s of all files in turn. Formats were chosen on validation prompts: nothing here
-chooses anything.
+MODEL is a peer's GGUF file or ONNX model folder of the same merged student. Candidates that
+`edgedistill quantize` has not made yet are made first. Prints JSON: for each file its bytes;
+agreement with the teacher (95 % bootstrap interval), KLD to the exported f16 and NLL of the
+teacher's answers on held-out prompts; KLD, top-1 and bits per byte on the text; decode and prefill
+tokens/s of all files in turn. Formats were chosen on validation prompts: nothing here chooses.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from edgedistill.pipeline import Workspace, build
 from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.runtime import LlamaCpp
+from edgedistill.runtimes import LLAMA, ONNX, Opened, Runtime, open_runtime, size_of
 from edgedistill.student import KEPT_TOKENS
 from edgedistill.target import load_target
 
@@ -49,6 +50,11 @@ class File:
     file: Path
     folder: Path
 
+    def open(self) -> Opened:
+        """In its runtime: an ONNX model is a folder."""
+        kind = ONNX if self.file.is_dir() else LLAMA
+        return open_runtime(kind, self.file, context_tokens=CONTEXT)
+
     @property
     def kept(self) -> list[int] | None:
         found = self.folder / KEPT_TOKENS
@@ -61,6 +67,7 @@ def main() -> None:
     workspace = Workspace(arguments.workspace, arguments.workspace / "dist")
     exported, files, dataset = _made(recipe, arguments.target, workspace)
     measuring = _Measuring(recipe, exported, dataset, _chunks(arguments.text, exported, recipe))
+    files += [_peer(word, exported) for word in arguments.also]
     rows = [measuring.row(file) for file in [exported, *files]]
     if arguments.rounds:
         for row, rates in zip(rows, _rates([exported, *files], arguments.rounds), strict=True):
@@ -75,6 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("target", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="a general text, UTF-8")
     parser.add_argument("--workspace", type=Path, default=Path(".edgedistill"))
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=MODEL")
     parser.add_argument("--rounds", type=int, default=3, help="of speed, every file in turn; 0: no")
     return parser.parse_args()
 
@@ -109,6 +117,11 @@ def _model(folder: Path) -> tuple[Path, Path]:
     return folder / facts["file"], folder
 
 
+def _peer(word: str, exported: File) -> File:
+    name, _, path = word.partition("=")
+    return File(name, Path(path), exported.folder)
+
+
 def _chunks(text: Path, exported: File, recipe: Recipe) -> list[str]:
     """Pieces of the text, spread over it."""
     shown = StudentPrompt(exported.folder, recipe.student)
@@ -131,7 +144,7 @@ class _Measuring:
     def row(self, file: File) -> dict[str, Any]:
         print(f"measure {file.name}", file=sys.stderr)
         shown = StudentPrompt(file.folder, self._recipe.student)
-        with LlamaCpp(file.file, context_tokens=CONTEXT) as model:
+        with file.open() as model:
             runs = DeviceRuns(model, shown, self._recipe.student.max_tokens)
             task = Silent().task("", None)
             texts = runs.answer(self._rows, task)
@@ -146,7 +159,7 @@ class _Measuring:
         share = agreement(file.name, self._rows, same, 2000, 0)
         return {
             "name": file.name,
-            "bytes": file.file.stat().st_size,
+            "bytes": size_of(file.file),
             "agreement": asdict(share.overall),
             "agreement_seen": share.seen and share.seen.value,
             "agreement_unseen": share.unseen and share.unseen.value,
@@ -159,7 +172,7 @@ class _Measuring:
 
     def _compared(
         self,
-        model: LlamaCpp,
+        model: Runtime,
         file: File,
         asked: Sequence[tuple[str, list[int], int]],
         whole: dict[str, list[int]],
@@ -199,7 +212,7 @@ def _rates(files: Sequence[File], rounds: int) -> list[dict[str, Any]]:
     found: list[dict[str, list[float]]] = [{"pp": [], "tg": []} for _ in files]
     for _ in range(rounds):
         for file, rates in zip(files, found, strict=True):
-            with LlamaCpp(file.file, context_tokens=CONTEXT) as model:
+            with file.open() as model:
                 made = model.bench(512, 128, 1)
             rates["pp"] += made["pp"]
             rates["tg"] += made["tg"]
