@@ -122,6 +122,11 @@ class AllocationSpec(Strict):
     budget_bits_per_weight: float | None = Field(
         None, gt=0, description="instead: size of the file for each weight of the student, in bits"
     )
+    budget_memory_mb: float | None = Field(
+        None,
+        gt=0,
+        description="instead: memory while it runs (weights, KV cache, buffers), MB (1e6 bytes)",
+    )
     budget_tokens_per_second: float | None = Field(
         None, gt=0, description="instead: decode rate to plan for, by the target's roofline"
     )
@@ -153,7 +158,12 @@ class AllocationSpec(Strict):
             )
         if mixed and (len(mixed) < len(named) or len({n.split("-")[1] for n in mixed}) > 1):
             raise ValueError("ONNX types go with ONNX types of the same block alone")
-        given = [self.budget_mb, self.budget_bits_per_weight, self.budget_tokens_per_second]
+        given = [
+            self.budget_mb,
+            self.budget_bits_per_weight,
+            self.budget_memory_mb,
+            self.budget_tokens_per_second,
+        ]
         budgets = sum(value is not None for value in given)
         if budgets != (1 if len(self.types) > 1 else 0):
             raise ValueError("several types need one budget, and one type takes none")

@@ -12,6 +12,7 @@ from edgedistill.artifacts import Checkpoint, Sensitivity, write_json
 from edgedistill.errors import ConfigError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fit.allocation import allocate, budget_bytes, other_bytes, solve
+from edgedistill.footprint import memory_bytes, shape_of_layout
 from edgedistill.number_formats import stored_bytes
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent
@@ -126,6 +127,18 @@ def test_a_rate_is_a_budget_by_the_roofline(checkpoint: Checkpoint, tmp_path: Pa
     shapes = {name: shape[1:] for name, shape in matrices(layout).items()}
     planned = sum(stored_bytes(*shapes[name], kind) for name, kind in made.types.items())
     assert planned + other_bytes(checkpoint.folder, layout) < 0.5e9 / 400
+
+
+@pytest.mark.parametrize("runtime", ["llama.cpp", "onnxruntime-genai"])
+def test_memory_is_a_budget_by_the_runtimes_formula(checkpoint: Checkpoint, runtime: str) -> None:
+    layout = read_layout(checkpoint.folder)
+    types = TYPES if runtime == "llama.cpp" else ("int4-b32", "int8-b32")
+    wanted = spec(types=types, budget_mb=None, budget_memory_mb=20.0)
+    device = target(wanted) if runtime == "llama.cpp" else onnx_target(wanted)
+    budget = budget_bytes(wanted, device, layout)
+    assert budget is not None
+    needed = [memory_bytes(budget + more, shape_of_layout(layout), device) for more in (0, 2)]
+    assert needed[0] <= 20e6 < needed[1]
 
 
 def test_bits_are_counted_over_the_whole_file(checkpoint: Checkpoint, tmp_path: Path) -> None:

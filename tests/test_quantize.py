@@ -21,10 +21,11 @@ from edgedistill.artifacts import (
 from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.export import export
 from edgedistill.fidelity import read_rows
+from edgedistill.footprint import Shape, run_time_bytes
 from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize import quantize
-from edgedistill.quantize.bounds import CANDIDATES, Shape, broken_bounds, run_time_bytes
+from edgedistill.quantize.bounds import CANDIDATES, broken_bounds
 from edgedistill.recipe import StudentSpec, TextCheck
 from edgedistill.results import Candidate
 from edgedistill.runtime import LlamaCpp

@@ -26,6 +26,7 @@ from edgedistill.artifacts import (
 )
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.fit.search import search
+from edgedistill.footprint import largest_size, shape_of_layout
 from edgedistill.number_formats import stored_bytes, usable
 from edgedistill.onnx_nodes import node_of
 from edgedistill.progress import Progress
@@ -234,16 +235,15 @@ def budget_bytes(spec: AllocationSpec, target: Target, layout: Layout) -> int | 
         return int(spec.budget_mb * 1e6)
     if spec.budget_bits_per_weight is not None:
         return int(spec.budget_bits_per_weight * layout.parameters / 8)
+    shape = shape_of_layout(layout)
+    if spec.budget_memory_mb is not None:
+        return largest_size(int(spec.budget_memory_mb * 1e6), shape, target)
     if spec.budget_tokens_per_second is None or target.roofline is None:
         return None
-    roofline, config = target.roofline, layout.config
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or config["hidden_size"] // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    cache = 4 * config["num_hidden_layers"] * kv_heads * head * target.context_tokens // 2
+    roofline = target.roofline
+    cache = 4 * shape.layers * shape.kv_heads * shape.head_size * target.context_tokens // 2
     rate = roofline.efficiency * roofline.bandwidth_gb_s * 1e9
-    allowed = int(rate / spec.budget_tokens_per_second)
-    return allowed - int(cache)
+    return int(rate / spec.budget_tokens_per_second) - cache
 
 
 def other_bytes(folder: Path, layout: Layout) -> int:

@@ -20,11 +20,11 @@ from edgedistill.artifacts import (
     run_stage,
     write_json,
 )
+from edgedistill.footprint import memory_bytes
 from edgedistill.progress import Progress
 from edgedistill.quantize.bounds import (
     CANDIDATES,
     broken_bounds,
-    memory_bytes,
     none_passes,
 )
 from edgedistill.quantize.candidate import (

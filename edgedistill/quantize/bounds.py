@@ -1,90 +1,16 @@
-"""What a candidate may cost: size, memory at run time, and what it loses."""
+"""What a candidate may cost: size, memory at run time (footprint.py), and what it loses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgedistill.errors import GateFailed
 from edgedistill.results import Candidate
-from edgedistill.runtimes import ONNX, Runtime
 from edgedistill.target import Target
 
 CANDIDATES = "candidates.json"
-MICRO_BATCH = 512  # llama.cpp's default n_ubatch, for which a device's buffers are made
-BUFFER_WIDTHS = 16  # of ONNX Runtime's activations for one token of a prompt, in model widths
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a model decides its memory at run time, and its parameter count."""
-
-    layers: int
-    kv_heads: int
-    head_size: int
-    width: int
-    vocabulary: int
-    parameters: int
-
-
-def shape_of(runtime: Runtime) -> Shape:
-    found = runtime.metadata()
-    if "general.architecture" not in found:
-        return _onnx_shape(found, runtime.facts)
-    architecture = found["general.architecture"]
-
-    def number(key: str, default: int = 0) -> int:
-        return int(found.get(f"{architecture}.{key}", default))
-
-    heads, width = number("attention.head_count"), number("embedding_length")
-    return Shape(
-        layers=number("block_count"),
-        kv_heads=number("attention.head_count_kv", heads),
-        head_size=number("attention.key_length", width // heads),
-        width=width,
-        vocabulary=runtime.facts["n_vocab"],
-        parameters=runtime.facts["parameters"],
-    )
-
-
-def _onnx_shape(found: Mapping[str, str], facts: Mapping[str, Any]) -> Shape:
-    def number(key: str) -> int:
-        return int(found[f"model.decoder.{key}"])
-
-    return Shape(
-        layers=number("num_hidden_layers"),
-        kv_heads=number("num_key_value_heads"),
-        head_size=number("head_size"),
-        width=number("hidden_size"),
-        vocabulary=facts["n_vocab"],
-        parameters=facts["parameters"],
-    )
-
-
-def memory_bytes(size: int, shape: Shape, target: Target) -> int:
-    """What a model of `size` bytes needs while it runs, by the runtime's formula in TRAITS."""
-    if target.runtime == ONNX:
-        return onnx_memory(size, shape, target.context_tokens)
-    return size + run_time_bytes(shape, target.context_tokens)
-
-
-def onnx_memory(files: int, shape: Shape, context_tokens: int) -> int:
-    """What ONNX Runtime needs, in bytes. Weights are packed anew for the processor while the file
-    is mapped; the cache is fp32, and made whole at the start."""
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_size * context_tokens * 4
-    return 2 * files + cache + context_tokens * BUFFER_WIDTHS * shape.width * 4
-
-
-def run_time_bytes(shape: Shape, context_tokens: int) -> int:
-    """KV cache in f16 and llama.cpp's compute buffers, in bytes: its formula without the file.
-
-    Both terms equal what llama.cpp itself reports for the two supported architectures.
-    """
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_size * context_tokens * 2
-    buffers = min(MICRO_BATCH, context_tokens) * (shape.vocabulary + 2 * shape.width) * 4
-    return cache + buffers
 
 
 @dataclass(frozen=True)

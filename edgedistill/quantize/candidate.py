@@ -32,11 +32,11 @@ from edgedistill.fidelity import (
     read_logits,
     summarise,
 )
+from edgedistill.footprint import Shape, shape_of
 from edgedistill.names import with_encoding
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.quantize.bounds import Shape, shape_of
 from edgedistill.quantize.exam import Exam, cases_of
 from edgedistill.runtime import quantize_file
 from edgedistill.runtimes import size_of
