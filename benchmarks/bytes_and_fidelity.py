@@ -1,13 +1,15 @@
 """Every candidate of a target on held-out prompts and on a general text, side by side.
 
     python benchmarks/bytes_and_fidelity.py RECIPE TARGET.yaml --text BOOK.txt [--workspace DIR]
-        [--also NAME=MODEL ...]
+        [--also NAME=MODEL ...] [--elsewhere PROMPTS.jsonl]
 
 MODEL is a peer's GGUF file or ONNX model folder of the same merged student. Candidates that
 `edgedistill quantize` has not made yet are made first. Prints JSON: for each file its bytes;
 agreement with the teacher (95 % bootstrap interval), KLD to the exported f16 and NLL of the
-teacher's answers on held-out prompts; KLD, top-1 and bits per byte on the text; decode and prefill
-tokens/s of all files in turn. Formats were chosen on validation prompts: nothing here chooses.
+teacher's answers on held-out prompts; KLD, top-1 and bits per byte on the text; with
+PROMPTS of another job, KLD to the exported file's own answers there and how many are the same;
+decode and prefill tokens/s of all files in turn. Formats were chosen on validation prompts: nothing
+here chooses.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,15 @@ from edgedistill.bench.agreement import agreement, judge
 from edgedistill.bench.models import DeviceRuns, supervised
 from edgedistill.checks import make_checker
 from edgedistill.errors import GateFailed
-from edgedistill.fidelity import kl_divergence, nll, read_logits, read_rows, summarise
+from edgedistill.fidelity import (
+    EvalRow,
+    kl_divergence,
+    nll,
+    read_logits,
+    read_rows,
+    shuffled,
+    summarise,
+)
 from edgedistill.pipeline import Workspace, build
 from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
@@ -40,6 +50,7 @@ from edgedistill.target import load_target
 
 CHUNKS, CHUNK = 24, 160  # of the general text: token count of each, by the whole vocabulary
 CONTEXT = 512
+ELSEWHERE = 60  # prompts of another job
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,8 @@ def main() -> None:
     recipe = load_recipe(arguments.recipe)
     workspace = Workspace(arguments.workspace, arguments.workspace / "dist")
     exported, files, dataset = _made(recipe, arguments.target, workspace)
-    measuring = _Measuring(recipe, exported, dataset, _chunks(arguments.text, exported, recipe))
+    chunks = _chunks(arguments.text, exported, recipe)
+    measuring = _Measuring(recipe, exported, dataset, chunks, _prompts(arguments.elsewhere))
     files += [_peer(word, exported) for word in arguments.also]
     rows = [measuring.row(file) for file in [exported, *files]]
     if arguments.rounds:
@@ -83,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, help="a general text, UTF-8")
     parser.add_argument("--workspace", type=Path, default=Path(".edgedistill"))
     parser.add_argument("--also", action="append", default=[], metavar="NAME=MODEL")
+    parser.add_argument("--elsewhere", type=Path, help="prompts.jsonl of another job")
     parser.add_argument("--rounds", type=int, default=3, help="of speed, every file in turn; 0: no")
     return parser.parse_args()
 
@@ -130,10 +143,27 @@ def _chunks(text: Path, exported: File, recipe: Recipe) -> list[str]:
     return [shown.decode(ids[at : at + CHUNK]) for at in range(0, len(ids) - CHUNK, step)][:CHUNKS]
 
 
+def _prompts(file: Path | None) -> list[EvalRow]:
+    """Some prompts of another job; what the exported file answers is filled in later."""
+    if file is None:
+        return []
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    chosen = sorted(lines, key=lambda line: shuffled(line["id"], 0))[:ELSEWHERE]
+    return [EvalRow(line["id"], line["prompt"], "", "", seen=False) for line in chosen]
+
+
 class _Measuring:
     """What every file is measured with; the exported file first, as the others' reference."""
 
-    def __init__(self, recipe: Recipe, exported: File, dataset: Path, chunks: list[str]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        exported: File,
+        dataset: Path,
+        chunks: list[str],
+        elsewhere: list[EvalRow],
+    ) -> None:
+        self._elsewhere = elsewhere
         self._recipe, self._exported, self._chunks = recipe, exported, chunks
         self._rows = read_rows(dataset / "held_out.jsonl")
         self._checker = make_checker(recipe.check)
@@ -154,6 +184,7 @@ class _Measuring:
             whole = {str(i): self._whole.encode(t) for i, t in enumerate(self._chunks)}
             on_text = self._compared(model, file, text, whole)
             size = sum(len(chunk.encode()) for chunk in self._chunks)
+            far = self._far(model, file, runs) if self._elsewhere else None
         answers = {row.id: text for row, text in zip(self._rows, texts, strict=True)}
         same = judge(self._checker, self._rows, answers)
         share = agreement(file.name, self._rows, same, 2000, 0)
@@ -164,8 +195,22 @@ class _Measuring:
             "agreement_seen": share.seen and share.seen.value,
             "agreement_unseen": share.unseen and share.unseen.value,
             "held_out": on_mix,
+            "elsewhere": far,
             "text": {**on_text, "bits_per_byte": on_text["nats"] / np.log(2) / size},
         }
+
+    def _far(self, model: Runtime, file: File, runs: DeviceRuns) -> dict[str, Any]:
+        """The other job: what the exported file answers is the reference."""
+        made = runs.answer(self._elsewhere, Silent().task("", None))
+        if file is self._exported:
+            pairs = zip(self._elsewhere, made, strict=True)
+            self._elsewhere = [replace(row, answer=text) for row, text in pairs]
+        shown = StudentPrompt(file.folder, self._recipe.student)
+        asked = [(f"far-{row.id}", *supervised(shown, row)) for row in self._elsewhere]
+        whole = {f"far-{row.id}": supervised(self._whole, row)[0] for row in self._elsewhere}
+        pairs = zip(self._elsewhere, made, strict=True)
+        same = sum(text == row.answer for row, text in pairs) / len(made)
+        return {**self._compared(model, file, asked, whole), "same_answer": same}
 
     def _whole_ids(self) -> dict[str, list[int]]:
         return {row.id: supervised(self._whole, row)[0] for row in self._rows}
