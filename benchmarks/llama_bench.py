@@ -1,0 +1,76 @@
+"""Our pp512 and tg128 beside llama.cpp's own llama-bench, on the same files in one run.
+
+    python benchmarks/llama_bench.py LLAMA_BENCH MODEL.gguf... [--rounds 5] [--threads N]
+
+LLAMA_BENCH is the program, built from the source package of the installed llama-cpp-python (its
+vendor/llama.cpp: `cmake -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build -t llama-bench`).
+Every round runs each file in both, who goes first alternating. Prints JSON: tokens/s of both, and
+ours / theirs as a median over rounds with its spread. Files can be compared with each other, too:
+they were run in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from edgedistill import machine
+from edgedistill.runtime import LlamaCpp
+
+PP, TG = 512, 128
+Rates = dict[str, float]  # "pp" and "tg", tokens/s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("program", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=machine.threads())
+    given = parser.parse_args()
+    found: dict[Path, list[tuple[Rates, Rates]]] = {model: [] for model in given.models}
+    for number in range(given.rounds):
+        for model, pairs in found.items():
+            print(f"round {number + 1}: {model.name}", file=sys.stderr)
+            if number % 2:
+                theirs = _theirs(given.program, model, given.threads)
+                pairs.append((_ours(model, given.threads), theirs))
+            else:
+                ours = _ours(model, given.threads)
+                pairs.append((ours, _theirs(given.program, model, given.threads)))
+    rows = [_row(model, pairs) for model, pairs in found.items()]
+    result = {"machine": machine.facts(), "threads": given.threads, "rows": rows}
+    print(json.dumps(result, indent=2))
+
+
+def _ours(model: Path, threads: int) -> Rates:
+    with LlamaCpp(model, threads=threads, context_tokens=PP) as loaded:
+        return {test: rates[0] for test, rates in loaded.bench(PP, TG, 1).items()}
+
+
+def _theirs(program: Path, model: Path, threads: int) -> Rates:
+    words = [program, "-m", model, "-t", threads, "-p", PP, "-n", TG, "-r", 1, "-o", "json"]
+    done = subprocess.run([str(w) for w in words], capture_output=True, check=True, text=True)
+    tests = json.loads(done.stdout)
+    return {"pp" if test["n_prompt"] else "tg": float(test["avg_ts"]) for test in tests}
+
+
+def _row(model: Path, pairs: list[tuple[Rates, Rates]]) -> dict[str, object]:
+    row: dict[str, object] = {"model": model.name, "bytes": model.stat().st_size}
+    for test in ("pp", "tg"):
+        ratios = sorted(ours[test] / theirs[test] for ours, theirs in pairs)
+        row[test] = {
+            "ours": round(statistics.median(ours[test] for ours, _ in pairs), 1),
+            "llama_bench": round(statistics.median(theirs[test] for _, theirs in pairs), 1),
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        }
+    return row
+
+
+if __name__ == "__main__":
+    main()
