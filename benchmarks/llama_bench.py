@@ -3,7 +3,7 @@
     python benchmarks/llama_bench.py LLAMA_BENCH MODEL.gguf... [--rounds 5] [--threads N]
 
 LLAMA_BENCH is the program, built from the source package of the installed llama-cpp-python (its
-vendor/llama.cpp: `cmake -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build -t llama-bench`).
+vendor/llama.cpp: `cmake -B b -DCMAKE_BUILD_TYPE=Release && cmake --build b -t llama-bench`).
 Every round runs each file in both, who goes first alternating. Prints JSON: tokens/s of both, and
 ours / theirs as a median over rounds with its spread. Files can be compared with each other, too:
 they were run in turn.
