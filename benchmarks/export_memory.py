@@ -1,12 +1,16 @@
 """Our export beside llama.cpp's own converter: peak memory, wall time, and the tensors' bits.
 
     python benchmarks/export_memory.py STUDENT_FOLDER CONVERT_HF_TO_GGUF.py [--scratch DIR]
+        [--quantize LLAMA_QUANTIZE --format Q4_K_M]
 
 STUDENT_FOLDER is a finished `student-*` folder of a workspace: a Hugging Face checkpoint in fp32
 with `tokenizer.gguf.json`. Both programs write f16 from it, each as a child process, one behind
 the other; the page cache is warmed first. Prints JSON. `peak_resident_bytes` is the kernel's own
 maximum (it counts pages of mapped files); `peak_anonymous_bytes` (Linux) leaves those out. Our
 figure holds what the stage does besides: hashing the result and flushing it to the disk.
+
+With LLAMA_QUANTIZE, llama.cpp's program, the f16 file is quantized by both, too. Ours runs in a
+child process: the peak is the sum of both processes' peaks.
 """
 
 from __future__ import annotations
@@ -35,6 +39,15 @@ folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 student = Student(folder, "benchmark", "benchmark", "unknown", "benchmark")
 print(export(Checkpoint(folder, "benchmark"), student, "benchmark", out, Silent()).model)
 """
+OURS_QUANTIZED = """
+import resource, sys
+from pathlib import Path
+from edgedistill.runtime import quantize_file
+
+source, made, format = sys.argv[1:]
+quantize_file(Path(source), Path(made), format)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 SAMPLE_SECONDS = 0.01
 
 
@@ -42,6 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("converter", type=Path)
+    parser.add_argument("--quantize", type=Path, help="llama.cpp's llama-quantize")
+    parser.add_argument("--format", default="Q4_K_M")
     parser.add_argument("--scratch", type=Path, help="folder on the disk to write to")
     given = parser.parse_args()
     folder = given.folder.resolve()
@@ -55,15 +70,32 @@ def main() -> None:
         pair = (made, theirs_file) if made is not None and theirs_file.is_file() else None
         tensors = _compared(*pair) if pair else None
         size = made.stat().st_size if made is not None else None
+        quantized = _quantized(given, made) if given.quantize and made is not None else None
     result = {
         "checkpoint_bytes": read,
         "exported_bytes": size,
         "edgedistill": ours,
         "convert_hf_to_gguf": theirs,
         "tensors": tensors,
+        "quantize": quantized,
         "machine": machine.facts(),
     }
     print(json.dumps(result, indent=2))
+
+
+def _quantized(given: argparse.Namespace, source: Path) -> dict[str, Any]:
+    """The same f16 file by our stage's function and by llama.cpp's program."""
+    ours_file, theirs_file = source.with_suffix(".ours"), source.with_suffix(".theirs")
+    _read(source)
+    words = [sys.executable, "-c", OURS_QUANTIZED, str(source), str(ours_file), given.format]
+    ours = _measured(words)
+    scale = 1 if sys.platform == "darwin" else 1024
+    ours["peak_resident_bytes"] += int(ours["printed"]) * scale
+    program = str(given.quantize.resolve())
+    threads = str(machine.threads())
+    theirs = _measured([program, str(source), str(theirs_file), given.format, threads])
+    same = _compared(ours_file, theirs_file)
+    return {"format": given.format, "edgedistill": ours, "llama_quantize": theirs, "tensors": same}
 
 
 def _read(path: Path) -> int:
@@ -96,6 +128,7 @@ def _measured(command: list[str]) -> dict[str, Any]:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "peak_resident_bytes": usage.ru_maxrss * scale,
         "peak_anonymous_bytes": anonymous[0] or None,
+        "printed": lines[-1] if lines else "",
         "last_lines": lines[-6:] if code else [],
     }
 
