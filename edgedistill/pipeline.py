@@ -358,7 +358,10 @@ class _Recorder:
 
     def stage(self, name: str, folder: Path, *, reused: bool) -> None:
         if name != "candidate":
-            self.folders[name + self.of] = folder
+            key, twice = name + self.of, 2
+            while self.folders.get(key, folder) != folder:  # one allocation may be trimmed twice
+                key, twice = f"{name} {twice}{self.of}", twice + 1
+            self.folders[key] = folder
         self.listener.stage(name, folder, reused=reused)
 
     def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:

@@ -69,6 +69,15 @@ class TargetGates(Strict):
     )
 
 
+# Of full and lora from merged: measured, docs/few-bytes.md; lora from student: distill's own 4e-4.
+RATES = {
+    ("merged", "full"): 3e-5,
+    ("merged", "lora"): 2e-4,
+    ("student", "full"): 3e-4,
+    ("student", "lora"): 4e-4,
+}
+
+
 class FitSpec(Strict):
     """Quantization-aware fitting: the merged student is trained on while it computes with the
     values that its number formats can hold; gradients pass straight through the rounding."""
@@ -80,24 +89,39 @@ class FitSpec(Strict):
         "epochs)",
     )
     method: Literal["full", "lora"] = Field(
-        "lora", description="what is trained: every matrix, or a LoRA update of it"
+        "full", description="what is trained: every matrix, or a LoRA update of it"
     )
     rank: int = Field(32, ge=1, le=512, description="lora: rank of the update")
-    learning_rate: float = Field(2e-4, gt=0, description="highest one; it falls to 0 linearly")
-    epochs: float = Field(2, gt=0, description="passes over the training rows")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="highest one; it falls to 0 linearly. None: 3e-5 for full, 2e-4 for lora, and "
+        "ten times and twice that with start: student",
+    )
+    epochs: float = Field(4, gt=0, description="passes over the training rows")
     batch_size: int = Field(16, ge=1, description="rows a step")
     kl_weight: float = Field(
         1.0, ge=0, description="weight of KL(unquantized student || this one) beside the NLL"
     )
     general_share: float = Field(
-        0.25, ge=0, lt=1, description="share of a batch's rows that are general text (KL alone)"
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of rows that are general text (KL alone, so none where kl_weight is 0)",
     )
-    evaluations: int = Field(4, ge=1, description="validation agreement is measured this often")
+    evaluations: int = Field(6, ge=1, description="validation agreement is measured this often")
     patience: int | None = Field(
-        2, ge=1, description="so many evaluations without a better one end the fitting"
+        3, ge=1, description="so many evaluations without a better one end the fitting"
     )
     checkpoints: int = Field(2, ge=1, description="resumable checkpoints over the run")
     seed: int = Field(0, description="of the LoRA weights, the order of rows and the general text")
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return RATES[self.start, self.method]
 
 
 class AllocationSpec(Strict):

@@ -37,6 +37,7 @@ from edgedistill.student import (
 )
 
 KEPT_LAYERS = "kept-layers.json"
+CONFIGS = ("config.json", "generation_config.json")
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 BY_TOKEN = {TOKENS, "tokenizer.ggml.token_type", "tokenizer.ggml.scores"}
 ONE_ID, NORMAL = "_token_id", 1  # keys that end so hold a token ID; gguf.TokenType.NORMAL
@@ -55,7 +56,8 @@ def trim(
     progress: Progress,
 ) -> Checkpoint:
     """Stage "trim". `vocabulary`: how many of the tokens that were merged first (the most common
-    ones) stay, beside those of the training and validation rows; None: all. `drop_layers`: how
+    ones) stay, beside those of the training rows; None: all. Validation rows have no say, so that
+    they show what new words will meet. `drop_layers`: how
     many go, each time the one whose absence changes predictions least.
 
     Raises:
@@ -63,7 +65,7 @@ def trim(
     """
     identity = Identity(
         stage="trim",
-        version=1,
+        version=2,
         spec={
             "vocabulary": vocabulary,
             "drop_layers": drop_layers,
@@ -75,7 +77,7 @@ def trim(
 
     def work(folder: Path) -> Mapping[str, Any]:
         shown = StudentPrompt(checkpoint.folder, prompt)
-        rows = [row for part in ("train", "validation") for row in read_rows(_part(dataset, part))]
+        rows = read_rows(dataset.folder / "train.jsonl")
         keys = _keys(checkpoint.folder)
         tokens = _kept_tokens(keys, shown, rows, vocabulary, checkpoint.folder)
         layers = _kept_layers(checkpoint.folder, shown, rows, drop_layers, progress)
@@ -118,10 +120,6 @@ def kept_tokens(folder: Path) -> list[int] | None:
     return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
-def _part(dataset: Dataset, name: str) -> Path:
-    return dataset.folder / f"{name}.jsonl"
-
-
 def _keys(folder: Path) -> dict[str, Key]:
     entries = json.loads((folder / TOKENIZER_GGUF).read_text("utf-8"))
     return {entry["key"]: Key(**entry) for entry in entries}
@@ -143,7 +141,7 @@ def _kept_tokens(
             where=str(folder),
             hint="leave vocabulary out of the allocation",
         )
-    used: set[int] = set()
+    used = _named_ids(keys, folder)
     for row in rows:
         used |= {*shown.prompt_ids(row.prompt, row.history), *shown.answer_ids(row.answer)}
     tokens, merges = keys[TOKENS].value, keys[MERGES].value
@@ -154,6 +152,23 @@ def _kept_tokens(
         for i, token in enumerate(tokens)
         if i in used or kinds[i] != NORMAL or len(token) == 1 or token in common
     ]
+
+
+def _named_ids(keys: Mapping[str, Key], folder: Path) -> set[int]:
+    """Token IDs that the tokenizer's keys or the configs name, such as the stop token's."""
+    found = [key.value for key in keys.values() if key.key.endswith(ONE_ID)]
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_text("utf-8"))
+            found += [config[key] for key in config if key.endswith(ONE_ID)]
+    ids = {i for value in found for i in (value if isinstance(value, list) else [value])} - {None}
+    if beyond := sorted(i for i in ids if not 0 <= i < len(keys[TOKENS].value)):
+        raise ArtifactError(
+            f"the tokenizer names token {beyond[0]}, and has {len(keys[TOKENS].value)} tokens",
+            where=str(folder),
+            hint="leave vocabulary out of the allocation",
+        )
+    return ids
 
 
 def _first(merges: Sequence[str], count: int) -> set[str]:
@@ -190,7 +205,9 @@ def _kept_layers(
     layers = list(range(config["num_hidden_layers"]))
     if drop >= len(layers):
         raise ArtifactError(
-            f"drop_layers is {drop}, and the model has {len(layers)} layers", where=str(folder)
+            f"drop_layers is {drop}, and the model has {len(layers)} layers",
+            where=str(folder),
+            hint=f"drop at most {len(layers) - 1}",
         )
     if not drop:
         return layers
@@ -284,7 +301,7 @@ def _write_configs(
     source: Path, folder: Path, tokens: Sequence[int] | None, layers: Sequence[int]
 ) -> None:
     place = {old: new for new, old in enumerate(tokens)} if tokens else None
-    for name in ("config.json", "generation_config.json"):
+    for name in CONFIGS:
         if not (source / name).is_file():
             continue
         config = json.loads((source / name).read_text("utf-8"))

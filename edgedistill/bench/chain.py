@@ -177,8 +177,8 @@ def drop(before: float, after: float) -> float:
 def bounds(step: Step, recipe: RecipeGates, target: TargetGates) -> dict[str, float]:
     """The bounds of one step by the name of the figure.
 
-    Trimming is healed by the fitting behind it, and fitting may change predictions: neither is
-    held to a KLD.
+    Fitting heals what trimming lost and may change predictions, so neither is held to a KLD; what
+    both lost of agreement is a gate of its own (gates.py).
     """
     if step.name == "merge":
         return {"mean_kld": recipe.merge_mean_kld}

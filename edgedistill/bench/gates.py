@@ -37,8 +37,11 @@ def without_clock(
     links: Sequence[Link],
     candidates: Sequence[Candidate],
     model_bytes: int,
+    drop_in_all: float | None = None,
 ) -> list[Gate]:
-    """The gates that do not depend on timing. Sizes and memory in MB (1e6 bytes)."""
+    """The gates that do not depend on timing. Sizes and memory in MB (1e6 bytes). `drop_in_all` is
+    the agreement lost from the exported model to what ships, where more than quantization lies in
+    between."""
     gates = []
     if recipe.merged_agreement is not None:
         gates.append(
@@ -49,6 +52,9 @@ def without_clock(
         for link in links
         for name, bound in link.gates.items()
     ]
+    if drop_in_all is not None:
+        bound = target.gates.max_agreement_drop
+        gates.append(at_most("quantize", "agreement_drop_in_all", bound, drop_in_all))
     if target.gates.max_file_mb is not None:
         gates.append(at_most("quantize", "file_mb", target.gates.max_file_mb, model_bytes / MB))
     gates += [

@@ -13,7 +13,7 @@ from edgedistill import emulator, machine
 from edgedistill.artifacts import RESUME, write_atomic, write_json
 from edgedistill.bench import REPORT, Build, emulated
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
-from edgedistill.bench.chain import Step, link, measure_chain, recorded, steps_of
+from edgedistill.bench.chain import Step, drop, link, measure_chain, recorded, steps_of
 from edgedistill.bench.gates import with_clock, without_clock
 from edgedistill.bench.in_browser import Found, browse
 from edgedistill.bench.models import (
@@ -55,7 +55,9 @@ def measure_build(
     rows, resume = held_out(build), folder / RESUME
     shared.lay_out(resume)
     prompt = StudentPrompt(build.checkpoint.folder, build.recipe.student)
-    needed = context_needed(prompt, rows, build.recipe.student.max_tokens)
+    own, longest = _own_prompt(build), build.recipe.student.max_tokens
+    # A trimmed vocabulary writes rare words in more tokens.
+    needed = max(context_needed(each, rows, longest) for each in (prompt, own))
     context = max(needed, build.target.context_tokens)
     models, steps = _models(build, prompt, context), steps_of(build.variant)
     klds, notes = _klds(build, models, steps, rows, prompt, resume, progress)
@@ -67,7 +69,6 @@ def measure_build(
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
     links = _links(build, steps, klds, agreements, resume)
-    own = _own_prompt(build)
     more, told = _emulated(build, rows, own, context, checker, same["quantized"], resume, progress)
     links, notes = links + more, notes + told
     page = None
@@ -272,8 +273,9 @@ def _result(
     recipe, target, quantized = build.recipe, build.target, build.quantized
     size = size_of(quantized.model)
     candidates = _candidates(quantized.folder)
-    merged = next(item.overall.value for item in agreements if item.model == "merged")
-    still = without_clock(recipe.gates, target, merged, links, candidates, size)
+    shares = {item.model: item.overall.value for item in agreements}
+    in_all = None if build.variant is None else drop(shares["exported"], shares["quantized"])
+    still = without_clock(recipe.gates, target, shares["merged"], links, candidates, size, in_all)
     return BenchResult(
         recipe=recipe.name,
         target=target.name,

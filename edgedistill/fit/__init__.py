@@ -68,7 +68,7 @@ def fit(
         stage="fit",
         version=2,
         spec={
-            "fit": spec.model_dump(mode="json"),
+            "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
             "check": check_identity(check),
@@ -79,7 +79,9 @@ def fit(
             "allocation": allocation.digest,
             "dataset": dataset.digest,
         },
-        tools=tool_versions("torch", "transformers", "accelerate", "tokenizers"),
+        tools=tool_versions(
+            "torch", "transformers", "accelerate", "tokenizers", "llama-cpp-python"
+        ),
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
@@ -129,9 +131,12 @@ class _Job:
                 shutil.copyfile(file, folder / file.name)
         shutil.copyfile(done.kept / "model.safetensors", folder / "model.safetensors")
         write_json(folder / TRAINING, as_json(done.points))
-        return {**done.facts, "train_rows": len(self.rows), "general_rows": len(rows)}
+        general = len(rows) - len(self.rows)
+        return {**done.facts, "train_rows": len(self.rows), "general_rows": general}
 
     def _general_count(self) -> int:
+        if not self.spec.kl_weight:
+            return 0  # it would teach nothing: no teacher said it
         share = self.spec.general_share
         return round(len(self.rows) * share / (1 - share))
 
@@ -139,7 +144,7 @@ class _Job:
         from edgedistill.training.trainer import Course, Examined, Schedule
 
         spec, longest = self.spec, self.prompt.max_tokens
-        asked = self._batches(training_rows(self.validation, self.shown, self.longest_row))
+        asked = self._batches(training_rows(self.validation, self.shown, None))
 
         def examine(model: Any) -> Examined:
             model.refresh(exact=True)
@@ -150,7 +155,7 @@ class _Job:
             batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
             batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
             schedule=Schedule(
-                learning_rate=spec.learning_rate,
+                learning_rate=spec.rate,
                 warmup_share=0.05,
                 weight_decay=0.0,
                 evaluations=spec.evaluations,

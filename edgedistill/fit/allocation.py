@@ -1,7 +1,8 @@
 """Which number format each matrix gets: the least loss that fits into a budget of bytes.
 
 Losses are taken as additive over matrices, which makes this the multiple-choice knapsack problem;
-it is solved exactly by dynamic programming over bytes (Dudzinski and Walukiewicz 1987).
+it is solved by dynamic programming over bytes (Dudzinski and Walukiewicz 1987), which it counts in
+parts of a 16,384th of the budget.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from edgedistill.artifacts import (
     Importance,
     Sensitivity,
     run_stage,
+    tool_versions,
     write_json,
 )
 from edgedistill.errors import ConfigError, Problem
@@ -38,6 +40,9 @@ from edgedistill.tensors import Layout, matrices, read_layout
 TYPES, IMPORTANCE = "allocation.json", "importance.gguf"
 STEPS = 16_384  # the budget is counted in so many equal parts
 EMBEDDING = "token_embd.weight"
+BUDGETS = (
+    "budget_mb", "budget_bits_per_weight", "budget_memory_mb", "budget_tokens_per_second",
+)  # fmt: skip
 KEYS_BYTES = 8_192  # keys of a GGUF file beside its tokenizer's, with room to spare
 ONNX_BYTES, ONNX_LAYER_BYTES = 16_384, 8_192  # of a graph and its settings, with room to spare
 TENSOR_BYTES = 160  # name, shape, type and offset of one tensor, and padding in front of its data
@@ -68,10 +73,11 @@ def allocate(
             **({} if sensitivity is None else {"sensitivity": sensitivity.digest}),
             **({} if importance is None else {"importance": importance.digest}),
         },
+        tools={} if sensitivity is None else tool_versions("torch", "llama-cpp-python"),
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
-        chosen, facts = _Choice(checkpoint.folder, layout, spec, budget).made(
+        chosen, facts = _Choice(checkpoint.folder, layout, spec, target, budget).made(
             sensitivity, importance, progress
         )
         write_json(folder / TYPES, chosen)
@@ -90,6 +96,7 @@ class _Choice:
     folder: Path
     layout: Layout
     spec: AllocationSpec
+    target: Target
     budget: int | None
 
     def made(
@@ -127,7 +134,7 @@ class _Choice:
         budget = (self.budget or 0) - rest
         smallest = _smallest(sizes)
         if smallest > budget:
-            _refuse(self.spec, smallest + rest, budget + rest)
+            raise _too_small(self.spec, self.target, smallest + rest, budget + rest)
 
         def propose(offered: Mapping[str, Mapping[str, int]]) -> dict[str, str] | None:
             if _smallest(offered) > budget:
@@ -214,16 +221,23 @@ def _walked_back(
     return {name: chosen[name] for name in sizes}
 
 
-def _refuse(spec: AllocationSpec, smallest: int, budget: int) -> NoReturn:
-    raise ConfigError(
+def _too_small(spec: AllocationSpec, target: Target, smallest: int, budget: int) -> ConfigError:
+    field, value = next(
+        (name, value) for name in BUDGETS if (value := getattr(spec, name)) is not None
+    )
+    says = (
+        f"{field} is {value:g}, a file of {budget / 1e6:.1f} MB"
+        if field != "budget_mb"
+        else (f"the budget of {value:g} MB")
+    )
+    return ConfigError(
         [
             Problem(
-                "target",
+                f"target {target.name}",
                 0,
                 f"allocations.{spec.name}",
-                f"the budget of {budget / 1e6:.1f} MB is below the smallest file that these types "
-                f"make, {smallest / 1e6:.1f} MB; raise it, add smaller types, or set vocabulary or "
-                "drop_layers",
+                f"{says} is below the smallest that these types make, {smallest / 1e6:.1f} MB; "
+                "raise it, add smaller types, or set vocabulary or drop_layers",
             )
         ]
     )

@@ -28,7 +28,7 @@ def prove(variant: Variant, quantized: Quantized, out: Path, progress: Progress)
             "allocation": variant.allocation.digest,
             "quantized": quantized.digest,
         },
-        tools=tool_versions("llama-cpp-python", "torch"),
+        tools=tool_versions("llama-cpp-python", "onnx", "torch"),
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
@@ -39,8 +39,8 @@ def prove(variant: Variant, quantized: Quantized, out: Path, progress: Progress)
                 f"{len(different)} of {count} matrices in the file are not what was fitted: "
                 + ", ".join(different[:NAMED]),
                 where=str(quantized.model),
-                hint="another version of llama.cpp quantizes otherwise; delete this folder's fit-* "
-                "and candidate-* and build again",
+                hint="the runtime's quantizer does not do what this version of edgedistill knows; "
+                "install the pinned versions (constraints.txt) and build again",
             )
         return {"matrices": count}
 
@@ -66,7 +66,9 @@ def _different(variant: Variant, file: Path, progress: Progress) -> tuple[list[s
     with progress.task("compare with what was fitted", len(fitted), "matrices") as task:
         for tensor in fitted:
             rows = tensor.in_checkpoint_order(np.concatenate(list(tensor.blocks())))
-            column = None if importance is None else torch.from_numpy(importance.mean(tensor.name))
+            column = None
+            if importance is not None and tensor.name in importance.sums:
+                column = torch.from_numpy(importance.mean(tensor.name))
             wanted = quantize_dequantize(torch.from_numpy(rows), types[tensor.name], column)
             if not torch.equal(wanted, torch.from_numpy(held[tensor.name]())):
                 different.append(tensor.name)

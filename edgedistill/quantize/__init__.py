@@ -86,9 +86,12 @@ def quantize(
     ]
     identity = Identity(
         stage="quantize",
-        version=2,
+        version=3,
         spec={"target": _target_spec(target)},
-        inputs={each.name: each.digest for each in made} | {"baseline": baseline.digest},
+        inputs={
+            "baseline": baseline.digest,
+            **{f"candidate {each.name}": each.digest for each in made},
+        },
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
@@ -109,14 +112,15 @@ def _chosen(
     write_json(folder / CANDIDATES, [asdict(c) for c in table])
     if best is None:
         raise none_passes(table, target, folder)
-    source = next(each.file for each in made if each.name == best.format)
-    copy_model(source, folder / source.name)
+    source = next(each for each in made if each.name == best.format)
+    # By its name here: another target may have made the same candidate under another one.
+    copy_model(source.file, folder / source.own_name)
     progress.note(
         f"format {best.format}: the smallest of {len(table)} inside the gates of target "
         f"{target.name} ({best.bytes / 1e6:.1f} MB)"
     )
     formula = TRAITS[target.runtime].memory_formula
-    return {"file": source.name, "format": best.format, "memory_formula": formula}
+    return {"file": source.own_name, "format": best.format, "memory_formula": formula}
 
 
 def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
@@ -124,7 +128,7 @@ def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
     candidate = Candidate(
         format=made.name,
         bytes=size,
-        bits_per_weight=round(size * 8 / baseline.shape.parameters, 3),
+        bits_per_weight=round(size * 8 / made.shape.parameters, 3),
         mean_kld=found["mean_kld"],
         p99_kld=found["p99_kld"],
         top1=found["top1"],

@@ -26,6 +26,7 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
+from edgedistill.errors import DatasetError
 from edgedistill.fidelity import (
     nll,
     per_token,
@@ -37,14 +38,14 @@ from edgedistill.names import with_encoding
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.quantize.exam import Exam, cases_of
+from edgedistill.quantize.exam import Case, Exam, cases_of
 from edgedistill.runtime import quantize_file
 from edgedistill.runtimes import size_of
 from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES
 from edgedistill.target import Target
 
 WITH_IMPORTANCE = ":imatrix"  # behind a stock format: quantize it with the importance matrix
-FIGURES, LOGITS = "figures.json", "exported.f32"
+FIGURES, LOGITS, PLACES = "figures.json", "exported.f32", "places.json"
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,32 @@ class Baseline:
     agreement: float
     nll: float
     shape: Shape
-    rows: Sequence[str]  # IDs, in the order of the logits
 
     @property
     def logits(self) -> Path:
         return self.folder / LOGITS
 
+    def places(self) -> dict[str, Place]:
+        """By row ID, in the order of the logits."""
+        found = json.loads((self.folder / PLACES).read_text("utf-8"))
+        return {name: Place(**place) for name, place in found.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The token IDs of a row's prompt and answer; its logits start at row `skip`."""
+
+    ids: list[int]
+    skip: int
+
 
 @dataclass(frozen=True)
 class Made:
-    """A candidate's file (for ONNX: folder) and what was measured of it (a dict of Measured)."""
+    """A candidate's file (for ONNX: folder) and what was measured of it (a dict of Measured).
+    `own_name` is the file's name where the candidate is called `name`."""
 
     name: str
+    own_name: str
     folder: Path
     digest: str
     file: Path
@@ -80,7 +95,7 @@ def measure_baseline(exported: Exported, exam: Exam, out: Path, progress: Progre
     """Stage "baseline": logits and agreement of the exported file on validation rows."""
     identity = Identity(
         stage="baseline",
-        version=1,
+        version=2,
         spec=exam.identity(),
         inputs={"exported": exported.digest, "dataset": exam.dataset.digest},
         tools=tool_versions(*exam.traits.tools),
@@ -102,11 +117,12 @@ def measure_baseline(exported: Exported, exam: Exam, out: Path, progress: Progre
                 _append(scratch, folder / LOGITS)
                 task.advance(shown=f"{agreed} agree")
             shape = shape_of(runtime)
+        places = {case.row.id: Place([*case.asked, *case.answer], case.skip) for case in cases}
+        write_json(folder / PLACES, {name: asdict(place) for name, place in places.items()})
         return {
             "agreement": agreed / len(cases),
             "nll": float(np.concatenate(likelihood).mean()),
             "shape": asdict(shape),
-            "rows": [case.row.id for case in cases],
         }
 
     done = run_stage(identity, out, progress, work)
@@ -251,7 +267,7 @@ class _Candidate:
         # Two targets may call the same allocation by two names: the name is not in the identity.
         identity = Identity(
             stage="candidate",
-            version=1,
+            version=2,
             spec={**spec, **self.exam.identity()},
             inputs={
                 **inputs,
@@ -262,9 +278,10 @@ class _Candidate:
             tools=tool_versions(*self.exam.traits.tools),
         )
         label = self.name.replace(WITH_IMPORTANCE, "_imatrix")
+        own_name = with_encoding(self.exported.model.name, label)
 
         def work(folder: Path) -> Mapping[str, Any]:
-            file = folder / with_encoding(self.exported.model.name, label)
+            file = folder / own_name
             self._make(file, folder / RESUME, write)
             for name in (*TOKENIZER_FILES, KEPT_TOKENS):  # what the file is prompted with
                 if (self.exported.folder / name).is_file():
@@ -276,7 +293,9 @@ class _Candidate:
         done = run_stage(identity, out, self.progress, work)
         figures = json.loads((done.folder / FIGURES).read_text("utf-8"))
         file, shape = done.folder / done.facts["file"], Shape(**done.facts["shape"])
-        return Made(self.name, done.folder, done.digest, file, self.fitted, shape, figures)
+        return Made(
+            self.name, own_name, done.folder, done.digest, file, self.fitted, shape, figures
+        )
 
     def _make(self, file: Path, resume: Path, write: Any) -> None:
         """The file, from an earlier try that was killed while it was measured, or made now."""
@@ -292,7 +311,8 @@ class _Candidate:
 
     def _measure(self, file: Path, folder: Path) -> tuple[dict[str, float], Shape]:
         student = StudentPrompt(self.exported.folder, self.exam.prompt)
-        cases = cases_of(self.exam.rows(student, self.progress), student)
+        places = self.baseline.places()
+        cases = cases_of(self.exam.chosen(list(places)), student)
         sitting = self.exam.sitting(student, cases)
         scratch = folder / RESUME / "candidate.f32"
         klds, same, likelihood, agreed = [], [], [], 0
@@ -304,17 +324,23 @@ class _Candidate:
             for case in cases:
                 scratch.unlink(missing_ok=True)
                 agreed += sitting.agrees(runtime, case, scratch)
-                kld, top1 = per_token(
-                    self.baseline.logits,
-                    scratch,
-                    self.baseline.shape.vocabulary,
-                    case.skip,
-                    self.kept_tokens,
-                )
-                klds.append(kld)
-                same.append(top1)
+                if self._alike(case, place := places[case.row.id]):
+                    kld, top1 = per_token(
+                        self.baseline.logits,
+                        scratch,
+                        self.baseline.shape.vocabulary,
+                        place.skip,
+                        self.kept_tokens,
+                    )
+                    klds.append(kld)
+                    same.append(top1)
                 likelihood.append(nll(read_logits(scratch, len(case.answer)), case.answer))
                 task.advance(shown=f"{agreed} agree")
+        if not klds:
+            raise DatasetError(
+                f"{self.name}: no validation prompt is cut into the same tokens as before",
+                hint="raise vocabulary of this allocation",
+            )
         measured = asdict(summarise(np.concatenate(klds), np.concatenate(same)))
         figures = {
             **measured,
@@ -323,6 +349,11 @@ class _Candidate:
             "bytes": size_of(file),
         }
         return figures, shape
+
+    def _alike(self, case: Case, place: Place) -> bool:
+        """Whether a trimmed vocabulary cuts a row into the same tokens."""
+        own, kept = [*case.asked, *case.answer], self.kept_tokens
+        return (own if kept is None else [kept[i] for i in own]) == place.ids
 
 
 def _link(source: Path, destination: Path) -> None:

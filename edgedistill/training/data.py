@@ -34,9 +34,9 @@ class TrainingRow:
 
 
 def training_rows(
-    rows: Sequence[EvalRow], prompt: StudentPrompt, max_length: int
+    rows: Sequence[EvalRow], prompt: StudentPrompt, max_length: int | None
 ) -> list[TrainingRow]:
-    """Tokenize rows and hold each to what supervision promises.
+    """Tokenize rows and hold each to what supervision promises; None: of any length.
 
     Raises:
         DatasetError: there are no rows.
@@ -57,8 +57,8 @@ def training_rows(
     return made
 
 
-def _require_promises(row: TrainingRow, stop_id: int, max_length: int) -> None:
-    if len(row) > max_length:
+def _require_promises(row: TrainingRow, stop_id: int, max_length: int | None) -> None:
+    if max_length is not None and len(row) > max_length:
         raise TrainingError(
             f"this row has {len(row)} tokens, more than distill.max_length ({max_length}); "
             "cutting it would cut off its stop token",
