@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.numpy import load_file, save_file
 
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
 from edgedistill.errors import GateFailed
@@ -18,6 +19,7 @@ from edgedistill.fit.latent import Latent
 from edgedistill.number_formats import usable
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent, SilentTask, Task
+from edgedistill.quantize import weigh
 from edgedistill.recipe import DistillSpec, StudentSpec, TextCheck
 from edgedistill.results import TrainingPoint
 from edgedistill.runtime import quantize_file
@@ -180,6 +182,28 @@ def test_the_file_holds_what_was_fitted(
     quantize_file(exported.model, file, "Q8_0", types={**given.types, OTHER: "Q4_1"})
     with pytest.raises(GateFailed, match=f"1 of .* are not what was fitted: {OTHER}"):
         prove(variant, Quantized(tmp_path, "wrong", file, "mine"), tmp_path, Silent())
+
+
+def test_a_head_of_its_own_leaves_the_embedding_without_importance(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    student = tiny.tiny_student(tmp_path / "untied")
+    folder = student.folder
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][::-1].copy()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": False}), "utf-8"
+    )
+    checkpoint = Checkpoint(folder, "untied")
+    weighed = weigh(checkpoint, dataset, PROMPT, tmp_path, Silent())
+    given = replace(allocation(checkpoint, "Q4_0"), importance=weighed.file)
+    exported = export(checkpoint, student, "recipe", tmp_path, Silent(), "F32")
+    variant = Variant("mine", checkpoint, None, given, exported, True, None)
+    file = tmp_path / "made.gguf"
+    quantize_file(exported.model, file, "Q8_0", importance=weighed.file, types=given.types)
+    prove(variant, Quantized(tmp_path, "right", file, "mine"), tmp_path, Silent())
 
 
 def test_the_onnx_model_holds_what_was_fitted(

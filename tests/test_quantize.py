@@ -20,16 +20,18 @@ from edgedistill.artifacts import (
 )
 from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.export import export
-from edgedistill.fidelity import read_rows
+from edgedistill.fidelity import read_rows, rows_that_fit, shuffled
 from edgedistill.footprint import Shape, run_time_bytes
 from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.quantize import quantize
+from edgedistill.quantize import exam, quantize
 from edgedistill.quantize.bounds import CANDIDATES, broken_bounds
 from edgedistill.recipe import StudentSpec, TextCheck
 from edgedistill.results import Candidate
 from edgedistill.runtime import LlamaCpp
 from edgedistill.target import Target, TargetGates
+from edgedistill.tensors import matrices, read_layout
+from edgedistill.trim import kept_tokens, trim
 
 SPEC = StudentSpec(weights="tiny", max_tokens=4)
 CHECK = TextCheck(kind="exact")
@@ -270,3 +272,30 @@ def test_memory_is_what_llama_cpp_reports(
 ) -> None:
     """SmolLM2-135M and Qwen2.5-1.5B: "KV buffer size" and "compute buffer size" of 0.3.36's log."""
     assert run_time_bytes(shape, context) == (cache_mib + buffers_mib) * 2**20
+
+
+def test_a_trimmed_candidate_is_measured_on_the_rows_of_its_baseline(
+    exported: Exported,
+    dataset: Dataset,
+    run: Callable[..., Quantized],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With fewer tokens more rows would fit into the same scratch space."""
+    student = tiny.tiny_student(tmp_path / "student")
+    whole = Checkpoint(student.folder, "checkpoint")
+    small = trim(whole, dataset, SPEC, 2, 0, tmp_path, Silent())
+    own = export(small, student, "recipe", tmp_path, Silent())
+    types = dict.fromkeys(matrices(read_layout(small.folder)), "F16")
+    allocation = Allocation(small.folder, "f16", types, None)
+    kept = kept_tokens(small.folder)
+    trimmed = Variant("mine", small, small, allocation, own, False, kept)
+    prompt = StudentPrompt(exported.folder, SPEC)
+    rows = read_rows(dataset.folder / "validation.jsonl")
+    fits = sorted(rows, key=lambda row: shuffled(row.id, 0))[: len(rows) // 2]
+    tokens = sum(len(prompt.answer_ids(row.answer)) for row in fits)
+    few = tokens * prompt.vocab_size * 4
+    monkeypatch.setattr(exam, "rows_that_fit", lambda r, p: rows_that_fit(r, p, few))
+    found = table(run(target("Q8_0"), tmp_path, None, trimmed).folder)["mine"]
+    # The same predictions among the tokens that were kept: rounding to f16 alone lies between.
+    assert found["mean_kld"] < 1e-4
