@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgedistill.runtimes import ONNX, Runtime
+from edgedistill.runtimes import LLAMA, ONNX, WLLAMA, Runtime
 from edgedistill.target import Target
 from edgedistill.tensors import Layout
 
 MICRO_BATCH = 512  # llama.cpp's default n_ubatch, for which a device's buffers are made
+CACHE_BYTES = {LLAMA: 2, WLLAMA: 2, ONNX: 4}  # of one number in the KV cache
 BUFFER_WIDTHS = 16  # of ONNX Runtime's activations for one token of a prompt, in model widths
 
 

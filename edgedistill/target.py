@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -134,8 +134,8 @@ class AllocationSpec(Strict):
     )
     types: tuple[str, ...] = Field(
         min_length=1,
-        description="number formats a matrix may get; one: every matrix gets it. For "
-        "onnxruntime-genai int4-b<n> and int8-b<n>, with one n",
+        description="number formats a matrix may get; one: every matrix gets it; not given: the "
+        "target's kernels. For onnxruntime-genai int4-b<n> and int8-b<n>, with one n",
     )
     embedding: str | None = Field(
         None, description="format of the token embedding (and a tied head); none: one of types"
@@ -212,6 +212,11 @@ class Target(Strict):
         description="candidate quantization types, with an importance matrix where the name ends "
         "in :imatrix; each is made and measured",
     )
+    kernels: tuple[str, ...] = Field(
+        (),
+        description="number formats of single matrices that the runtime computes fast with there; "
+        "allocations choose among them",
+    )
     allocations: tuple[AllocationSpec, ...] = Field(
         (), description="candidates of our own beside them; the smallest inside the gates wins"
     )
@@ -232,6 +237,19 @@ class Target(Strict):
         default_factory=dict, description="field: where its value comes from"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _types_of_kernels(cls, given: Any) -> Any:
+        """An allocation that names no types may take all that are fast."""
+        if not isinstance(given, dict) or not given.get("kernels"):
+            return given
+        listed = given.get("allocations") or ()
+        filled = [
+            {"types": given["kernels"], **each} if isinstance(each, dict) else each
+            for each in listed
+        ]
+        return {**given, "allocations": filled}
+
     @model_validator(mode="after")
     def _consistent(self) -> Target:
         takes, known = TAKES[self.runtime]
@@ -245,6 +263,12 @@ class Target(Strict):
         for each in self.allocations:
             if each.onnx != (self.runtime == "onnxruntime-genai"):
                 raise ValueError(f"allocation {each.name}: {self.runtime} has no {each.types[0]}")
+            named = {*each.types, *([each.embedding] if each.embedding else [])}
+            if self.kernels and (slow := sorted(named - {*self.kernels})):
+                raise ValueError(
+                    f"allocation {each.name}: no fast kernels for {', '.join(slow)} (this target's "
+                    f"kernels: {', '.join(self.kernels)})"
+                )
         if self.roofline is None and any(a.budget_tokens_per_second for a in self.allocations):
             raise ValueError("budget_tokens_per_second needs the field roofline")
         if self.latency == "roofline" and self.roofline is None:

@@ -9,9 +9,10 @@ import pytest
 import tiny
 
 from edgedistill.artifacts import Checkpoint, Sensitivity, write_json
+from edgedistill.bench.roofline import estimate, load_from
 from edgedistill.errors import ConfigError
 from edgedistill.export.gguf import Provenance, write_gguf
-from edgedistill.fit.allocation import allocate, budget_bytes, other_bytes, solve
+from edgedistill.fit.allocation import _offered, allocate, budget_bytes, solve
 from edgedistill.footprint import memory_bytes, shape_of_layout
 from edgedistill.number_formats import stored_bytes
 from edgedistill.onnx_builder import build_onnx
@@ -120,13 +121,20 @@ def test_one_type_is_for_every_matrix_but_the_embedding(
 
 
 def test_a_rate_is_a_budget_by_the_roofline(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    wanted = spec(budget_mb=None, budget_tokens_per_second=400)
-    costs = sensitivity(checkpoint, tmp_path)
-    made = allocate(checkpoint, costs, None, wanted, target(wanted), tmp_path, Silent())
-    layout = read_layout(checkpoint.folder)
-    shapes = {name: shape[1:] for name, shape in matrices(layout).items()}
-    planned = sum(stored_bytes(*shapes[name], kind) for name, kind in made.types.items())
-    assert planned + other_bytes(checkpoint.folder, layout) < 0.5e9 / 400
+    wanted = spec(budget_mb=None, budget_tokens_per_second=300)
+    costs, device = sensitivity(checkpoint, tmp_path), target(wanted)
+    made = allocate(checkpoint, costs, None, wanted, device, tmp_path, Silent())
+    layout, assumed = read_layout(checkpoint.folder), device.roofline
+    assert assumed is not None
+    sizes = {
+        name: (stored_bytes(rows, columns, made.types[name]), rows * columns)
+        for name, (_, rows, columns) in matrices(layout).items()
+    }
+    keys = {"block_count": tiny.LAYERS, "embedding_length": tiny.HIDDEN}
+    keys |= {"attention.head_count": tiny.HEADS, "attention.head_count_kv": tiny.KV_HEADS}
+    half = device.context_tokens / 2
+    rate = estimate(load_from(sizes, keys), assumed, half, 0, {}).tokens_per_second
+    assert 300 < rate < 330
 
 
 @pytest.mark.parametrize("runtime", ["llama.cpp", "onnxruntime-genai"])
@@ -135,7 +143,7 @@ def test_memory_is_a_budget_by_the_runtimes_formula(checkpoint: Checkpoint, runt
     types = TYPES if runtime == "llama.cpp" else ("int4-b32", "int8-b32")
     wanted = spec(types=types, budget_mb=None, budget_memory_mb=20.0)
     device = target(wanted) if runtime == "llama.cpp" else onnx_target(wanted)
-    budget = budget_bytes(wanted, device, layout)
+    budget = budget_bytes(wanted, device, layout, checkpoint.folder)
     assert budget is not None
     needed = [memory_bytes(budget + more, shape_of_layout(layout), device) for more in (0, 2)]
     assert needed[0] <= 20e6 < needed[1]
@@ -143,7 +151,8 @@ def test_memory_is_a_budget_by_the_runtimes_formula(checkpoint: Checkpoint, runt
 
 def test_bits_are_counted_over_the_whole_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     wanted = spec(budget_mb=None, budget_bits_per_weight=6.0)
-    budget = budget_bytes(wanted, target(wanted), read_layout(checkpoint.folder))
+    layout = read_layout(checkpoint.folder)
+    budget = budget_bytes(wanted, target(wanted), layout, checkpoint.folder)
     assert budget == int(0.75 * read_layout(checkpoint.folder).parameters)
 
 
@@ -161,6 +170,36 @@ def test_an_onnx_model_folder_is_as_large_as_planned(
     assert 1.15e6 < size_of(tmp_path / "made") <= 1.3e6
     planned = json.loads((made.folder / "manifest.json").read_text("utf-8"))["facts"]
     assert planned["planned_bytes"] >= size_of(tmp_path / "made")
+
+
+def test_a_fallback_without_a_fast_kernel_is_not_offered() -> None:
+    wanted = spec(types=("Q4_K", "Q8_0"))
+    assert _offered("blk.0.attn_q.weight", 576, wanted, []) == ["Q5_0", "Q8_0"]
+    assert _offered("blk.0.attn_q.weight", 576, wanted, ["Q4_K", "Q8_0"]) == ["Q8_0"]
+    assert _offered("blk.0.attn_q.weight", 256, wanted, ["Q4_K", "Q8_0"]) == ["Q4_K", "Q8_0"]
+    only = spec(types=("Q4_K",), budget_mb=None)
+    assert _offered("blk.0.attn_q.weight", 576, only, ["Q4_K"]) == ["Q5_0"]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "types", "wanted"),
+    [
+        (["Q4_0", "Q8_0"], None, ("Q4_0", "Q8_0")),
+        (["Q4_0", "Q8_0"], ["Q4_0", "Q8_0"], ("Q4_0", "Q8_0")),
+        (["Q4_0", "Q8_0"], ["Q4_0", "Q2_K"], None),
+        ([], None, None),
+    ],
+)
+def test_types_are_those_with_fast_kernels(
+    kernels: list[str], types: list[str] | None, wanted: tuple[str, ...] | None
+) -> None:
+    mine = {"name": "mine", "budget_mb": 1.0} | ({} if types is None else {"types": types})
+    given = {**target().model_dump(), "kernels": kernels, "allocations": [mine]}
+    if wanted is not None:
+        assert Target.model_validate(given).allocations[0].types == wanted
+        return
+    with pytest.raises(ValueError, match=r"no fast kernels for Q2_K|types"):
+        Target.model_validate(given)
 
 
 def test_types_are_those_of_the_runtime() -> None:

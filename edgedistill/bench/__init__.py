@@ -45,7 +45,7 @@ REPORT = "report.json"
 NOT_MEASURED = {"licence", "port", "start_seconds", "weights", "api_key_env"}
 # Prompts that are asked only where a target is emulated or runs in a browser.
 NOT_EVERYWHERE = {"emulated_prompts", "browser_prompts"}
-NOT_OF_THE_WINNER = {"formats", "allocations", "description"}
+NOT_OF_THE_WINNER = {"formats", "allocations", "kernels", "description"}
 TOOLS = ("llama-cpp-python", "torch", "transformers", "peft", "numpy", "openai")
 
 
@@ -149,9 +149,7 @@ def _identity(build: Build, shared: Unquantized) -> Identity:
                 **teacher.model_dump(mode="json", exclude=NOT_MEASURED),
                 "weights": weights_identity(teacher),
             },
-            "target": target.model_dump(
-                mode="json", exclude={"formats", "allocations", "description"}
-            ),
+            "target": target.model_dump(mode="json", exclude=NOT_OF_THE_WINNER),
             "machine": machine.fingerprint(),
             **_browser(build),
         },

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from edgedistill.artifacts import (
 )
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.fit.search import search
-from edgedistill.footprint import largest_size, shape_of_layout
+from edgedistill.footprint import CACHE_BYTES, largest_size, shape_of_layout
 from edgedistill.number_formats import stored_bytes, usable
 from edgedistill.onnx_nodes import node_of
 from edgedistill.progress import Progress
@@ -63,11 +63,16 @@ def allocate(
         ConfigError: even the smallest choice is larger than the budget.
     """
     layout = read_layout(checkpoint.folder)
-    budget = None if sensitivity is None else budget_bytes(spec, target, layout)
+    budget = None if sensitivity is None else budget_bytes(spec, target, layout, checkpoint.folder)
     identity = Identity(
         stage="allocate",
         version=1,
-        spec={"types": list(spec.types), "embedding": spec.embedding, "budget": budget},
+        spec={
+            "types": list(spec.types),
+            "embedding": spec.embedding,
+            "budget": budget,
+            "kernels": list(target.kernels),
+        },
         inputs={
             "checkpoint": checkpoint.digest,
             **({} if sensitivity is None else {"sensitivity": sensitivity.digest}),
@@ -105,7 +110,10 @@ class _Choice:
         """The type of each matrix, and facts."""
         together = _together(self.layout, self.spec)
         shapes = {n: shape[1:] for n, shape in matrices(self.layout).items() if n in together}
-        offered = {name: _offered(name, shape[1], self.spec) for name, shape in shapes.items()}
+        offered = {
+            name: _offered(name, shape[1], self.spec, self.target.kernels)
+            for name, shape in shapes.items()
+        }
         sizes = {
             name: {kind: stored_bytes(*shapes[name], kind) for kind in kinds}
             for name, kinds in offered.items()
@@ -148,10 +156,12 @@ def _smallest(sizes: Mapping[str, Mapping[str, int]]) -> int:
     return sum(min(by_type.values()) for by_type in sizes.values())
 
 
-def _offered(name: str, columns: int, spec: AllocationSpec) -> list[str]:
-    """Types that llama.cpp can really store this matrix in, each once."""
+def _offered(name: str, columns: int, spec: AllocationSpec, kernels: Sequence[str]) -> list[str]:
+    """Types that llama.cpp can really store this matrix in, each once; a fallback without a fast
+    kernel only where there is nothing else."""
     types = (spec.embedding,) if spec.embedding and name == EMBEDDING else spec.types
-    return list(dict.fromkeys(usable(kind, columns) for kind in types))
+    stored = list(dict.fromkeys(usable(kind, columns) for kind in types))
+    return [kind for kind in stored if kind in kernels] or stored
 
 
 def _together(layout: Layout, spec: AllocationSpec) -> dict[str, str]:
@@ -243,7 +253,7 @@ def _too_small(spec: AllocationSpec, target: Target, smallest: int, budget: int)
     )
 
 
-def budget_bytes(spec: AllocationSpec, target: Target, layout: Layout) -> int | None:
+def budget_bytes(spec: AllocationSpec, target: Target, layout: Layout, folder: Path) -> int | None:
     """Bytes of the whole file that the spec allows; None without a budget."""
     if spec.budget_mb is not None:
         return int(spec.budget_mb * 1e6)
@@ -254,10 +264,19 @@ def budget_bytes(spec: AllocationSpec, target: Target, layout: Layout) -> int | 
         return largest_size(int(spec.budget_memory_mb * 1e6), shape, target)
     if spec.budget_tokens_per_second is None or target.roofline is None:
         return None
+    # bench/roofline.py the other way round, for a context that is half full. An embedding beside a
+    # head of its own counts as read, which it is not: the file comes out smaller than it might be.
     roofline = target.roofline
-    cache = 4 * shape.layers * shape.kv_heads * shape.head_size * target.context_tokens // 2
+    cached = 2 * shape.layers * shape.kv_heads * shape.head_size * CACHE_BYTES[target.runtime]
     rate = roofline.efficiency * roofline.bandwidth_gb_s * 1e9
-    return int(rate / spec.budget_tokens_per_second) - cache
+    read = int(rate / spec.budget_tokens_per_second) - cached * target.context_tokens // 2
+    return read + _unread_bytes(spec, layout, folder)
+
+
+def _unread_bytes(spec: AllocationSpec, layout: Layout, folder: Path) -> int:
+    """Of the bytes beside the matrices those that no token needs: tokenizer, keys, graph."""
+    other = other_onnx_bytes(folder, layout) if spec.onnx else other_bytes(folder, layout)
+    return other - sum(4 * int(np.prod(t.shape)) for t in layout.tensors if len(t.shape) == 1)
 
 
 def other_bytes(folder: Path, layout: Layout) -> int:
