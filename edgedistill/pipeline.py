@@ -32,6 +32,7 @@ from edgedistill.export.lora import export_lora
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
+from edgedistill.feasible import require_possible
 from edgedistill.fit import allocate, fit, measure_sensitivity, prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, write_page
@@ -121,7 +122,7 @@ def _build(
     retry_failed: bool = False,
     page: bool = True,
 ) -> list[BuildResult]:
-    merged = _merged(recipe, workspace.root, log, until, retry_failed)
+    merged = _merged(recipe, workspace.root, log, until, retry_failed, targets)
     if merged is None or until == "merge":
         return [BuildResult(target, log.manifests()) for target in targets]
     kinds = [target.runtime == ONNX for target in targets]  # llama.cpp and wllama run one file
@@ -155,9 +156,14 @@ def _optimum(
 
 
 def _merged(
-    recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
+    recipe: Recipe,
+    out: Path,
+    log: Progress,
+    until: str,
+    retry_failed: bool,
+    targets: Sequence[Target] = (),
 ) -> _Merged | None:
-    learnt = _distilled(recipe, out, log, until, retry_failed)
+    learnt = _distilled(recipe, out, log, until, retry_failed, targets)
     if learnt is None or until == "distill":
         return None
     checkpoint = merge(learnt.adapter, learnt.student, out, log)
@@ -165,7 +171,12 @@ def _merged(
 
 
 def _distilled(
-    recipe: Recipe, out: Path, log: Progress, until: str, retry_failed: bool
+    recipe: Recipe,
+    out: Path,
+    log: Progress,
+    until: str,
+    retry_failed: bool,
+    targets: Sequence[Target] = (),
 ) -> _Distilled | None:
     prompt, check = recipe.student, recipe.check
     mix = read_token_mix(recipe.prompts)
@@ -176,6 +187,7 @@ def _distilled(
     if until == "curate":
         return None
     student = prepare_student(prompt, out, log)
+    require_possible(student, targets)
     adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
     return _Distilled(mix, traces, dataset, student, adapter)
 

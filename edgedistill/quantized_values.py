@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgedistill.ggml import dequantize
+from edgedistill.onnx_nodes import node_of
 from edgedistill.onnx_weights import quantized_matrices
 from edgedistill.tensors import Layout, Tensor, matrices
 
@@ -45,3 +46,13 @@ def _of_gguf(file: Path, layout: Layout) -> dict[str, Callable[[], Values]]:
         return read
 
     return {tensor.name: reader(tensor) for tensor in layout.tensors if tensor.name in named}
+
+
+def stored_together(layout: Layout, onnx: bool) -> dict[str, str]:
+    """Each matrix that a quantized model of the checkpoint stores in a format of its own -> what
+    shares that format: in an ONNX model one node may hold several."""
+    if not onnx:
+        return {name: name for name in matrices(layout)}
+    tied = bool(layout.config.get("tie_word_embeddings"))
+    nodes = {name: node_of(name, tied) for name in matrices(layout)}
+    return {name: node for name, node in nodes.items() if node is not None}

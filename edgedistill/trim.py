@@ -93,6 +93,25 @@ def trim(
     return Checkpoint(done.folder, done.digest)
 
 
+def require_trimmable(folder: Path, vocabulary: int | None, drop_layers: int) -> None:
+    """Refuse at the start what `trim` would refuse after the distillation. `folder` is the base
+    student's.
+
+    Raises:
+        ArtifactError: names what cannot be done.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if vocabulary is not None:
+        _require_bpe(_keys(folder), folder)
+    _require_layers(config, drop_layers, folder)
+    if drop_layers and len({*(config.get("layer_types") or ())}) > 1:
+        raise ArtifactError(
+            "layers of this architecture are of several kinds in a fixed order",
+            where=str(folder),
+            hint="leave drop_layers out of the allocation",
+        )
+
+
 def trim_alike(
     checkpoint: Checkpoint, example: Checkpoint, out: Path, progress: Progress
 ) -> Checkpoint:
@@ -134,13 +153,7 @@ def _kept_tokens(
 ) -> list[int] | None:
     if count is None:
         return None
-    if keys["tokenizer.ggml.model"].value != "gpt2":
-        raise ArtifactError(
-            "only a byte-level BPE vocabulary can be trimmed, and this one is "
-            f"{keys['tokenizer.ggml.model'].value!r}",
-            where=str(folder),
-            hint="leave vocabulary out of the allocation",
-        )
+    _require_bpe(keys, folder)
     used = _named_ids(keys, folder)
     for row in rows:
         used |= {*shown.prompt_ids(row.prompt, row.history), *shown.answer_ids(row.answer)}
@@ -152,6 +165,26 @@ def _kept_tokens(
         for i, token in enumerate(tokens)
         if i in used or kinds[i] != NORMAL or len(token) == 1 or token in common
     ]
+
+
+def _require_bpe(keys: Mapping[str, Key], folder: Path) -> None:
+    if keys["tokenizer.ggml.model"].value != "gpt2":
+        raise ArtifactError(
+            "only a byte-level BPE vocabulary can be trimmed, and this one is "
+            f"{keys['tokenizer.ggml.model'].value!r}",
+            where=str(folder),
+            hint="leave vocabulary out of the allocation",
+        )
+
+
+def _require_layers(config: Mapping[str, Any], drop: int, folder: Path) -> None:
+    count = config["num_hidden_layers"]
+    if drop >= count:
+        raise ArtifactError(
+            f"drop_layers is {drop}, and the model has {count} layers",
+            where=str(folder),
+            hint=f"drop at most {count - 1}",
+        )
 
 
 def _named_ids(keys: Mapping[str, Key], folder: Path) -> set[int]:
@@ -203,12 +236,7 @@ def _kept_layers(
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     layers = list(range(config["num_hidden_layers"]))
-    if drop >= len(layers):
-        raise ArtifactError(
-            f"drop_layers is {drop}, and the model has {len(layers)} layers",
-            where=str(folder),
-            hint=f"drop at most {len(layers) - 1}",
-        )
+    _require_layers(config, drop, folder)
     if not drop:
         return layers
     chosen = sorted(rows, key=lambda row: shuffled(row.id, 0))[:ROWS]

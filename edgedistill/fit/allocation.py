@@ -33,6 +33,7 @@ from edgedistill.number_formats import stored_bytes, usable
 from edgedistill.onnx_nodes import node_of
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
+from edgedistill.quantized_values import stored_together
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.target import AllocationSpec, Target
 from edgedistill.tensors import Layout, matrices, read_layout
@@ -108,8 +109,10 @@ class _Choice:
         self, sensitivity: Sensitivity | None, importance: Importance | None, progress: Progress
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """The type of each matrix, and facts."""
-        together = _together(self.layout, self.spec)
+        together = stored_together(self.layout, self.spec.onnx)
         shapes = {n: shape[1:] for n, shape in matrices(self.layout).items() if n in together}
+        if self.spec.onnx and self.spec.embedding and EMBEDDING not in together:
+            raise _no_embedding(self.spec, self.target)
         offered = {
             name: _offered(name, shape[1], self.spec, self.target.kernels)
             for name, shape in shapes.items()
@@ -149,7 +152,7 @@ class _Choice:
                 return None
             return solve_together(offered, costs, budget, together)
 
-        return search(self.folder, asked, importance, sizes, propose, progress)
+        return search(self.folder, asked, importance, sizes, propose, progress, self.spec.onnx)
 
 
 def _smallest(sizes: Mapping[str, Mapping[str, int]]) -> int:
@@ -162,16 +165,6 @@ def _offered(name: str, columns: int, spec: AllocationSpec, kernels: Sequence[st
     types = (spec.embedding,) if spec.embedding and name == EMBEDDING else spec.types
     stored = list(dict.fromkeys(usable(kind, columns) for kind in types))
     return [kind for kind in stored if kind in kernels] or stored
-
-
-def _together(layout: Layout, spec: AllocationSpec) -> dict[str, str]:
-    """Matrix -> what shares its type: in an ONNX model one node may hold several matrices. Those
-    that are not quantized are not in it."""
-    if not spec.onnx:
-        return {name: name for name in matrices(layout)}
-    tied = bool(layout.config.get("tie_word_embeddings"))
-    nodes = {name: node_of(name, tied) for name in matrices(layout)}
-    return {name: node for name, node in nodes.items() if node is not None}
 
 
 def solve_together(
@@ -251,6 +244,12 @@ def _too_small(spec: AllocationSpec, target: Target, smallest: int, budget: int)
             )
         ]
     )
+
+
+def _no_embedding(spec: AllocationSpec, target: Target) -> ConfigError:
+    text = "this student's embedding is not its head, and ONNX keeps it as it is; leave this out"
+    where = f"allocations.{spec.name}.embedding"
+    return ConfigError([Problem(f"target {target.name}", 0, where, text)])
 
 
 def budget_bytes(spec: AllocationSpec, target: Target, layout: Layout, folder: Path) -> int | None:

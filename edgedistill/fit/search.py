@@ -24,12 +24,13 @@ def search(
     sizes: Sizes,
     solve: Callable[[Sizes], Types | None],
     progress: Progress,
+    onnx: bool = False,
 ) -> tuple[Types, float]:
     """The types and their measured mean KLD. `solve` proposes among the sizes it is given, None
     where they do not fit."""
     from edgedistill.fit.trial import Trial, means
 
-    trial = Trial(folder, asked, means(importance))
+    trial = Trial(folder, asked, means(importance), onnx)
     proposed = solve(sizes)
     assert proposed is not None
     best, least = proposed, trial.kld(proposed)

@@ -17,6 +17,7 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.fidelity import read_rows, shuffled
+from edgedistill.number_formats import MIXED_NAME
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import StudentSpec
@@ -69,7 +70,8 @@ def measure_sensitivity(
             (shown.prompt_ids(row.prompt, row.history), shown.answer_ids(row.answer))
             for row in rows
         ]
-        trial = Trial(checkpoint.folder, asked, means(importance))
+        onnx = all(MIXED_NAME.fullmatch(kind) for kind in types)
+        trial = Trial(checkpoint.folder, asked, means(importance), onnx)
         repeated = [asked[i % len(asked)] for i in range(PASSES)]
         costs = measured(trial, repeated, sorted(types), SEED, progress)
         write_json(folder / COSTS, costs)

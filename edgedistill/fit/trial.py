@@ -14,6 +14,7 @@ from edgedistill.artifacts import Importance
 from edgedistill.fidelity import kl_divergence
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.importance import read_importance
+from edgedistill.quantized_values import stored_together
 from edgedistill.tensors import matrices, read_layout
 from edgedistill.torch_runtime import TorchModel, load_model
 
@@ -30,19 +31,26 @@ def means(importance: Importance | None) -> dict[str, np.ndarray[Any, Any]]:
 
 
 class Trial:
-    """A checkpoint whose matrices can be quantized for a moment.
+    """A checkpoint whose matrices can be quantized for a moment; with `onnx` those that an ONNX
+    model stores quantized.
 
     `importance`: mean squares of each matrix's inputs by GGUF name, for the search of scales.
     """
 
     def __init__(
-        self, folder: Path, asked: Asked, importance: Mapping[str, np.ndarray[Any, Any]]
+        self,
+        folder: Path,
+        asked: Asked,
+        importance: Mapping[str, np.ndarray[Any, Any]],
+        onnx: bool = False,
     ) -> None:
         self.model = load_model(folder)
         self.model.config.use_cache = False
         own = dict(self.model.named_parameters())
+        layout = read_layout(folder)
+        stored = stored_together(layout, onnx)
         self.parameters = {
-            name: own[source] for name, (source, _, _) in matrices(read_layout(folder)).items()
+            name: own[source] for name, (source, _, _) in matrices(layout).items() if name in stored
         }
         self._importance = importance
         self._rows = [([*prompt, *answer], len(prompt)) for prompt, answer in asked[:ROWS]]

@@ -26,7 +26,7 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
-from edgedistill.errors import DatasetError
+from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.fidelity import (
     nll,
     per_token,
@@ -40,7 +40,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize.exam import Case, Exam, cases_of
 from edgedistill.runtime import quantize_file
-from edgedistill.runtimes import size_of
+from edgedistill.runtimes import Runtime, size_of
 from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES
 from edgedistill.target import Target
 
@@ -322,6 +322,7 @@ class _Candidate:
         ):
             shape = shape_of(runtime)
             for case in cases:
+                self._same_tokens(runtime, student, case, file)
                 scratch.unlink(missing_ok=True)
                 agreed += sitting.agrees(runtime, case, scratch)
                 if self._alike(case, place := places[case.row.id]):
@@ -349,6 +350,20 @@ class _Candidate:
             "bytes": size_of(file),
         }
         return figures, shape
+
+    def _same_tokens(
+        self, runtime: Runtime, student: StudentPrompt, case: Case, file: Path
+    ) -> None:
+        """An app asks through the file's own tokenizer, which trimming may have changed."""
+        asked = runtime.tokenize(student.render(case.row.prompt, case.row.history))
+        if asked != case.asked:
+            raise GateFailed(
+                "quantize",
+                f"{self.name}: the file cuts prompt {case.row.id} into other tokens than those it "
+                "was trained on",
+                where=str(file),
+                hint="leave vocabulary out of this allocation, and report this prompt",
+            )
 
     def _alike(self, case: Case, place: Place) -> bool:
         """Whether a trimmed vocabulary cuts a row into the same tokens."""

@@ -1,0 +1,32 @@
+"""What a student cannot become, known before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgedistill.artifacts import Student
+from edgedistill.errors import ArtifactError
+from edgedistill.families import is_own, known_names
+from edgedistill.onnx_builder import refuse_unknown
+from edgedistill.runtimes import ONNX
+from edgedistill.target import Target
+from edgedistill.trim import require_trimmable
+
+
+def require_possible(student: Student, targets: Sequence[Target]) -> None:
+    """Refuse before the distillation what targets ask for and this student cannot be made into.
+
+    Raises:
+        ArtifactError: names the target's wish and the student.
+    """
+    for target in targets:
+        if target.runtime == ONNX:
+            refuse_unknown(student.folder)
+        for spec in target.allocations:
+            require_trimmable(student.folder, spec.vocabulary, spec.drop_layers)
+            if not is_own(student.folder):
+                raise ArtifactError(
+                    f"allocations are made of {known_names()} only, and this student is another",
+                    where=str(student.folder),
+                    hint=f"leave allocations out of target {target.name}; its formats work",
+                )

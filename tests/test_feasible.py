@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from edgedistill.artifacts import Student
+from edgedistill.errors import ArtifactError
+from edgedistill.feasible import require_possible
+from edgedistill.target import Target
+
+TARGET: dict[str, Any] = {
+    "name": "small", "description": "a small device", "device_class": "board",
+    "runtime": "llama.cpp", "formats": ["Q8_0"], "latency": "measured", "memory_budget_mb": 100,
+}  # fmt: skip
+MINE = {"name": "mine", "types": ["Q8_0"]}
+ONNX = {"runtime": "onnxruntime-genai", "formats": ["int8-b32"]}
+
+
+def changed(folder: Path, **config: object) -> Student:
+    student = tiny.tiny_student(folder)
+    found = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**found, **config}), "utf-8")
+    return student
+
+
+def sentencepiece(folder: Path) -> Student:
+    student, file = tiny.tiny_student(folder), folder / "tokenizer.gguf.json"
+    keys = json.loads(file.read_text("utf-8"))
+    for key in keys:
+        if key["key"] == "tokenizer.ggml.model":
+            key["value"] = "llama"
+    file.write_text(json.dumps(keys), "utf-8")
+    return student
+
+
+def test_what_is_possible_passes(tmp_path: Path) -> None:
+    allocation = {**MINE, "vocabulary": 256, "drop_layers": 1}
+    target = Target.model_validate({**TARGET, "allocations": [allocation]})
+    require_possible(tiny.tiny_student(tmp_path), [target])
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "message"),
+    [
+        ({"allocations": [{**MINE, "drop_layers": 2}]}, {}, "drop_layers is 2.*drop at most 1"),
+        (
+            {"allocations": [{**MINE, "drop_layers": 1}]},
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "several kinds in a fixed order.*leave drop_layers out",
+        ),
+        ({"allocations": [MINE]}, {"architectures": ["OddForCausalLM"]}, "leave allocations out"),
+        (ONNX, {"architectures": ["OddForCausalLM"]}, "OddForCausalLM cannot be exported to ONNX"),
+    ],
+)
+def test_what_is_not_is_refused_at_the_start(
+    tmp_path: Path, given: dict[str, Any], config: dict[str, Any], message: str
+) -> None:
+    target = Target.model_validate({**TARGET, **given})
+    with pytest.raises(ArtifactError, match=f"(?s){message}"):
+        require_possible(changed(tmp_path, **config), [target])
+
+
+def test_another_kind_of_vocabulary_cannot_be_trimmed(tmp_path: Path) -> None:
+    target = Target.model_validate({**TARGET, "allocations": [{**MINE, "vocabulary": 256}]})
+    with pytest.raises(ArtifactError, match="only a byte-level BPE vocabulary can be trimmed"):
+        require_possible(sentencepiece(tmp_path), [target])
