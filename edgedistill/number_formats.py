@@ -27,7 +27,7 @@ class NumberFormat:
 
 
 @dataclass(frozen=True)
-class OnnxFormat:
+class MatMulNBits:
     """ONNX Runtime's MatMulNBits: `block` weights along the input dimension share a scale."""
 
     name: str
@@ -89,7 +89,7 @@ def stored_bytes(rows: int, columns: int, name: str) -> int:
     return rows * (columns // stored.block) * stored.bytes_per_block
 
 
-def onnx_format(name: str) -> OnnxFormat:
+def onnx_format(name: str) -> MatMulNBits:
     """The format of a name such as "int4-b32" or "int8-b128-asym".
 
     Raises:
@@ -98,10 +98,10 @@ def onnx_format(name: str) -> OnnxFormat:
     found = ONNX_NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"'{name}' is not an ONNX format such as int4-b32")
-    return OnnxFormat(name, int(found[1]), int(found[2]), found[3] is None)
+    return MatMulNBits(name, int(found[1]), int(found[2]), found[3] is None)
 
 
-def _onnx_bytes(rows: int, columns: int, stored: OnnxFormat) -> int:
+def _onnx_bytes(rows: int, columns: int, stored: MatMulNBits) -> int:
     blocks = -(-columns // stored.block)  # the last block of a row is filled up with zeros
     zero_points = 0 if stored.symmetric else -(-blocks * stored.bits // 8)
     return rows * (blocks * stored.block * stored.bits // 8 + blocks * 4 + zero_points)

@@ -70,7 +70,7 @@ def build_onnx(
         config = json.loads((checkpoint / "config.json").read_text("utf-8"))
         tied = _is_tied(config)
         wide = wide_nodes(types, tied) if types else None
-        words = option_words(format, version, matrices(config), tied, wide)
+        words = option_words(format, version, nodes_by_kind(config), tied, wide)
         _run(words, parse_format(format), checkpoint, temporary)
         made = temporary / "made"
         _own_tokenizer(checkpoint, made)
@@ -106,7 +106,7 @@ def option_words(
     tied: bool,
     wide: Sequence[str] | None = None,
 ) -> list[str]:
-    """The builder's command line for a format, by its version; `nodes` as `matrices` gives it,
+    """The builder's command line for a format, by its version; `nodes` as `nodes_by_kind` gives it,
     `tied` where the head is the embedding, `wide` the nodes in 8 bits where they are named.
 
     Until 0.14 the options begin with "int4_" and there is no int8; since 0.15 those names are
@@ -189,7 +189,7 @@ def _too_old(format: str, version: str) -> MissingTool:
     )
 
 
-def matrices(config: Mapping[str, Any]) -> dict[str, list[str]]:
+def nodes_by_kind(config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names of the builder's MatMul nodes by kind: attention, up (with gate), down, head.
 
     It fuses query, key and value into one matrix in these architectures.

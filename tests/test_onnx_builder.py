@@ -11,11 +11,17 @@ from tokenizers import Tokenizer
 from edgedistill.artifacts import Student
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.fidelity import Kld, compare, record
-from edgedistill.onnx_builder import build_onnx, matrices, option_words, spelled_out, wide_nodes
+from edgedistill.onnx_builder import (
+    build_onnx,
+    nodes_by_kind,
+    option_words,
+    spelled_out,
+    wide_nodes,
+)
 from edgedistill.onnx_runtime import OnnxGenai
 from edgedistill.torch_runtime import TorchModel
 
-NODES = matrices({"num_hidden_layers": 2})
+NODES = nodes_by_kind({"num_hidden_layers": 2})
 PROMPT = "<|im_start|>user\nthe others in the canoe<|im_end|>\n"
 
 

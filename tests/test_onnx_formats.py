@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from test_formats import same_bits, same_values, weights
 
 from edgedistill.fit.formats import freeze, quantize_dequantize, quantize_on
-from edgedistill.number_formats import OnnxFormat, onnx_format
+from edgedistill.number_formats import MatMulNBits, onnx_format
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -43,7 +43,7 @@ def model(graph: Any) -> bytes:
     return bytes(made.SerializeToString())
 
 
-def quantized(weight: Array, made: OnnxFormat) -> tuple[Any, list[Any]]:
+def quantized(weight: Array, made: MatMulNBits) -> tuple[Any, list[Any]]:
     """The MatMulNBits node and its constants for a MatMul by the transposed weight."""
     product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
     matrix = onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), "w")
@@ -68,7 +68,9 @@ def codes(packed: Array, bits: int, rows: int, count: int) -> Array:
     return np.ascontiguousarray(flat[:, :count])
 
 
-def dequantized(node: Any, constants: list[Any], made: OnnxFormat, shape: tuple[int, int]) -> Array:
+def dequantized(
+    node: Any, constants: list[Any], made: MatMulNBits, shape: tuple[int, int]
+) -> Array:
     rows, columns = shape
     blocks = -(-columns // made.block)
     arrays = {c.name: onnx.numpy_helper.to_array(c) for c in constants}

@@ -27,7 +27,7 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.errors import ConfigError, Problem
-from edgedistill.fit.search import search
+from edgedistill.fit.proposals import search
 from edgedistill.footprint import CACHE_BYTES, largest_size, shape_of_layout
 from edgedistill.number_formats import stored_bytes, usable
 from edgedistill.onnx_nodes import node_of

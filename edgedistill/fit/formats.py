@@ -22,7 +22,7 @@ from edgedistill import ggml
 from edgedistill.fit import onnx_formats
 from edgedistill.fit.block_formats import BLOCK, BLOCK_FORMATS, Steps
 from edgedistill.fit.k_formats import K_FORMATS
-from edgedistill.fit.searches import SEARCHED_FORMATS
+from edgedistill.fit.searched_formats import SEARCHED_FORMATS
 from edgedistill.number_formats import FORMATS, ONNX_NAME, onnx_format
 
 CHUNK = 2**18  # weights at a time: 1 MB for each temporary; 2^18 and 2^20 took alike

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgedistill.fit.block_formats import BELOW_HALF, Steps, bounds, inverse
-from edgedistill.number_formats import OnnxFormat
+from edgedistill.number_formats import MatMulNBits
 
 
-def steps(rows: Tensor, made: OnnxFormat) -> Steps:
+def steps(rows: Tensor, made: MatMulNBits) -> Steps:
     """The steps of each block of rows [n, columns]; `offset` is the zero point, a code."""
     x = _blocks(rows, made.block)
     low, high = bounds(x)
@@ -31,7 +31,7 @@ def steps(rows: Tensor, made: OnnxFormat) -> Steps:
     return Steps(inverse(scale), scale, zero_point)
 
 
-def values(rows: Tensor, steps: Steps, made: OnnxFormat) -> Tensor:
+def values(rows: Tensor, steps: Steps, made: MatMulNBits) -> Tensor:
     """Rows [n, columns] rounded to their blocks' steps."""
     assert steps.inverse is not None
     assert steps.offset is not None
