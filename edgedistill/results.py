@@ -215,6 +215,8 @@ class BenchResult:
     gates: list[Gate]
     notes: list[str] = field(default_factory=list)
     in_browser: InBrowser | None = None  # only for a target whose runtime is a browser
+    fitting: list[TrainingPoint] = field(default_factory=list)  # of a fitted file
+    fitted_step: int | None = None  # the step whose weights it has
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

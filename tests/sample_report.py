@@ -64,6 +64,8 @@ def sample_report() -> BenchResult:
         ],
         candidates=_candidates(),
         training=_training(),
+        fitting=_fitting(),
+        fitted_step=54,
         latency_kind="measured",
         latencies=[
             _latency("teacher", 1.28, 0.46, 23, 6.4, 1_402_000_000),
@@ -192,6 +194,15 @@ def _training() -> list[TrainingPoint]:
         loss = 0.08 + 3.1 * math.exp(-step / 9) + 0.03 * math.sin(step * 1.7)
         score = {26: 0.71, 52: 0.839, 78: 0.887}.get(step)
         points.append(TrainingPoint(step, step / 26, loss, 4e-4 * (1 - step / 80), score))
+    return points
+
+
+def _fitting() -> list[TrainingPoint]:
+    points = [TrainingPoint(0, 0.0, None, None, 0.74, 0.066)]
+    for step in range(1, 55):
+        seen = {18: (0.8, 0.041), 36: (0.86, 0.024), 54: (0.88, 0.019)}.get(step, (None, None))
+        loss = 0.02 + 0.06 * math.exp(-step / 12) + 0.01 * math.sin(step * 1.7)
+        points.append(TrainingPoint(step, step / 27, loss, 3e-5 * (1 - step / 55), *seen))
     return points
 
 

@@ -102,7 +102,7 @@ def test_the_same_report_gives_the_same_bytes(laptop: str) -> None:
 
 def test_charts_follow_the_page_colours_and_fonts(laptop: str) -> None:
     drawings = re.findall(r"<svg .*?</svg>", laptop, flags=re.DOTALL)
-    assert len(drawings) == 10  # five charts, wide and narrow
+    assert len(drawings) == 12  # six charts, wide and narrow
     for drawing in drawings:
         assert "var(--" in drawing
         assert not re.search(r"(?:fill|stroke): #", drawing)
@@ -174,8 +174,8 @@ def test_a_missed_gate_is_seen_at_the_top_and_at_its_step() -> None:
 
 def test_a_report_with_little_in_it_still_renders() -> None:
     bare = replace(
-        sample_report(), training=[], latencies=[], llama_bench=[], speedup_p50=None, examples=[],
-        notes=[], rejected={}, gates=[], candidates=sample_report().candidates[:1],
+        sample_report(), training=[], fitting=[], latencies=[], llama_bench=[], speedup_p50=None,
+        examples=[], notes=[], rejected={}, gates=[], candidates=sample_report().candidates[:1],
         agreements=[replace(a, seen=None, unseen=None) for a in sample_report().agreements],
     )  # fmt: skip
     html = render(bare)

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from edgedistill import emulator, machine
-from edgedistill.artifacts import RESUME, write_atomic, write_json
+from edgedistill.artifacts import RESUME, load_finished, write_atomic, write_json
 from edgedistill.bench import REPORT, Build, emulated
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import Step, drop, link, measure_chain, recorded, steps_of
@@ -44,7 +44,8 @@ FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
 # The fields of a BenchResult that depend neither on the clock nor on the machine.
 CLOCKLESS = (
     "recipe", "target", "check", "teacher_model", "student_base", "model_bytes", "format",
-    "counts", "rejected", "agreements", "links", "candidates", "training", "examples",
+    "counts", "rejected", "agreements", "links", "candidates", "training", "fitting",
+    "fitted_step", "examples",
 )  # fmt: skip
 
 
@@ -302,6 +303,7 @@ def _result(
         gates=still + with_clock(target, speed.llama_bench) + (page.gates if page else []),
         notes=notes,
         in_browser=page.step if page else None,
+        **_fitting(build),
     )
 
 
@@ -334,6 +336,16 @@ def _candidates(folder: Path) -> list[Candidate]:
 def _training(folder: Path) -> list[TrainingPoint]:
     points = json.loads((folder / "training.json").read_text("utf-8"))
     return [TrainingPoint(**point) for point in points]
+
+
+def _fitting(build: Build) -> dict[str, Any]:
+    variant = build.variant
+    if variant is None or not variant.fitted:
+        return {}
+    folder = variant.checkpoint.folder
+    done = load_finished(folder, reused=True)
+    assert done is not None, "the variant is of a complete stage"
+    return {"fitting": _training(folder), "fitted_step": done.facts["chosen_step"]}
 
 
 def _write(

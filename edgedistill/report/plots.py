@@ -85,6 +85,8 @@ def draw(report: Report) -> dict[str, Chart]:
         _add(charts, "first_token", _first_token, report, "Time to first token: p50, p95, p99")
     if report["training"]:
         _add(charts, "training", _training, report, "Training loss and validation agreement")
+    if report.get("fitting"):
+        _add(charts, "fitting", _fitting, report, "Fitting: loss and validation agreement")
     return charts
 
 
@@ -323,11 +325,26 @@ def _first_token(figure: Figure, report: Report, narrow: bool) -> None:
 
 
 def _training(figure: Figure, report: Report, narrow: bool) -> None:
+    _course(figure, report["training"], narrow)
+
+
+def _fitting(figure: Figure, report: Report, narrow: bool) -> None:
+    upper, lower = _course(figure, report["fitting"], narrow)
+    chosen = next(p for p in report["fitting"] if p["step"] == report["fitted_step"])
+    likely = [(p["step"], p["validation_nll"]) for p in report["fitting"] if p["validation_nll"]]
+    if likely:
+        upper.plot(*zip(*likely, strict=True), "D--", color=INK, label="teacher's text, validation")
+        upper.legend(loc="upper right")
+    lower.plot(chosen["step"], chosen["validation_agreement"], "*", color=INK, markersize=15)
+
+
+def _course(figure: Figure, points: Sequence[Report], narrow: bool) -> tuple[Axes, Axes]:
+    """Loss above, validation agreement below, over the steps."""
     _size(figure, 300)
-    losses = [(p["step"], p["loss"]) for p in report["training"] if p["loss"] is not None]
+    losses = [(p["step"], p["loss"]) for p in points if p["loss"] is not None]
     scores = [
         (p["step"], p["validation_agreement"])
-        for p in report["training"]
+        for p in points
         if p["validation_agreement"] is not None
     ]
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -351,3 +368,4 @@ def _training(figure: Figure, report: Report, narrow: bool) -> None:
     for axes in (upper, lower):
         axes.grid(True)
         axes.set_axisbelow(True)
+    return upper, lower
