@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from edgedistill.errors import ConfigError
 from edgedistill.library import entries, find, named_or_all, shown
 from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.target import Target, load_target
+from edgedistill.target import AllocationSpec, Target, load_target
 from edgedistill.validate import load_all
 
 
@@ -91,6 +91,10 @@ def _fields(model: BaseModel, prefix: str, sources: dict[str, str]) -> Iterator[
         value, dotted = getattr(model, name), prefix + name
         if isinstance(value, BaseModel):
             yield from _fields(value, f"{dotted}.", sources)
+            continue
+        if value and isinstance(value, tuple) and isinstance(value[0], AllocationSpec):
+            for each in value:
+                yield from _fields(each, f"{dotted}.{each.name}.", sources)
             continue
         given = "the target's file" if name in model.model_fields_set else "default"
         yield {

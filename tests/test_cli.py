@@ -278,6 +278,8 @@ def test_targets_explains_each_field(run: Run) -> None:
     assert "GB/s" in bandwidth["meaning"]
     assert "Qualcomm" in bandwidth["source"]
     assert rows["gates.max_file_mb"]["source"] == "default"
+    assert rows["allocations.fitted.types"]["value"] == ["Q4_0"]
+    assert rows["allocations.fitted.fit.epochs"]["value"] == 4
     assert "roofline.bandwidth_gb_s" in run("targets", "phone").out
 
 
