@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,12 @@ def run_stage(
     with storing(folder), PeakMemory() as memory:
         _clear_torn(folder)
         facts = dict(work(folder))
-        sync_files(folder)
-    manifest = manifest_of(identity, folder, facts, started, memory)
+        # Flushing waits for the disk, hashing for the processor: at once, only for the slower.
+        with ThreadPoolExecutor(1) as pool:
+            flushed = pool.submit(sync_files, folder)
+            outputs = outputs_of(folder)
+            flushed.result()
+    manifest = manifest_of(identity, folder, facts, started, memory, outputs)
     write_json(folder / MANIFEST, manifest)
     shutil.rmtree(folder / RESUME, ignore_errors=True)
     progress.finished(identity.stage, manifest["wall_seconds"], memory.own_bytes)
@@ -234,17 +239,27 @@ def _clear_torn(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def manifest_of(
-    identity: Identity, folder: Path, facts: Json, started: float, memory: PeakMemory
-) -> dict[str, Json]:
-    """The manifest of a folder that is complete, with the digest of every file in it."""
-    outputs = {
+def outputs_of(folder: Path) -> dict[str, Any]:
+    """Digest and size of every file below a folder, by its path there."""
+    return {
         path.relative_to(folder).as_posix(): {
             "sha256": digest_of_file(path),
             "bytes": path.stat().st_size,
         }
         for path in _files(folder)
     }
+
+
+def manifest_of(
+    identity: Identity,
+    folder: Path,
+    facts: Json,
+    started: float,
+    memory: PeakMemory,
+    outputs: Mapping[str, Any] | None = None,
+) -> dict[str, Json]:
+    """The manifest of a folder that is complete; `outputs` where they are known already."""
+    outputs = outputs_of(folder) if outputs is None else outputs
     return {
         **asdict(identity),
         "key": identity.key,
