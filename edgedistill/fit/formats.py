@@ -3,7 +3,7 @@
 Formats without a search are plain torch. IQ4_NL and the 32-weight formats with an importance are a
 search in torch, and on a CPU the library's own, which is faster. K formats are searched by the
 library alone. A search at every training step would be most of the training, so `freeze` runs it
-once and `fake_quantize_on` rounds to the scales it found, in torch on the weight's own device.
+once and `quantize_on` rounds to the scales it found, in torch on the weight's own device.
 
 A name such as "int4-b32" is ONNX Runtime's MatMulNBits; `importance` means nothing to it.
 `weight` is what the runtime's quantizer reads: of an f16 file, the f16 values.

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,19 +176,15 @@ def make_onnx(
     threads of the target are written into the model folder, so they are in its identity."""
     checkpoint = exported.checkpoint
     assert checkpoint is not None, "an ONNX export names its checkpoint"
-    written = {"context_tokens": target.context_tokens, "threads": target.threads}
-
-    def write(destination: Path) -> None:
-        build_onnx(
-            checkpoint,
-            destination,
-            name,
-            context_tokens=target.context_tokens,
-            threads=target.threads,
-        )
-
+    written = _written_settings(target)
+    write = partial(build_onnx, checkpoint, format=name, **written)
     job = _Candidate(name, exported, None, False, baseline, exam, progress)
     return job.stage({"format": name, **written}, {}, write, out)
+
+
+def _written_settings(target: Target) -> dict[str, Any]:
+    """What of a target is written into an ONNX model folder."""
+    return {"context_tokens": target.context_tokens, "threads": target.threads}
 
 
 def make_variant(
@@ -223,20 +220,11 @@ def make_onnx_variant(
     """Stage "candidate" of an ONNX allocation, from the variant's checkpoint; `exported` is the
     student's own export, which names the file."""
     allocation, folder = variant.allocation, variant.checkpoint.folder
-    written = {"context_tokens": target.context_tokens, "threads": target.threads}
+    written = _written_settings(target)
     types = {"types": digest_of(dict(allocation.types))}
     narrow = f"int4-{next(iter(allocation.types.values())).split('-')[1]}"
 
-    def write(destination: Path) -> None:
-        build_onnx(
-            folder,
-            destination,
-            narrow,
-            context_tokens=target.context_tokens,
-            threads=target.threads,
-            types=allocation.types,
-        )
-
+    write = partial(build_onnx, folder, format=narrow, types=allocation.types, **written)
     inputs = {"source": variant.checkpoint.digest, "allocation": allocation.digest}
     source = replace(exported, folder=folder)
     job = _of_variant(variant, source, baseline, exam, progress)
@@ -362,7 +350,8 @@ class _Candidate:
                 f"{self.name}: the file cuts prompt {case.row.id} into other tokens than those it "
                 "was trained on",
                 where=str(file),
-                hint="leave vocabulary out of this allocation, and report this prompt",
+                hint="report this prompt"
+                + ("; leave vocabulary out of this allocation" if self.kept_tokens else ""),
             )
 
     def _alike(self, case: Case, place: Place) -> bool:
