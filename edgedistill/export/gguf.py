@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from edgedistill.ahead import ahead
 from edgedistill.errors import MissingTool
 from edgedistill.families import exact_context
 from edgedistill.gguf_tokenizer import STRIPS, strips_after_special
@@ -141,12 +143,14 @@ def _write_tensors(writer: Any, layout: Layout, progress: Progress) -> None:
     writer.write_padding(stream, stream.tell())
     total = sum(tensor.bytes for tensor in layout.tensors)
     with progress.task("export", total / 1e6, "MB") as task:
-        for tensor in layout.tensors:
-            # The writer's own write_tensor_data wants a whole tensor in memory.
-            for block in tensor.blocks():
-                stream.write(block.tobytes())
+        # The writer's own write_tensor_data wants a whole tensor in memory; here it is two blocks,
+        # one that is written and the next one, which is converted meanwhile.
+        pairs = ahead((tensor, block) for tensor in layout.tensors for block in tensor.blocks())
+        for _, blocks in groupby(pairs, lambda pair: pair[0].name):
+            for _, block in blocks:
+                stream.write(block.reshape(-1))
                 task.advance(block.nbytes / 1e6)
-            writer.write_padding(stream, tensor.bytes)
+            writer.write_padding(stream, stream.tell())
 
 
 def _strips(tokenizer: Path) -> bool:
