@@ -15,6 +15,7 @@ from edgedistill.bench import require_gates
 from edgedistill.bench.agreement import agreement, answer_all, bootstrap, examples
 from edgedistill.bench.chain import (
     STEPS,
+    Change,
     Step,
     bounds,
     link,
@@ -175,9 +176,9 @@ def test_examples_show_disagreements_first_and_mix_phrasings() -> None:
 def test_chain_measures_each_step_and_clears_its_scratch_files(tmp_path: Path) -> None:
     models = chain_of()
     found = measure_chain(models.all(), ROWS, tmp_path, Silent())
-    assert found["merge"].mean_kld == pytest.approx(0, abs=1e-12)
-    assert 0 < found["export"].mean_kld < found["quantize"].mean_kld
-    assert found["quantize"].tokens == 20
+    assert found["merge"].kld.mean_kld == pytest.approx(0, abs=1e-12)
+    assert 0 < found["export"].kld.mean_kld < found["quantize"].kld.mean_kld
+    assert found["quantize"].kld.tokens == 20
     assert models.loaded == ["adapter", "merged", "exported", "quantized"]
     assert not list(tmp_path.glob("*.f32"))
 
@@ -211,8 +212,8 @@ def test_rows_are_capped_by_id_and_not_by_place() -> None:
 
 def linked(name: str, kld: float, gates: TargetGates | None = None) -> Link:
     step = next(step for step in STEPS if step.name == name)
-    measured = Kld(kld, kld, kld, 1.0, 9)
-    return link(step, measured, SHARES, {}, RecipeGates(), gates or TargetGates())
+    measured = Change(Kld(kld, kld, kld, 1.0, 9), 0.02, 0.02)
+    return link(step, measured, SHARES, RecipeGates(), gates or TargetGates())
 
 
 SHARES = {"adapter": 0.9, "merged": 0.9, "exported": 0.89, "quantized": 0.87}
@@ -274,8 +275,8 @@ def test_a_fitted_file_has_a_way_of_its_own() -> None:
 def test_fitting_is_held_to_the_teachers_text_and_not_to_kld(rise: float, passed: bool) -> None:
     step = Step("fit", "exported", "quantized")
     gates = TargetGates(max_mean_kld=1e-9)
-    losses = {"exported": 0.02, "quantized": 0.02 + rise}
-    made = link(step, Kld(1, 1, 1, 1.0, 9), SHARES, losses, RecipeGates(), gates)
+    measured = Change(Kld(1, 1, 1, 1.0, 9), 0.02, 0.02 + rise)
+    made = link(step, measured, SHARES, RecipeGates(), gates)
     assert made.passed is passed
 
 
@@ -287,7 +288,7 @@ def test_a_smaller_vocabulary_is_compared_on_what_it_kept(tmp_path: Path) -> Non
     )
     steps = [Step("trim", "merged", "trimmed", columns)]
     found = measure_chain(models.all(), ROWS, tmp_path, Silent(), steps)
-    assert found["trim"].mean_kld == pytest.approx(0, abs=1e-9)
+    assert found["trim"].kld.mean_kld == pytest.approx(0, abs=1e-9)
 
 
 # latency

@@ -28,6 +28,16 @@ class Step:
     columns: Sequence[int] | None = None
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a step changed, and the NLL of the teacher's answers (nats a token) before and after it,
+    over the same rows."""
+
+    kld: Kld
+    nll_before: float
+    nll_after: float
+
+
 STEPS = (
     Step("merge", "adapter", "merged"),
     Step("export", "merged", "exported"),
@@ -60,8 +70,8 @@ def measure_chain(
     resume: Path,
     progress: Progress,
     steps: Sequence[Step] = STEPS,
-) -> dict[str, Kld]:
-    """KLD of each of `steps` by name.
+) -> dict[str, Change]:
+    """What each of `steps` changed, by name.
 
     Logits go to scratch files below `resume`, at most two at once; a finished step is kept there
     as JSON, so a killed run goes on with the step it was in.
@@ -69,21 +79,27 @@ def measure_chain(
     Raises:
         RuntimeFailure: two models of a step do not give the same number of logits.
     """
-    found: dict[str, Kld] = {}
+    found: dict[str, Change] = {}
     for at, step in enumerate(steps):
         kept = resume / f"link-{step.name}.json"
         if not kept.is_file():
             first = _recorded(models[step.before], rows, resume, progress)
             second = _recorded(models[step.after], rows, resume, progress)
             with progress.task(f"fidelity of {step.name}", None):
-                measured = compare(first, second, _width(step, resume), step.columns)
-            write_json(kept, asdict(measured))
+                kld = compare(first, second, _width(step, resume), step.columns)
+            losses = (recorded(resume, name).nll for name in (step.before, step.after))
+            write_json(kept, asdict(Change(kld, *losses)))
         # Past the write: a kill between the two leaves a file that the next run removes here.
         needed = {each.before for each in steps[at + 1 :]}
         for name in {step.before, step.after} - needed:
             _scratch(resume, name).unlink(missing_ok=True)
-        found[step.name] = Kld(**json.loads(kept.read_text("utf-8")))
+        found[step.name] = _kept(kept)
     return found
+
+
+def _kept(file: Path) -> Change:
+    found = json.loads(file.read_text("utf-8"))
+    return Change(**{**found, "kld": Kld(**found["kld"])})
 
 
 def _scratch(resume: Path, name: str) -> Path:
@@ -113,7 +129,7 @@ def _sidecar(resume: Path, name: str) -> Path:
 
 
 def recorded(resume: Path, name: str) -> Recorded:
-    """What `measure_chain` found out about a model of the chain while it wrote its logits."""
+    """What `measure_chain` found out about a model of the chain when it last wrote its logits."""
     return Recorded(**json.loads(_sidecar(resume, name).read_text("utf-8")))
 
 
@@ -136,9 +152,8 @@ def _width(step: Step, resume: Path) -> int:
 
 def link(
     step: Step,
-    kld: Kld,
+    change: Change,
     agreements: Mapping[str, float],
-    likelihoods: Mapping[str, float],
     recipe: RecipeGates,
     target: TargetGates,
 ) -> Link:
@@ -147,13 +162,13 @@ def link(
         step.name,
         step.before,
         step.after,
-        **asdict(kld),
+        **asdict(change.kld),
         agreement_before=agreements[step.before],
         agreement_after=agreements[step.after],
         gates=bounds(step, recipe, target),
         passed=True,
-        nll_before=likelihoods.get(step.before),
-        nll_after=likelihoods.get(step.after),
+        nll_before=change.nll_before,
+        nll_after=change.nll_after,
     )
     measured = measured_by(made)
     return replace(made, passed=all(measured[name] <= at for name, at in made.gates.items()))

@@ -13,7 +13,7 @@ from edgedistill import emulator, machine
 from edgedistill.artifacts import RESUME, load_finished, write_atomic, write_json
 from edgedistill.bench import REPORT, Build, emulated
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
-from edgedistill.bench.chain import Step, drop, link, measure_chain, recorded, steps_of
+from edgedistill.bench.chain import Change, Step, drop, link, measure_chain, steps_of
 from edgedistill.bench.gates import with_clock, without_clock
 from edgedistill.bench.in_browser import Found, browse
 from edgedistill.bench.models import (
@@ -27,7 +27,7 @@ from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.bench.unquantized import Unquantized, followed, held_out, unquantized_models
 from edgedistill.checks import Checker, make_checker
-from edgedistill.fidelity import EvalRow, Kld, read_rows, rows_that_fit
+from edgedistill.fidelity import EvalRow, read_rows, rows_that_fit
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.results import (
@@ -61,7 +61,7 @@ def measure_build(
     needed = max(context_needed(each, rows, longest) for each in (prompt, own))
     context = max(needed, build.target.context_tokens)
     models, steps = _models(build, prompt, context), steps_of(build.variant)
-    klds, notes = _klds(build, models, steps, rows, prompt, resume, progress)
+    changes, notes = _changes(build, models, steps, rows, prompt, resume, progress)
     answers = answer_all(models, rows, followed(models, resume), resume, progress)
     checker = make_checker(build.recipe.check)
     same = {name: judge(checker, rows, given) for name, given in answers.items()}
@@ -69,7 +69,7 @@ def measure_build(
     agreements = [
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
-    links = _links(build, steps, klds, agreements, resume)
+    links = _links(build, steps, changes, agreements)
     more, told = _emulated(build, rows, own, context, checker, same["quantized"], resume, progress)
     links, notes = links + more, notes + told
     page = None
@@ -114,7 +114,7 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
     return [*unquantized_models(build, prompt, context, target.threads), *added, shipped]
 
 
-def _klds(
+def _changes(
     build: Build,
     models: Sequence[Model],
     steps: Sequence[Step],
@@ -122,7 +122,7 @@ def _klds(
     prompt: StudentPrompt,
     resume: Path,
     progress: Progress,
-) -> tuple[dict[str, Kld], list[str]]:
+) -> tuple[dict[str, Change], list[str]]:
     alike = _cut_alike(build, rows, prompt)
     fitting = rows_that_fit(alike, prompt)
     notes = []
@@ -156,15 +156,12 @@ def _cut_alike(build: Build, rows: Sequence[EvalRow], prompt: StudentPrompt) -> 
 def _links(
     build: Build,
     steps: Sequence[Step],
-    klds: Mapping[str, Kld],
+    changes: Mapping[str, Change],
     agreements: Sequence[Agreement],
-    resume: Path,
 ) -> list[Link]:
     shares = {item.model: item.overall.value for item in agreements}
-    names = {name for step in steps for name in (step.before, step.after)}
-    likelihoods = {name: recorded(resume, name).nll for name in names}
     gates = build.recipe.gates, build.target.gates
-    return [link(step, klds[step.name], shares, likelihoods, *gates) for step in steps]
+    return [link(step, changes[step.name], shares, *gates) for step in steps]
 
 
 def _own_prompt(build: Build) -> StudentPrompt:

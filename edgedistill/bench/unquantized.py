@@ -51,7 +51,7 @@ def measure_unquantized(build: Build, out: Path, progress: Progress) -> Unquanti
     prompt_spec, kind = build.recipe.student, build.target.runtime
     identity = Identity(
         stage="unquantized",
-        version=1,
+        version=2,
         spec={
             "prompt": prompt_spec.model_dump(mode="json", exclude={"weights"}),
             "unquantized": TRAITS[kind].unquantized,  # llama.cpp and wllama run one file
