@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgedistill.artifacts import Student
 from edgedistill.errors import ArtifactError
 from edgedistill.families import is_own, known_names
+from edgedistill.fit.allocation import require_budget
 from edgedistill.onnx_builder import refuse_unknown
 from edgedistill.runtimes import ONNX
 from edgedistill.target import Target
@@ -18,6 +19,7 @@ def require_possible(student: Student, targets: Sequence[Target]) -> None:
 
     Raises:
         ArtifactError: names the target's wish and the student.
+        ConfigError: a budget that no choice of types can meet.
     """
     for target in targets:
         if target.runtime == ONNX:
@@ -30,3 +32,4 @@ def require_possible(student: Student, targets: Sequence[Target]) -> None:
                     where=str(student.folder),
                     hint=f"leave allocations out of target {target.name}; its formats work",
                 )
+            require_budget(student.folder, spec, target)

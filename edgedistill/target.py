@@ -6,17 +6,17 @@ Each field's description holds its unit; `sources` in the file says where its va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgedistill import onnx_formats
 from edgedistill.errors import ConfigError
 from edgedistill.number_formats import FORMATS, MIXED_NAME
 from edgedistill.recipe import Strict
-from edgedistill.yamlfile import load, parse
+from edgedistill.yamlfile import FieldError, load, parse
 
 GGUF_FORMATS = (
     "F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M "
@@ -54,12 +54,17 @@ class TargetGates(Strict):
     max_agreement_drop: float = Field(
         0.02, ge=0, le=1, description="largest loss of agreement with the teacher, as a share"
     )
-    max_mean_kld: float | None = Field(None, gt=0, description="highest mean KLD, nats a token")
-    max_p99_kld: float | None = Field(None, gt=0, description="highest 99th percentile KLD, nats")
+    max_mean_kld: float | None = Field(
+        None, gt=0, description="highest mean KLD, nats a token; not for fitted files"
+    )
+    max_p99_kld: float | None = Field(
+        None, gt=0, description="highest 99th percentile KLD, nats; not for fitted files"
+    )
     max_nll_rise: float | None = Field(
         0.05,
         ge=0,
-        description="fitted: largest rise of the teacher's text's NLL, nats a token",
+        description="fitted files, instead of KLD: largest rise of the NLL of the teacher's text, "
+        "nats a token",
     )
     min_tokens_per_second: float | None = Field(
         None,
@@ -77,6 +82,11 @@ RATES = {
     ("student", "full"): 3e-4,
     ("student", "lora"): 4e-4,
 }
+
+
+BUDGETS = (
+    "budget_mb", "budget_bits_per_weight", "budget_memory_mb", "budget_tokens_per_second",
+)  # fmt: skip
 
 
 class FitSpec(Strict):
@@ -125,6 +135,20 @@ class FitSpec(Strict):
         return RATES[self.start, self.method]
 
 
+def _is_type(name: str) -> bool:
+    return name in FORMATS or MIXED_NAME.fullmatch(name) is not None
+
+
+def _unknown_types(names: Sequence[str]) -> str:
+    """A format of whole files, such as Q4_K_M, is not a type of one matrix."""
+    meant = {name: kind for name in names for kind in FORMATS if name.upper().startswith(kind)}
+    hints = "".join(f" (did you mean {kind}?)" for kind in dict.fromkeys(meant.values()))
+    return (
+        f"unknown types {', '.join(names)}{hints}; known are {' '.join(FORMATS)}, and for ONNX "
+        "int4-b<16|32|64|128> and int8-b<...>"
+    )
+
+
 class AllocationSpec(Strict):
     """One way to store the student: a number format for each matrix, chosen within a budget, and
     what is done so that little is lost in it. Each is made and measured like a stock format."""
@@ -145,7 +169,9 @@ class AllocationSpec(Strict):
         None, gt=0, description="largest file to plan for, MB (1e6 bytes); the smallest loss wins"
     )
     budget_bits_per_weight: float | None = Field(
-        None, gt=0, description="instead: size of the file for each weight of the student, in bits"
+        None,
+        gt=0,
+        description="instead: size of the file for each weight of the (trimmed) student, in bits",
     )
     budget_memory_mb: float | None = Field(
         None,
@@ -170,29 +196,42 @@ class AllocationSpec(Strict):
         """Whether its types are those of an ONNX model."""
         return MIXED_NAME.fullmatch(self.types[0]) is not None
 
+    @property
+    def named_types(self) -> list[str]:
+        """Those that its matrices may get, the embedding's last."""
+        return [*self.types, *([self.embedding] if self.embedding else [])]
+
+    @field_validator("fit", mode="before")
+    @classmethod
+    def _fit_is_a_mapping(cls, given: Any) -> Any:
+        if given is None or isinstance(given, bool):
+            raise ValueError("write `fit: {}` for the defaults, or leave the field out")
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> AllocationSpec:
-        named = [*self.types, *([self.embedding] if self.embedding else [])]
+        named = self.named_types
         mixed = [name for name in named if MIXED_NAME.fullmatch(name)]
-        unknown = [name for name in named if name not in FORMATS and name not in mixed]
-        if unknown:
-            known = " ".join(FORMATS)
-            raise ValueError(
-                f"unknown types {', '.join(unknown)}; known are {known}, and for ONNX "
-                "int4-b<16|32|64|128> and int8-b<...>"
-            )
+        if unknown := [name for name in named if not _is_type(name)]:
+            raise FieldError(_unknown_types(unknown), "types")
         if mixed and (len(mixed) < len(named) or len({n.split("-")[1] for n in mixed}) > 1):
-            raise ValueError("ONNX types go with ONNX types of the same block alone")
-        given = [
-            self.budget_mb,
-            self.budget_bits_per_weight,
-            self.budget_memory_mb,
-            self.budget_tokens_per_second,
-        ]
-        budgets = sum(value is not None for value in given)
-        if budgets != (1 if len(self.types) > 1 else 0):
-            raise ValueError("several types need one budget, and one type takes none")
+            raise FieldError("ONNX types go with ONNX types of the same block alone", "types")
+        self._one_budget()
         return self
+
+    def _one_budget(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(self.types) == 1 and given:
+            raise FieldError("one type leaves nothing to choose, so it takes no budget", given[0])
+        if len(given) > 1:
+            raise FieldError(
+                f"there are two budgets, {given[0]} and {given[1]}: leave one", given[1]
+            )
+        if len(self.types) > 1 and not given:
+            raise FieldError(
+                f"{len(self.types)} types need a budget to choose by: one of {', '.join(BUDGETS)}",
+                "types",
+            )
 
 
 class Target(Strict):
@@ -244,50 +283,70 @@ class Target(Strict):
         """An allocation that names no types may take all that are fast."""
         if not isinstance(given, dict) or not given.get("kernels"):
             return given
-        listed = given.get("allocations") or ()
+        listed = given.get("allocations")
+        if not isinstance(listed, (list, tuple)):
+            return given
         filled = [
             {"types": given["kernels"], **each} if isinstance(each, dict) else each
             for each in listed
         ]
         return {**given, "allocations": filled}
 
+    @field_validator("allocations", mode="before")
+    @classmethod
+    def _a_list(cls, given: Any) -> Any:
+        if not isinstance(given, (list, tuple)):
+            raise ValueError("must be a list: begin each allocation with `- name:`")
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> Target:
         takes, known = TAKES[self.runtime]
-        unknown = [name for name in self.formats if not takes(name)]
-        if unknown:
-            raise ValueError(f"unknown formats {', '.join(unknown)}; {self.runtime} takes {known}")
+        if unknown := [name for name in self.formats if not takes(name)]:
+            meant = [f for f in GGUF_FORMATS if f.startswith(f"{unknown[0].upper()}_")]
+            hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+            said = f"unknown formats {', '.join(unknown)}{hint}; {self.runtime} takes {known}"
+            raise FieldError(said, "formats")
+        if unknown := [name for name in self.kernels if not _is_type(name)]:
+            raise FieldError(_unknown_types(unknown), "kernels")
         names = [*self.formats, *(each.name for each in self.allocations)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two candidates are called {', '.join(twice)}")
-        for each in self.allocations:
-            if each.onnx != (self.runtime == "onnxruntime-genai"):
-                raise ValueError(f"allocation {each.name}: {self.runtime} has no {each.types[0]}")
-            named = {*each.types, *([each.embedding] if each.embedding else [])}
-            if self.kernels and (slow := sorted(named - {*self.kernels})):
-                raise ValueError(
-                    f"allocation {each.name}: no fast kernels for {', '.join(slow)} (this target's "
-                    f"kernels: {', '.join(self.kernels)})"
-                )
-        if self.roofline is None and any(a.budget_tokens_per_second for a in self.allocations):
-            raise ValueError("budget_tokens_per_second needs the field roofline")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            place = "allocations" if self.allocations else "formats"
+            raise FieldError(f"two candidates are called {', '.join(twice)}", place)
+        for at, each in enumerate(self.allocations):
+            self._require_types(at, each)
         if self.latency == "roofline" and self.roofline is None:
-            raise ValueError("latency: roofline needs the field roofline")
+            raise FieldError("latency: roofline needs the field roofline", "latency")
         if self.runtime == "wllama":
             self._in_a_browser()
         elif self.latency == "browser":
-            raise ValueError("latency: browser needs runtime: wllama")
+            raise FieldError("latency: browser needs runtime: wllama", "latency")
         return self
+
+    def _require_types(self, at: int, spec: AllocationSpec) -> None:
+        place = ("allocations", at, "types")
+        if spec.onnx != (self.runtime == "onnxruntime-genai"):
+            raise FieldError(f"{self.runtime} has no {spec.types[0]}", *place)
+        if self.kernels and (slow := sorted({*spec.named_types} - {*self.kernels})):
+            raise FieldError(
+                f"no fast kernels for {', '.join(slow)} (this target's kernels: "
+                f"{', '.join(self.kernels)})",
+                *place,
+            )
+        if spec.budget_tokens_per_second and self.roofline is None:
+            said = "needs the target's field roofline, which the rate is reckoned by"
+            raise FieldError(said, "allocations", at, "budget_tokens_per_second")
 
     def _in_a_browser(self) -> None:
         if self.latency == "measured":
-            raise ValueError("latency: measured times llama.cpp itself; for wllama write browser")
+            said = "latency: measured times llama.cpp itself; for wllama write browser"
+            raise FieldError(said, "latency")
         most = self.gates.max_file_mb
         if most is None or most > WLLAMA_FILE_MB:
-            raise ValueError(
+            raise FieldError(
                 "runtime: wllama needs gates.max_file_mb, what a visitor may have to download, of "
-                f"at most {WLLAMA_FILE_MB} (wllama reads no larger file)"
+                f"at most {WLLAMA_FILE_MB} (wllama reads no larger file)",
+                "gates",
             )
 
 

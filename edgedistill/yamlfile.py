@@ -19,6 +19,14 @@ Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class FieldError(ValueError):
+    """Raised by a model's validator: what is wrong with one field, or a field within it."""
+
+    def __init__(self, message: str, *field: str | int) -> None:
+        super().__init__(message)
+        self.field: Location = field
+
+
 @dataclass(frozen=True)
 class Document:
     """The values of one YAML file, and the line (from 1) where each field starts."""
@@ -90,6 +98,9 @@ def parse(model: type[Model], document: Document) -> tuple[Model | None, list[Pr
 def _problem(document: Document, item: Any) -> Problem:
     location = tuple(part for part in item["loc"] if not _is_union_tag(document, item["loc"], part))
     message = item["msg"].removeprefix("Value error, ")
+    raised = item.get("ctx", {}).get("error")
+    if isinstance(raised, FieldError):
+        location = (*location, *raised.field)
     if item["type"] == "extra_forbidden":
         message = "unknown field (misspelt, or of another version?)"
     elif item["type"] == "union_tag_invalid":

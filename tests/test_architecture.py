@@ -17,7 +17,7 @@ PACKAGE = ROOT / "edgedistill"
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"artifacts", "errors", "families", "library", "memory", "names", "number_formats",
             "onnx_formats", "onnx_nodes", "progress", "recipe", "results", "target", "yamlfile"}),
-    ("parts", {"activations", "adapter_file", "answering", "browser", "checks", "child",
+    ("parts", {"activations", "adapter_file", "ahead", "answering", "browser", "checks", "child",
             "converter", "converter_child", "emulator", "fidelity", "footprint", "ggml",
             "gguf_header", "gguf_student", "gguf_tokenizer", "hyperparameters", "importance",
             "machine", "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime",

@@ -190,7 +190,7 @@ def test_all_problems_of_all_files_at_once(run: Run, tiny: Path, command: tuple[
     assert f"{recipe}:14: student.max_tokens: " in result.err
     assert f"{recipe}:15: student.max_tokenz: unknown field" in result.err
     if targets:
-        assert f"{Path('targets/small.yaml')}:1: unknown formats Q4_9" in result.err
+        assert f"{Path('targets/small.yaml')}:5: formats: unknown formats Q4_9" in result.err
         assert "error: 3 problems found" in result.err
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from edgedistill.artifacts import Student
-from edgedistill.errors import ArtifactError
+from edgedistill.errors import ArtifactError, ConfigError
 from edgedistill.feasible import require_possible
 from edgedistill.target import Target
 
@@ -53,6 +53,16 @@ def test_what_is_possible_passes(tmp_path: Path) -> None:
             "several kinds in a fixed order.*leave drop_layers out",
         ),
         ({"allocations": [MINE]}, {"architectures": ["OddForCausalLM"]}, "leave allocations out"),
+        (
+            {"allocations": [{"name": "mine", "types": ["Q4_0", "Q8_0"], "budget_mb": 0.1}]},
+            {},
+            r"mine.budget_mb: 0.1 is below the smallest that these types make, at least",
+        ),
+        (
+            {"allocations": [{"name": "a", "types": ["Q4_0", "Q8_0"], "budget_memory_mb": 0.1}]},
+            {},
+            r"0.1: cache and buffers alone need more, and the file adds .* lower context_tokens",
+        ),
         (ONNX, {"architectures": ["OddForCausalLM"]}, "OddForCausalLM cannot be exported to ONNX"),
     ],
 )
@@ -60,7 +70,7 @@ def test_what_is_not_is_refused_at_the_start(
     tmp_path: Path, given: dict[str, Any], config: dict[str, Any], message: str
 ) -> None:
     target = Target.model_validate({**TARGET, **given})
-    with pytest.raises(ArtifactError, match=f"(?s){message}"):
+    with pytest.raises((ArtifactError, ConfigError), match=f"(?s){message}"):
         require_possible(changed(tmp_path, **config), [target])
 
 

@@ -8,9 +8,10 @@ parts of a 16,384th of the budget.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,14 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
 from edgedistill.quantized_values import stored_together
 from edgedistill.student import TOKENIZER_GGUF
-from edgedistill.target import AllocationSpec, Target
+from edgedistill.target import BUDGETS, AllocationSpec, Target
 from edgedistill.tensors import Layout, matrices, read_layout
 
 TYPES, IMPORTANCE = "allocation.json", "importance.gguf"
 STEPS = 16_384  # the budget is counted in so many equal parts
 EMBEDDING = "token_embd.weight"
-BUDGETS = (
-    "budget_mb", "budget_bits_per_weight", "budget_memory_mb", "budget_tokens_per_second",
-)  # fmt: skip
+BY_TOKEN = (EMBEDDING, "output.weight")  # a row of each for each token
+BLOCK = re.compile(r"^blk\.(\d+)\.")
 KEYS_BYTES = 8_192  # keys of a GGUF file beside its tokenizer's, with room to spare
 ONNX_BYTES, ONNX_LAYER_BYTES = 16_384, 8_192  # of a graph and its settings, with room to spare
 TENSOR_BYTES = 160  # name, shape, type and offset of one tensor, and padding in front of its data
@@ -145,7 +145,7 @@ class _Choice:
         budget = (self.budget or 0) - rest
         smallest = _smallest(sizes)
         if smallest > budget:
-            raise _too_small(self.spec, self.target, smallest + rest, budget + rest)
+            raise _too_small(self.spec, self.target, smallest + rest, budget + rest, "")
 
         def propose(offered: Mapping[str, Mapping[str, int]]) -> dict[str, str] | None:
             if _smallest(offered) > budget:
@@ -224,26 +224,63 @@ def _walked_back(
     return {name: chosen[name] for name in sizes}
 
 
-def _too_small(spec: AllocationSpec, target: Target, smallest: int, budget: int) -> ConfigError:
-    field, value = next(
-        (name, value) for name in BUDGETS if (value := getattr(spec, name)) is not None
+def require_budget(folder: Path, spec: AllocationSpec, target: Target) -> None:
+    """Refuse, before anything is trained, a budget below what the smallest types make of the
+    checkpoint in `folder` at least: what a trimmed vocabulary keeps is only known later.
+
+    Raises:
+        ConfigError: names the budget and that size.
+    """
+    layout = _cut(read_layout(folder), spec)
+    budget = budget_bytes(spec, target, layout, folder)
+    if budget is None:
+        return
+    shapes = {
+        n: s[1:] for n, s in matrices(layout).items() if n in stored_together(layout, spec.onnx)
+    }
+    smallest = sum(
+        min(stored_bytes(*shape, kind) for kind in _offered(name, shape[1], spec, target.kernels))
+        for name, shape in shapes.items()
     )
-    says = (
-        f"{field} is {value:g}, a file of {budget / 1e6:.1f} MB"
-        if field != "budget_mb"
-        else (f"the budget of {value:g} MB")
-    )
-    return ConfigError(
-        [
-            Problem(
-                f"target {target.name}",
-                0,
-                f"allocations.{spec.name}",
-                f"{says} is below the smallest that these types make, {smallest / 1e6:.1f} MB; "
-                "raise it, add smaller types, or set vocabulary or drop_layers",
-            )
-        ]
-    )
+    if smallest > budget:
+        raise _too_small(spec, target, smallest, budget, "at least ")
+
+
+def _cut(layout: Layout, spec: AllocationSpec) -> Layout:
+    """The layout as it will be at least, with the layers and vocabulary that the spec leaves."""
+    config = layout.config
+    layers = config["num_hidden_layers"] - spec.drop_layers
+    rows = min(config["vocab_size"], spec.vocabulary or config["vocab_size"])
+    kept = []
+    for tensor in layout.tensors:
+        block = BLOCK.match(tensor.name)
+        if tensor.name in BY_TOKEN:
+            kept.append(replace(tensor, shape=(rows, *tensor.shape[1:])))
+        elif block is None or int(block[1]) < layers:
+            kept.append(tensor)
+    config = {**config, "num_hidden_layers": layers, "vocab_size": rows}
+    return replace(layout, config=config, tensors=tuple(kept))
+
+
+def _too_small(
+    spec: AllocationSpec, target: Target, smallest: int, budget: int, bound: str
+) -> ConfigError:
+    field = next(name for name in BUDGETS if getattr(spec, name) is not None)
+    says, unset = f"{getattr(spec, field):g}", ["raise it", "add smaller types"]
+    if budget <= 0:
+        says += ": cache and buffers alone need more, and the file"
+        unset.append("lower context_tokens")
+    elif field != "budget_mb":
+        says += f", a file of {budget / 1e6:.1f} MB,"
+    says += " adds" if budget <= 0 else " is below the smallest that these types make,"
+    says += f" {bound}{smallest / 1e6:.1f} MB"
+    if spec.vocabulary is None:
+        unset.append("set vocabulary")
+    if not spec.drop_layers:
+        unset.append("set drop_layers")
+    where = f"allocations.{spec.name}.{field}"
+    text = f"{says}; {', or '.join(unset)}"
+    return ConfigError([Problem(f"target {target.name}", 0, where, text)])
 
 
 def _no_embedding(spec: AllocationSpec, target: Target) -> ConfigError:
