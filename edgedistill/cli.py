@@ -27,7 +27,6 @@ from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edgedistill.pipeline import Workspace
     from edgedistill.recipe import Recipe
     from edgedistill.target import Target
 
@@ -318,15 +317,17 @@ def targets(name: str | None) -> None:
 def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
     """Show what the workspace holds, and what a build would reuse."""
     held, devices = _load(recipe, targets)
-    from edgedistill import pipeline, tables
+    from edgedistill import catalogue, pipeline, tables
     from edgedistill import workspace as held_by
 
     place = pipeline.Workspace(workspace, Path("dist"))
+    reached, problems = catalogue.reached(place, [recipe], targets)
     value = {
         "workspace": str(workspace),
         "traces_bytes": held_by.traces_bytes(workspace),
-        "folders": tables.plain(held_by.holds(workspace, _reached(place, [recipe], targets))),
+        "folders": tables.plain(held_by.holds(workspace, reached)),
         "plan": tables.plain(pipeline.plan(held, devices, place)),
+        "problems": [str(problem) for problem in problems],
     }
     _show(tables.status, value)
 
@@ -344,11 +345,14 @@ def gc(
     traces: bool, dry_run: bool, yes: bool,
 ) -> None:  # fmt: skip
     """Remove stage folders that no recipe and target lead to. Answers stay unless --traces."""
-    from edgedistill import pipeline, tables
+    from edgedistill import catalogue, pipeline, tables
     from edgedistill import workspace as held_by
 
     place = pipeline.Workspace(workspace, Path("dist"))
-    condemned = held_by.unreached(held_by.holds(workspace, _reached(place, recipes, targets)))
+    reached, problems = catalogue.reached(place, recipes, targets)
+    if problems:
+        raise ConfigError(problems, hint="what they need is unknown: mend or move these files")
+    condemned = held_by.unreached(held_by.holds(workspace, reached))
     size = sum(one.bytes for one in condemned) + traces * held_by.traces_bytes(workspace)
     value = {"removed": False, "folders": [str(one.folder) for one in condemned], "bytes": size}
     if size and not dry_run and (yes or _agreed(tables.removal, value)):
@@ -362,15 +366,6 @@ def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> b
         raise click.UsageError("give --yes to remove without being asked, or --dry-run to look")
     _show(render, value)
     return click.confirm("remove them?")
-
-
-def _reached(
-    place: Workspace, recipes: Sequence[str], targets: Sequence[str]
-) -> dict[Path, set[str]]:
-    from edgedistill import catalogue, pipeline, workspace
-
-    held, devices = catalogue.everything(recipes, targets)
-    return workspace.reached(partial(pipeline.plan, workspace=place), held, devices)
 
 
 @cli.command()

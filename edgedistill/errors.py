@@ -59,10 +59,10 @@ class Problem:
 class ConfigError(EdgedistillError):
     """A recipe or target does not validate; `problems` holds all of them."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         count = len(problems)
         lines = "\n".join(f"  {p}" for p in problems)
-        super().__init__(f"{count} problem{'s' if count != 1 else ''} found:\n{lines}")
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} found:\n{lines}", hint=hint)
         self.problems = tuple(problems)
 
 

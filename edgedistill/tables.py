@@ -196,7 +196,8 @@ def targets(rows: Sequence[Row]) -> Table:
         if "problem" in row:
             table.add_row(row["name"], row["origin"], "[red]does not validate[/]")
             continue
-        formats, memory = " ".join(row["formats"]), f"{row['memory_budget_mb']:.0f}"
+        made = [*row["formats"], *(f"{name} (own)" for name in row["allocations"])]
+        formats, memory = " ".join(made), f"{row['memory_budget_mb']:.0f}"
         device = row["description"]
         table.add_row(
             row["name"], row["origin"], device, row["runtime"], formats, row["latency"], memory
@@ -206,6 +207,7 @@ def targets(rows: Sequence[Row]) -> Table:
 
 def target(rows: Sequence[Row]) -> Table:
     table = _table("field", "value", "what it is", "where the value comes from")
+    table.columns[0].no_wrap = True  # a name in two parts can be neither found nor copied
     for row in rows:
         value = row["value"]
         text = " ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
@@ -238,6 +240,7 @@ def status(value: Row) -> RenderableType:
         _line("teacher answers", size(value["traces_bytes"])),
         *([table] if value["folders"] else []),
         plan,
+        *[_line("left out, does not validate", problem) for problem in value["problems"]],
     )
 
 

@@ -93,6 +93,14 @@ def load_all(recipes: Sequence[Path], targets: Sequence[Path]) -> tuple[list[Rec
     return list(held.values()), list(devices.values())
 
 
+def load_valid(
+    recipes: Sequence[Path], targets: Sequence[Path]
+) -> tuple[list[Recipe], list[Target], list[Problem]]:
+    """Recipes and targets that can be read, and every problem of all the files."""
+    held, devices, problems = _read(recipes, targets)
+    return list(held.values()), list(devices.values()), problems
+
+
 def _read(
     recipes: Sequence[Path], targets: Sequence[Path]
 ) -> tuple[dict[Path, Recipe], dict[Path, Target], list[Problem]]:

@@ -283,6 +283,17 @@ def test_targets_explains_each_field(run: Run) -> None:
     assert "roofline.bandwidth_gb_s" in run("targets", "phone").out
 
 
+def test_a_broken_target_nearby_stops_gc_and_not_status(run: Run, tiny: Path) -> None:
+    targets = tiny.parents[2] / "targets"
+    broken = (targets / "small.yaml").read_text("utf-8").replace("Q4_0", "Q4_9")
+    (targets / "broken.yaml").write_text(broken, "utf-8")
+    status = run("status", "--recipe", "tiny", "--target", "small", "--json").json
+    assert [p for p in status["problems"] if "broken.yaml:" in p and "unknown formats" in p]
+    refused = run("gc", "--yes")
+    assert refused.code == 1
+    assert "what they need is unknown: mend or move these files" in refused.err
+
+
 def test_status_and_gc_of_an_empty_workspace(run: Run, tiny: Path) -> None:
     status = run("status", "--recipe", "tiny", "--target", "small", "--json").json
     assert status["folders"] == []

@@ -90,7 +90,16 @@ def test_status_names_folders_and_plan() -> None:
     held = {"folder": folder, "stage": "merge", "complete": False, "bytes": 2048,
             "age_seconds": 3.0, "recipes": []}  # fmt: skip
     plan = [["collect", "reused", "ws/collect-11"], ["curate", "would run", "ws/curate-22"]]
-    value = {"workspace": "ws", "traces_bytes": 1024, "folders": [held], "plan": plan}
+    value = {"workspace": "ws", "traces_bytes": 1024, "folders": [held], "plan": plan,
+             "problems": ["targets/a.yaml:3: odd"]}  # fmt: skip
     text = shown(tables.status(value))
-    for said in ("merge-00", "unfinished", "2 KiB", "no recipe here", "reuse", "start at"):
+    for said in (
+        "merge-00",
+        "unfinished",
+        "2 KiB",
+        "no recipe here",
+        "reuse",
+        "start at",
+        "targets/a.yaml:3",
+    ):
         assert said in text
