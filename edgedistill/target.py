@@ -114,11 +114,18 @@ class FitSpec(Strict):
     kl_weight: float = Field(
         1.0, ge=0, description="weight of KL(unquantized student || this one) beside the NLL"
     )
-    general_share: float = Field(
-        0.2,
+    perturbed_share: float = Field(
+        0.4,
         ge=0,
         lt=1,
-        description="share of rows that are general text (KL alone, so none where kl_weight is 0)",
+        description="share of rows that are training prompts with altered words (KL alone, so none "
+        "where kl_weight is 0)",
+    )
+    general_share: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of rows that are general text (KL alone, too)",
     )
     evaluations: int = Field(6, ge=1, description="validation agreement is measured this often")
     patience: int | None = Field(
@@ -126,6 +133,13 @@ class FitSpec(Strict):
     )
     checkpoints: int = Field(2, ge=1, description="resumable checkpoints over the run")
     seed: int = Field(0, description="of the LoRA weights, the order of rows and the general text")
+
+    @model_validator(mode="after")
+    def _rows_are_left(self) -> FitSpec:
+        if self.perturbed_share + self.general_share >= 1:
+            said = "perturbed_share and general_share leave no row that the teacher answered"
+            raise FieldError(said, "general_share")
+        return self
 
     @property
     def rate(self) -> float:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgedistill.artifacts import (
     Allocation,
@@ -26,6 +26,7 @@ from edgedistill.checks import Checker, check_identity, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.fit.allocation import allocate
+from edgedistill.fit.perturbed import perturbed_rows
 from edgedistill.fit.proof import prove
 from edgedistill.fit.sensitivity import measure_sensitivity
 from edgedistill.progress import Progress
@@ -33,7 +34,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, DistillSpec, StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.target import FitSpec
-from edgedistill.training.data import TrainingRow, collate, plan_batches, training_rows
+from edgedistill.training.data import TrainingRow, collate, plan_epochs, training_rows
 from edgedistill.training.examine import agreement
 
 __all__ = ["allocate", "fit", "measure_sensitivity", "prove"]
@@ -56,9 +57,9 @@ def fit(
     """Stage "fit": the latent fp32 weights whose quantized values answer best.
 
     The loss is the NLL of the teacher's text plus KL(reference || fitted), on training rows, and
-    that KL alone on general text. `reference` is the unquantized student with the same
-    vocabulary. The weights are those of one evaluation on validation rows, the start included: see
-    `choose_step`.
+    that KL alone on altered prompts and on general text. `reference` is the unquantized student
+    with the same vocabulary. The weights are those of one evaluation on validation rows, the start
+    included: see `choose_step`.
 
     Raises:
         DatasetError: there is nothing to train on or to choose by.
@@ -66,7 +67,7 @@ def fit(
     """
     identity = Identity(
         stage="fit",
-        version=2,
+        version=3,
         spec={
             "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
@@ -94,8 +95,8 @@ def fit(
                 hint="raise curate.split.validation, or give more prompts",
             )
         return _Job(
-            checkpoint, reference, allocation, training_rows(rows, shown, lesson.max_length),
-            validation, shown, prompt, lesson.max_length, spec, make_checker(check), progress,
+            checkpoint, reference, allocation, rows, validation, shown, prompt, lesson.max_length,
+            spec, make_checker(check), progress,
         ).run(folder)  # fmt: skip
 
     done = run_stage(identity, out, progress, work)
@@ -107,7 +108,7 @@ class _Job:
     checkpoint: Checkpoint
     reference: Checkpoint
     allocation: Allocation
-    rows: list[TrainingRow]
+    rows: list[EvalRow]
     validation: list[EvalRow]
     shown: StudentPrompt
     prompt: StudentSpec
@@ -123,24 +124,39 @@ class _Job:
         teaching = Teaching(
             self.checkpoint.folder, self.reference.folder, self.allocation, self.spec
         )
-        rows = [*self.rows, *teaching.general(self._general_count(), self.progress)]
-        course = self._course(teaching, rows)
+        epochs = self._epochs(teaching.general(self._count("general"), self.progress))
+        course = self._course(teaching, epochs)
         done = train(course, folder, self.progress)
         for file in self.checkpoint.folder.iterdir():
             if file.is_file() and file.suffix != ".safetensors" and file.name != "manifest.json":
                 shutil.copyfile(file, folder / file.name)
         shutil.copyfile(done.kept / "model.safetensors", folder / "model.safetensors")
         write_json(folder / TRAINING, as_json(done.points))
-        general = len(rows) - len(self.rows)
-        return {**done.facts, "train_rows": len(self.rows), "general_rows": general}
+        counts = {f"{kind}_rows": self._count(kind) for kind in ("perturbed", "general")}
+        return {**done.facts, "train_rows": len(self.rows), **counts}
 
-    def _general_count(self) -> int:
-        if not self.spec.kl_weight:
-            return 0  # it would teach nothing: no teacher said it
-        share = self.spec.general_share
-        return round(len(self.rows) * share / (1 - share))
+    def _count(self, kind: Literal["perturbed", "general"]) -> int:
+        """Rows an epoch, beside the training rows, that are only compared."""
+        spec = self.spec
+        if not spec.kl_weight:
+            return 0  # they would teach nothing: no teacher said them
+        share = spec.perturbed_share if kind == "perturbed" else spec.general_share
+        return round(len(self.rows) * share / (1 - spec.perturbed_share - spec.general_share))
 
-    def _course(self, teaching: Any, rows: list[TrainingRow]) -> Any:
+    def _epochs(self, general: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
+        """The rows of each epoch; prompts are altered anew for each."""
+        known = training_rows(self.rows, self.shown, self.longest_row)
+        count, seed = self._count("perturbed"), self.spec.seed
+        return [
+            [
+                *known,
+                *perturbed_rows(self.rows, self.shown, count, self.longest_row, f"{seed}-{epoch}"),
+                *general,
+            ]
+            for epoch in range(math.ceil(self.spec.epochs))
+        ]
+
+    def _course(self, teaching: Any, epochs: list[list[TrainingRow]]) -> Any:
         from edgedistill.training.trainer import Course, Examined, Schedule
 
         spec, longest = self.spec, self.prompt.max_tokens
@@ -152,8 +168,8 @@ class _Job:
             return Examined(same, teaching.nll(model.model, asked))
 
         return Course(
-            batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
-            batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
+            batches=plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed),
+            batches_per_epoch=math.ceil(len(epochs[0]) / spec.batch_size),
             schedule=Schedule(
                 learning_rate=spec.rate,
                 warmup_share=0.05,

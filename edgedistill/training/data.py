@@ -20,8 +20,8 @@ BUCKET = 8  # batches that are sorted by length together
 class TrainingRow:
     """Token IDs of one row; only `answer`, whose last token is the stop token, is supervised.
 
-    `general`: running text, of which `answer` is all but the first token, without a stop token:
-    no teacher said it, so it is only compared with what another model predicts there.
+    `general`: no teacher said it, so it is only compared with what another model predicts there.
+    Running text has an `answer` that is all but its first token, without a stop token.
     """
 
     id: str
@@ -78,14 +78,21 @@ def _require_promises(row: TrainingRow, stop_id: int, max_length: int | None) ->
 def plan_batches(
     rows: Sequence[TrainingRow], size: int, epochs: float, seed: int
 ) -> list[list[TrainingRow]]:
-    """Every batch of the run in order, decided by the seed alone.
+    """Every batch of the run in order, decided by the seed alone."""
+    return plan_epochs([rows] * math.ceil(epochs), size, epochs, seed)
+
+
+def plan_epochs(
+    rows_of: Sequence[Sequence[TrainingRow]], size: int, epochs: float, seed: int
+) -> list[list[TrainingRow]]:
+    """The same where each epoch has rows of its own, as many as the first.
 
     In each epoch rows are shuffled, sorted by length within groups of BUCKET batches, cut into
     batches, and the batches shuffled: little padding, and no order by length.
     """
-    per_epoch = math.ceil(len(rows) / size)
+    per_epoch = math.ceil(len(rows_of[0]) / size)
     batches: list[list[TrainingRow]] = []
-    for epoch in range(math.ceil(epochs)):
+    for epoch, rows in enumerate(rows_of):
         chance = random.Random(f"{seed}-{epoch}")
         shuffled = chance.sample(list(rows), len(rows))
         made = []

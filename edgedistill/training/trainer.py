@@ -298,13 +298,17 @@ def _chosen(history: Sequence[dict[str, Any]], course: Course) -> int:
 
 
 def _gone_stale(history: Sequence[dict[str, Any]], course: Course) -> bool:
-    """Whether none of the last `patience` evaluations is the one that would be chosen."""
-    patience = course.schedule.patience
-    steps = [entry["step"] for entry in history if AGREEMENT in entry]
+    """Whether none of the last `patience` evaluations is the one that would be chosen.
+
+    The start is left out: at the highest learning rate a model that lost little is worse than at
+    its start, and at the end, when the rate has fallen, better.
+    """
+    patience, trained = course.schedule.patience, [e for e in history if e["step"] > 0]
+    steps = [entry["step"] for entry in trained if AGREEMENT in entry]
     return (
         patience is not None
         and len(steps) > patience
-        and _chosen(history, course) not in steps[-patience:]
+        and _chosen(trained, course) not in steps[-patience:]
     )
 
 
