@@ -109,7 +109,7 @@ class FitSpec(Strict):
         description="highest one; it falls to 0 linearly. None: 3e-5 for full, 2e-4 for lora, and "
         "ten times and twice that with start: student",
     )
-    epochs: float = Field(4, gt=0, description="passes over the training rows")
+    epochs: float = Field(2.5, gt=0, description="passes over the training rows")
     batch_size: int = Field(16, ge=1, description="rows a step")
     kl_weight: float = Field(
         1.0, ge=0, description="weight of KL(unquantized student || this one) beside the NLL"
