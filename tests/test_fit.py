@@ -31,7 +31,12 @@ from edgedistill.torch_runtime import load_model
 PROMPT = StudentSpec(weights="tiny", max_tokens=8)
 CHECK = TextCheck(kind="exact")
 SPEC = FitSpec(
-    method="full", learning_rate=2e-3, epochs=8, batch_size=4, general_share=0.4, evaluations=4
+    learning_rate=2e-3,
+    epochs=8,
+    batch_size=4,
+    perturbed_share=0.2,
+    general_share=0.2,
+    evaluations=4,
 )
 
 
