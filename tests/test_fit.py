@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,9 +95,8 @@ def test_the_start_wins_when_fitting_makes_it_worse(
     fitted = run(checkpoint, dataset, tmp_path, ruinous)
     manifest = json.loads((fitted.folder / "manifest.json").read_text("utf-8"))
     assert manifest["facts"]["chosen_step"] == 0
-    measured = [p["validation_nll"] for p in points(fitted)[1:]]
     # Patience: after the start, one evaluation that is no better ends it.
-    assert all(a > b for a, b in itertools.pairwise(measured[:-1]))
+    assert 3 <= len(points(fitted)) < 1 + SPEC.evaluations
     same = load_model(checkpoint.folder).state_dict()
     for name, tensor in load_model(fitted.folder).state_dict().items():
         assert torch.equal(tensor, same[name])

@@ -235,9 +235,8 @@ def require_budget(folder: Path, spec: AllocationSpec, target: Target) -> None:
     budget = budget_bytes(spec, target, layout, folder)
     if budget is None:
         return
-    shapes = {
-        n: s[1:] for n, s in matrices(layout).items() if n in stored_together(layout, spec.onnx)
-    }
+    together = stored_together(layout, spec.onnx)
+    shapes = {name: shape[1:] for name, shape in matrices(layout).items() if name in together}
     smallest = sum(
         min(stored_bytes(*shape, kind) for kind in _offered(name, shape[1], spec, target.kernels))
         for name, shape in shapes.items()
