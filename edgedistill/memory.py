@@ -1,9 +1,13 @@
-"""Peak resident memory of this process and its children, sampled while a stage works."""
+"""Memory of this process: its peak with its children, sampled while a stage works, and what the
+allocator does with what training frees."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 import psutil
@@ -15,6 +19,42 @@ TEACHER = "teacher"
 INTERVAL_SECONDS = 0.1
 # Finding children reads the whole process table, and takes that time from whoever computes.
 CHILDREN_EVERY = 5  # intervals
+
+# Options of glibc's <malloc.h>: their values while freed memory is kept, and afterwards, which are
+# where glibc's own adapting thresholds end in a program that frees blocks of many megabytes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+KEEPING = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+USUAL = ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20), (M_MMAP_MAX, 65536))
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within it, memory that is freed is used again instead of going back to the system.
+
+    A training step makes and frees gradients and logits of many megabytes. glibc maps each of them
+    anew, and the system clears every page of it again. Other C libraries are left as they are.
+    """
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    for option, value in KEEPING:
+        libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in USUAL:
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows
+        return None
+    # mallopt alone is no sign of glibc: Android's has other options.
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 class PeakMemory:

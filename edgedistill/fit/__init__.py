@@ -124,7 +124,8 @@ class _Job:
         teaching = Teaching(
             self.checkpoint.folder, self.reference.folder, self.allocation, self.spec
         )
-        epochs = self._epochs(teaching.general(self._count("general"), self.progress))
+        general = teaching.general(self._count("general"), self.progress)
+        epochs = self._epochs(general)
         course = self._course(teaching, epochs)
         done = train(course, folder, self.progress)
         for file in self.checkpoint.folder.iterdir():
@@ -132,8 +133,13 @@ class _Job:
                 shutil.copyfile(file, folder / file.name)
         shutil.copyfile(done.kept / "model.safetensors", folder / "model.safetensors")
         write_json(folder / TRAINING, as_json(done.points))
-        counts = {f"{kind}_rows": self._count(kind) for kind in ("perturbed", "general")}
-        return {**done.facts, "train_rows": len(self.rows), **counts}
+        answered = sum(not row.general for row in epochs[0])
+        counts = {
+            "train_rows": answered,
+            "perturbed_rows": len(epochs[0]) - answered - len(general),
+            "general_rows": len(general),
+        }
+        return {**done.facts, **counts}
 
     def _count(self, kind: Literal["perturbed", "general"]) -> int:
         """Rows an epoch, beside the training rows, that are only compared."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from edgedistill.fit.trial import Asked, Trial
+from edgedistill.memory import freed_memory_kept
 from edgedistill.number_formats import usable
 from edgedistill.progress import Progress
 
@@ -37,7 +38,10 @@ def measured(
         parameter.requires_grad_(False)
     groups = _passes(trial, types)
     costs: Costs = {}
-    with progress.task("measure sensitivity", len(asked) * len(groups), "prompts") as task:
+    with (
+        progress.task("measure sensitivity", len(asked) * len(groups), "prompts") as task,
+        freed_memory_kept(),
+    ):
         for group in groups:
             costs |= _one_pass(trial, group, asked, seed, task.advance)
     kinds = sorted({kind for by_type in costs.values() for kind in by_type})

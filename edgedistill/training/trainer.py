@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from edgedistill.artifacts import RESUME, sync_files, write_atomic
 from edgedistill.errors import TrainingError
+from edgedistill.memory import freed_memory_kept
 from edgedistill.progress import Progress, Task
 from edgedistill.results import TrainingPoint
 from edgedistill.torch_runtime import device
@@ -115,7 +116,8 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
             callbacks=[watcher],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+        with freed_memory_kept():
+            trainer.train(resume_from_checkpoint=str(begin) if begin else None)
     points = training_points(trainer.state.log_history, course.batches_per_epoch)
     chosen = course.choose(points)
     return Trained(
