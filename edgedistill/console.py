@@ -102,15 +102,19 @@ class PlainTask:
         self.total = total
         self.unit = unit
         self.done = 0.0
-        self.started = plain.clock()
+        self.counted_from = (plain.clock(), 0.0)
+        self.begun = False
 
     def advance(self, amount: float = 1, shown: str = "") -> None:
         self.done += amount
         self.plain.progressed(lambda: self._line(shown))
+        if amount and not self.begun:
+            # What comes with the first unit, a start or an earlier run's work, tells no pace.
+            self.begun, self.counted_from = True, (self.plain.clock(), self.done)
 
     def _line(self, shown: str) -> str:
-        seconds = max(self.plain.clock() - self.started, 1e-9)
-        rate = self.done / seconds
+        since, before = self.counted_from
+        rate = (self.done - before) / max(self.plain.clock() - since, 1e-9)
         left = None if self.total is None or not rate else (self.total - self.done) / rate
         parts = [counted(self.done, self.total, self.unit), speed(rate, self.unit)]
         parts += [f"{duration(left)} left"] if left is not None else []

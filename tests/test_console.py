@@ -50,6 +50,18 @@ def test_plain_progress_at_most_every_30_seconds() -> None:
     ]
 
 
+def test_a_slow_start_is_not_taken_for_the_pace() -> None:
+    said: list[str] = []
+    clock = Clock()
+    with Plain(said.append, clock).task("fit", 100, "steps") as task:
+        task.advance(0)  # an earlier run did nothing
+        clock.now += 90  # and then something else is measured first
+        for _ in range(31):
+            clock.now += 1
+            task.advance()
+    assert said[-1] == "  fit: 31/100 steps, 1.0 steps/s, 69 s left"
+
+
 def test_live_shows_stages_and_bars() -> None:
     console = Console(force_terminal=True, width=120, record=True, file=io.StringIO())
     with Live(console) as live:
