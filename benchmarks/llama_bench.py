@@ -5,8 +5,9 @@
 LLAMA_BENCH is the program, built from the source package of the installed llama-cpp-python (its
 vendor/llama.cpp: `cmake -B b -DCMAKE_BUILD_TYPE=Release && cmake --build b -t llama-bench`).
 Every round runs each file in both, who goes first alternating. Prints JSON: tokens/s of both, and
-ours / theirs as a median over rounds with its spread. Files can be compared with each other, too:
-they were run in turn.
+ours / theirs as a median over rounds with its middle half; and, of both programs' runs, each file's
+rate over the first file's in the same round (`of_first`): is it slower than the stock type of as
+many bytes?
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
             else:
                 ours = _ours(model, given.threads)
                 pairs.append((ours, _theirs(given.program, model, given.threads)))
-    rows = [_row(model, pairs) for model, pairs in found.items()]
+    rows = [_row(model, pairs, found[given.models[0]]) for model, pairs in found.items()]
     result = {"machine": machine.facts(), "threads": given.threads, "rows": rows}
     print(json.dumps(result, indent=2))
 
@@ -59,17 +60,34 @@ def _theirs(program: Path, model: Path, threads: int) -> Rates:
     return {"pp" if test["n_prompt"] else "tg": float(test["avg_ts"]) for test in tests}
 
 
-def _row(model: Path, pairs: list[tuple[Rates, Rates]]) -> dict[str, object]:
+def _row(
+    model: Path, pairs: list[tuple[Rates, Rates]], first: list[tuple[Rates, Rates]]
+) -> dict[str, object]:
     row: dict[str, object] = {"model": model.name, "bytes": model.stat().st_size}
     for test in ("pp", "tg"):
-        ratios = sorted(ours[test] / theirs[test] for ours, theirs in pairs)
+        of_first = [
+            mine[test] / its[test]
+            for both, its_both in zip(pairs, first, strict=True)
+            for mine, its in zip(both, its_both, strict=True)
+        ]
         row[test] = {
             "ours": round(statistics.median(ours[test] for ours, _ in pairs), 1),
             "llama_bench": round(statistics.median(theirs[test] for _, theirs in pairs), 1),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+            **_spread("ratio", [ours[test] / theirs[test] for ours, theirs in pairs]),
+            **_spread("of_first", of_first),
         }
     return row
+
+
+def _spread(name: str, ratios: list[float]) -> dict[str, object]:
+    """Median, and the middle half of the runs."""
+    low, _, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    )
+    return {
+        name: round(statistics.median(ratios), 3),
+        f"{name}_middle_half": [round(low, 3), round(high, 3)],
+    }
 
 
 if __name__ == "__main__":
