@@ -73,7 +73,7 @@ def build_onnx(
         words = option_words(format, version, nodes_by_kind(config), tied, wide)
         _run(words, parse_format(format), checkpoint, temporary)
         made = temporary / "made"
-        _own_tokenizer(checkpoint, made)
+        _write_tokenizer(checkpoint, made)
         _own_config(made / CONFIG, context_tokens, threads)
         if destination.exists():
             shutil.rmtree(destination)
@@ -232,13 +232,18 @@ def _run(words: Sequence[str], asked: OnnxFormat | None, checkpoint: Path, scrat
         child.close()
 
 
-def _own_tokenizer(checkpoint: Path, made: Path) -> None:
+def _write_tokenizer(checkpoint: Path, made: Path) -> None:
     """The tokenizer that training used, in place of what a save by transformers made of it."""
-    tokenizer = json.loads((checkpoint / TOKENIZER).read_text("utf-8"))
-    (made / TOKENIZER).write_bytes(json.dumps(spelled_out(tokenizer), ensure_ascii=False).encode())
+    (made / TOKENIZER).write_bytes(own_tokenizer(checkpoint))
     config = json.loads((checkpoint / TOKENIZER_CONFIG).read_text("utf-8"))
     (made / TEMPLATE).write_bytes(config["chat_template"].encode())
     shutil.copyfile(checkpoint / TOKENIZER_CONFIG, made / TOKENIZER_CONFIG)
+
+
+def own_tokenizer(checkpoint: Path) -> bytes:
+    """The tokenizer.json of a checkpoint as its ONNX model has it."""
+    tokenizer = json.loads((checkpoint / TOKENIZER).read_text("utf-8"))
+    return json.dumps(spelled_out(tokenizer), ensure_ascii=False).encode()
 
 
 def spelled_out(tokenizer: dict[str, Any]) -> dict[str, Any]:

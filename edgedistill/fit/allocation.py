@@ -31,9 +31,10 @@ from edgedistill.errors import ConfigError, Problem
 from edgedistill.fit.proposals import search
 from edgedistill.footprint import CACHE_BYTES, largest_size, shape_of_layout
 from edgedistill.number_formats import stored_bytes, usable
+from edgedistill.onnx_builder import own_tokenizer
 from edgedistill.onnx_nodes import node_of
 from edgedistill.progress import Progress
-from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
+from edgedistill.prompting import TOKENIZER_CONFIG
 from edgedistill.quantized_values import stored_together
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.target import BUDGETS, AllocationSpec, Target
@@ -67,7 +68,7 @@ def allocate(
     budget = None if sensitivity is None else budget_bytes(spec, target, layout, checkpoint.folder)
     identity = Identity(
         stage="allocate",
-        version=1,
+        version=2,
         spec={
             "types": list(spec.types),
             "embedding": spec.embedding,
@@ -332,7 +333,7 @@ def other_onnx_bytes(folder: Path, layout: Layout) -> int:
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     tables = 4 * config["max_position_embeddings"] * head
     graph = ONNX_BYTES + ONNX_LAYER_BYTES * config["num_hidden_layers"]
-    tokenizer = sum((folder / name).stat().st_size for name in (TOKENIZER, TOKENIZER_CONFIG))
+    tokenizer = len(own_tokenizer(folder)) + (folder / TOKENIZER_CONFIG).stat().st_size
     return int(sum(4 * np.prod(t.shape) for t in plain) + tables + graph + tokenizer)
 
 
