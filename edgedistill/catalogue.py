@@ -89,11 +89,10 @@ def reached(
     Raises:
         ConfigError: there is no recipe or target of such a name.
     """
-    from edgedistill import workspace
-    from edgedistill.pipeline import plan
+    from edgedistill import planning, workspace
 
     held, devices, problems = everything(recipes, targets)
-    return workspace.reached(partial(plan, workspace=place), held, devices), problems
+    return workspace.reached(partial(planning.everything, workspace=place), held, devices), problems
 
 
 def everything(

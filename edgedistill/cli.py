@@ -317,17 +317,18 @@ def targets(name: str | None) -> None:
 def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
     """Show what the workspace holds, and what a build would reuse."""
     held, devices = _load(recipe, targets)
-    from edgedistill import catalogue, pipeline, tables
+    from edgedistill import catalogue, pipeline, planning, tables
     from edgedistill import workspace as held_by
 
     place = pipeline.Workspace(workspace, Path("dist"))
     reached, problems = catalogue.reached(place, [recipe], targets)
+    refused: list[EdgedistillError] = []
     value = {
         "workspace": str(workspace),
         "traces_bytes": held_by.traces_bytes(workspace),
         "folders": tables.plain(held_by.holds(workspace, reached)),
-        "plan": tables.plain(pipeline.plan(held, devices, place)),
-        "problems": [str(problem) for problem in problems],
+        "plan": tables.plain(planning.plan(held, devices, place, refused)),
+        "problems": [str(problem) for problem in [*problems, *refused]],
     }
     _show(tables.status, value)
 

@@ -13,6 +13,7 @@ EdgedistillError                exit 1
  +- RuntimeFailure              a native child process refused, died or hung
  +- StorageError                the disk is full or a file cannot be written
  +- ArtifactError               a stage folder does not hold what its manifest says
+ +- TargetError                 what a target asks for cannot be made of this student
  +- MissingTool                 a package of an extra is not installed
  +- UsageError                  exit 2: the command line names what is not there, or cannot be
  +- GateFailed                  exit 3: a measured figure is outside a recipe's or target's bound
@@ -119,6 +120,10 @@ class StorageError(EdgedistillError):
 
 class ArtifactError(EdgedistillError):
     """A stage folder does not hold what its manifest promises."""
+
+
+class TargetError(EdgedistillError):
+    """What a target asks for cannot be made of the recipe's student."""
 
 
 class MissingTool(EdgedistillError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgedistill.artifacts import Student
-from edgedistill.errors import ArtifactError
+from edgedistill.errors import ArtifactError, ConfigError, TargetError
 from edgedistill.families import is_own, known_names
 from edgedistill.fit.allocation import require_budget
 from edgedistill.onnx_builder import refuse_unknown
@@ -18,9 +18,16 @@ def require_possible(student: Student, targets: Sequence[Target]) -> None:
     """Refuse before the distillation what targets ask for and this student cannot be made into.
 
     Raises:
-        ArtifactError: names the target's wish and the student.
-        ConfigError: a budget that no choice of types can meet.
+        TargetError: names the target's wish, or a budget that no choice of types can meet, and
+            the student.
     """
+    try:
+        _require(student, targets)
+    except (ArtifactError, ConfigError) as error:
+        raise TargetError(error.what, where=error.where, hint=error.hint) from error
+
+
+def _require(student: Student, targets: Sequence[Target]) -> None:
     for target in targets:
         if target.runtime == ONNX:
             refuse_unknown(student.folder)

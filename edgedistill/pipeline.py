@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from edgedistill.bench import bench, require_gates
 from edgedistill.collect import collect
 from edgedistill.curate import curate
 from edgedistill.distill import distill
-from edgedistill.errors import CollectError, GateFailed
+from edgedistill.errors import GateFailed
 from edgedistill.export import export
 from edgedistill.export.lora import export_lora
 from edgedistill.export.onnx import export_onnx
@@ -35,9 +34,9 @@ from edgedistill.export.optimum_check import check_optimum
 from edgedistill.feasible import require_possible
 from edgedistill.fit import allocate, fit, measure_sensitivity, prove
 from edgedistill.merge import merge
-from edgedistill.pack import pack, write_page
+from edgedistill.pack import pack, shipped_student, write_page
 from edgedistill.pack.optimum import pack_optimum
-from edgedistill.progress import Progress, Silent, Task
+from edgedistill.progress import Progress, Task
 from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
 from edgedistill.recipe import Recipe
 from edgedistill.runtimes import ONNX
@@ -89,10 +88,12 @@ def build(
         EdgedistillError: see errors.py. Running again goes on where this stopped.
     """
     with locked(workspace.root):
-        log = _Recorder(progress)
+        log = Recorder(progress)
         if layout == "optimum":
-            return [_optimum(recipe, target, workspace, log, retry_failed) for target in targets]
-        return _build(recipe, targets, workspace, log, until, retry_failed)
+            return [
+                optimum_stages(recipe, target, workspace, log, retry_failed) for target in targets
+            ]
+        return run_stages(recipe, targets, workspace, log, until, retry_failed)
 
 
 def adapter_alone(
@@ -104,7 +105,7 @@ def adapter_alone(
         EdgedistillError: see errors.py. Running again goes on where this stopped.
     """
     with locked(workspace.root):
-        log, out = _Recorder(progress), workspace.root
+        log, out = Recorder(progress), workspace.root
         learnt = _distilled(recipe, out, log, "lora", retry_failed=False)
         assert learnt is not None  # it ends early only when it is told to
         base = locate(recipe.student.weights, log).path
@@ -113,11 +114,11 @@ def adapter_alone(
         return {name: done for name, done in found.items() if done is not None}
 
 
-def _build(
+def run_stages(
     recipe: Recipe,
     targets: Sequence[Target],
     workspace: Workspace,
-    log: _Recorder,
+    log: Recorder,
     until: str = "pack",
     retry_failed: bool = False,
     page: bool = True,
@@ -141,8 +142,8 @@ def _build(
     ]
 
 
-def _optimum(
-    recipe: Recipe, target: Target, workspace: Workspace, log: _Recorder, retry_failed: bool
+def optimum_stages(
+    recipe: Recipe, target: Target, workspace: Workspace, log: Recorder, retry_failed: bool = False
 ) -> BuildResult:
     """The merged checkpoint in optimum's layout; no target shapes it."""
     out, prompt = workspace.root, recipe.student
@@ -192,7 +193,7 @@ def _distilled(
     return _Distilled(mix, traces, dataset, student, adapter)
 
 
-def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: _Recorder) -> _Started:
+def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: Recorder) -> _Started:
     """What every target of one kind of runtime starts from: an export, checked."""
     prompt, bound = recipe.student, recipe.gates.export_mean_kld
     if onnx:
@@ -229,6 +230,7 @@ def _for_target(
             prove(variant, quantized, out, log)
     if until == "quantize":
         return BuildResult(target, log.manifests())
+    shipped = shipped_student(made.student, variant)
     report = bench(
         recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
         made.checkpoint, exported, variant, quantized, out, log,
@@ -237,12 +239,12 @@ def _for_target(
         require_gates(report)
     except GateFailed:
         if page:
-            write_page(report, recipe, quantized, exported, made.student, log.manifests())
+            write_page(report, recipe, quantized, exported, shipped, log.manifests())
         raise
     bundle = None
     if until == "pack":
         bundle = pack(
-            recipe, target, report, quantized, exported, made.student, log.manifests(),
+            recipe, target, report, quantized, exported, shipped, log.manifests(),
             workspace.dist, log,
         )  # fmt: skip
     figures = json.loads(report.file.read_text("utf-8"))
@@ -324,43 +326,11 @@ class _Started:
     """The export for one kind of runtime, and the list of stages up to there."""
 
     exported: Exported
-    log: _Recorder
-
-
-def plan(
-    recipe: Recipe, targets: Sequence[Target], workspace: Workspace
-) -> list[tuple[str, str, Path]]:
-    """What `build` would do, without doing it: (stage, "reused" or "would run", folder).
-
-    It ends with the first stage that would run: the identity of the ones behind it depends on
-    what that one makes.
-    """
-    steps: list[tuple[str, str, Path]] = []
-    for target in targets:
-        planner = _Planner()
-        # A rule that is broken ends a build, too, and so the plan.
-        with contextlib.suppress(_WouldRun, GateFailed, CollectError):
-            _build(recipe, [target], workspace, _Recorder(planner), page=False)
-        steps += [step for step in planner.steps if step not in steps]
-    return steps
-
-
-class _WouldRun(BaseException):
-    """Ends a plan; never leaves this module. No `except Exception` on the way may swallow it."""
+    log: Recorder
 
 
 @dataclass
-class _Planner(Silent):
-    steps: list[tuple[str, str, Path]] = field(default_factory=list)
-
-    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
-        self.steps.append((name, "reused" if reused else "would run", folder))
-        if not reused:
-            raise _WouldRun
-
-
-@dataclass
-class _Recorder:
+class Recorder:
     """Passes everything on to the listener and remembers each stage's folder, by the stage's name
     and `of`. Candidates are many; the manifest of quantize names them."""
 
@@ -385,9 +355,9 @@ class _Recorder:
     def note(self, text: str) -> None:
         self.listener.note(text)
 
-    def branch(self, of: str = "") -> _Recorder:
+    def branch(self, of: str = "") -> Recorder:
         """The same listener with its own list: what one target adds is not the next one's."""
-        return _Recorder(self.listener, dict(self.folders), of)
+        return Recorder(self.listener, dict(self.folders), of)
 
     def manifests(self) -> dict[str, Mapping[str, Any]]:
         """Manifest of every complete stage so far, in order."""

@@ -20,7 +20,7 @@ from edgedistill.errors import StorageError
 from edgedistill.recipe import Recipe
 from edgedistill.target import Target
 
-STAGE_FOLDER = re.compile(r"[a-z][a-z0-9_]*-[0-9a-f]{16}")
+STAGE_FOLDER = re.compile(r"[a-z][a-z0-9_-]*-[0-9a-f]{16}")
 TRACES = "traces.db"
 LOCK = "lock.db"
 Plan = Callable[[Recipe, Sequence[Target]], Iterable[tuple[str, str, Path]]]

@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 from sample_report import browser_report, phone_report, sample_report
 
-from edgedistill.artifacts import Bundle, Exported, Quantized, Report, Student, digest_of_file
+from edgedistill.artifacts import (
+    Allocation,
+    Bundle,
+    Checkpoint,
+    Exported,
+    Quantized,
+    Report,
+    Student,
+    Variant,
+    digest_of_file,
+)
 from edgedistill.errors import ArtifactError
-from edgedistill.pack import pack
+from edgedistill.pack import pack, shipped_student
 from edgedistill.pack.optimum import pack_optimum
 from edgedistill.pack.publishing import reduced
 from edgedistill.progress import Silent
@@ -331,6 +341,31 @@ def test_texts_of_a_browser_bundle_name_the_page_and_the_runtimes_licence(parts:
     assert re.search(r"@wllama/wllama \S+ \(MIT\)", model_card)
     assert "letter by letter on 95.8" in model_card
     assert page["example"] in {row["prompt"] for row in figures["examples"]}
+
+
+def test_a_page_names_the_tokens_of_the_vocabulary_that_ships(parts: Parts, tmp_path: Path) -> None:
+    """A trimmed one numbers them anew."""
+    keys = {key.key: key for key in tokenizer_keys()}
+    tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    kept = [*range(100), *range(200, len(tokens.value))]
+    for key in (tokens, kinds):
+        keys[key.key] = replace(key, value=[key.value[i] for i in kept])
+    keys["tokenizer.ggml.merges"] = replace(keys["tokenizer.ggml.merges"], value=[])
+    for name in ("bos", "eos"):
+        key = keys[f"tokenizer.ggml.{name}_token_id"]
+        keys[key.key] = replace(key, value=key.value - 100)
+    trimmed = tmp_path / "trimmed"
+    trimmed.mkdir()
+    write_tokenizer(trimmed, list(keys.values()))
+    allocation = Allocation(tmp_path, "5" * 64, {}, None)
+    checkpoint = Checkpoint(trimmed, "6" * 64)
+    variant = Variant("few", checkpoint, None, allocation, None, False, kept)
+    shipped = shipped_student(parts.student, variant)
+    spec = make_recipe().student
+    stops = [StudentPrompt(made.folder, spec).stop_ids for made in (parts.student, shipped)]
+    assert stops == [{258}, {158}]
+    assert replace(shipped, folder=parts.student.folder) == parts.student
+    assert shipped_student(parts.student, None) == parts.student
 
 
 def test_modelfile_prompts_as_in_training(bundle: Bundle, parts: Parts) -> None:

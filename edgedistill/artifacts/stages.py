@@ -134,6 +134,21 @@ def write_json(path: Path, value: Json) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def link_or_copy(source: Path, destination: Path) -> None:
+    """The same file (or each of a folder) under another name; a copy where the disk has no links.
+    What was there under that name goes."""
+    if source.is_dir():
+        destination.mkdir()
+        for each in source.iterdir():
+            link_or_copy(each, destination / each.name)
+        return
+    destination.unlink(missing_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows cannot open a folder to sync it
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from edgedistill.artifacts import (
     Quantized,
     Report,
     Student,
+    Variant,
     digest_of,
     write_atomic,
 )
@@ -38,6 +40,12 @@ Json = Mapping[str, Any]
 WEIGHTS_OF = {"base": "student", "adapter": "distill", "merged": "merge"}
 
 
+def shipped_student(student: Student, variant: Variant | None) -> Student:
+    """The student with the tokenizer of what ships: a trimmed vocabulary numbers its tokens anew,
+    and pages and texts of a bundle name some of them."""
+    return student if variant is None else replace(student, folder=variant.checkpoint.folder)
+
+
 def pack(
     recipe: Recipe,
     target: Target,
@@ -52,6 +60,7 @@ def pack(
     """Make `out/<recipe>-<target>/`, or reuse it when it is the same and whole.
 
     Args:
+        student: see `shipped_student`.
         chain: the manifest of every stage so far, by stage name.
 
     Raises:
@@ -74,7 +83,7 @@ def _identity(
     shown = {"name", "description", "language", "data_licence", "teacher", "student", "distill"}
     return Identity(
         stage=STAGE,
-        version=1,
+        version=2,
         spec={
             "recipe": _without_folders(recipe.model_dump(mode="json", include=shown)),
             "target": target.model_dump(

@@ -6,7 +6,6 @@ Each is a stage of its own, so that targets which want the same candidate share 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from edgedistill.artifacts import (
     Importance,
     Variant,
     digest_of,
+    link_or_copy,
     run_stage,
     tool_versions,
     write_json,
@@ -291,11 +291,11 @@ class _Candidate:
         kept = resume / file.name
         if not kept.exists():
             with self.progress.task(f"make {self.name}", None):
-                if self.name == self.exam.traits.unquantized:
-                    _link(self.exported.model, kept)
+                if self.name == self.exam.traits.unquantized:  # no allocation is called so
+                    link_or_copy(self.exported.model, kept)
                 else:
                     write(kept)
-        _link(kept, file)
+        link_or_copy(kept, file)
 
     def _measure(self, file: Path, folder: Path) -> tuple[dict[str, float], Shape]:
         student = StudentPrompt(self.exported.folder, self.exam.prompt)
@@ -358,18 +358,3 @@ class _Candidate:
         """Whether a trimmed vocabulary cuts a row into the same tokens."""
         own, kept = [*case.asked, *case.answer], self.kept_tokens
         return (own if kept is None else [kept[i] for i in own]) == place.ids
-
-
-def _link(source: Path, destination: Path) -> None:
-    """The same file (or each of a folder) under another name, or a copy where the disk has no
-    links."""
-    if source.is_dir():
-        destination.mkdir()
-        for each in source.iterdir():
-            _link(each, destination / each.name)
-        return
-    destination.unlink(missing_ok=True)
-    try:
-        os.link(source, destination)
-    except OSError:
-        destination.write_bytes(source.read_bytes())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import lzma
 import os
 import shutil
 import zipfile
@@ -18,6 +20,7 @@ from edgedistill.artifacts import (
     MANIFEST,
     Finished,
     digest_of_file,
+    link_or_copy,
     load_finished,
     storing,
     sync_files,
@@ -25,6 +28,10 @@ from edgedistill.artifacts import (
 from edgedistill.errors import ArtifactError, GateFailed, UsageError
 from edgedistill.patch import apply_patch
 from edgedistill.update.contents import CONTENTS, Contents, Entry, read_bundle
+
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def apply(
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir(parents=True)
             try:
-                _fill(making, held, contents, archive)
+                _fill(making, held, contents, archive, file)
                 same = None if compare is None else compare(making, contents)
                 if same is not None and same < len(contents.samples):
                     raise _differs(same, len(contents.samples), file)
@@ -88,16 +95,29 @@ def _opened(file: Path, sha256: str | None) -> Iterator[zipfile.ZipFile]:
         raise UsageError("there is no such update file", where=str(file))
     if sha256 is not None and digest_of_file(file) != sha256.lower():
         _refuse(file, "its sha256 is not the one that was asked for")
+    with contextlib.ExitStack() as stack:
+        with _reading(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+        yield archive
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What `zipfile` and the decompressors raise where a byte is not as it was written."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        yield
+    except UNREADABLE as error:
+        # An offset before the file's beginning is EINVAL; any other number is of the disk.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         _refuse(file, f"it is torn or altered ({error})", error)
 
 
 def _contents(archive: zipfile.ZipFile, file: Path) -> Contents:
     try:
-        contents = Contents.model_validate_json(archive.read(CONTENTS))
+        with _reading(file):
+            written = archive.read(CONTENTS)
+        contents = Contents.model_validate_json(written)
     except KeyError as error:
         _refuse(file, f"it holds no {CONTENTS}", error)
     except ValidationError as error:
@@ -124,25 +144,27 @@ def _require_parts(held: Finished, contents: Contents) -> None:
             )
 
 
-def _fill(making: Path, held: Finished, contents: Contents, archive: zipfile.ZipFile) -> None:
+def _fill(
+    making: Path, held: Finished, contents: Contents, archive: zipfile.ZipFile, file: Path
+) -> None:
     for name, entry in contents.files.items():
         into = making / name
         into.parent.mkdir(parents=True, exist_ok=True)
         if entry.how == "kept":
-            _link(held.folder / (entry.old or name), into)
+            link_or_copy(held.folder / (entry.old or name), into)
             continue
         source = f"files/{name}" if entry.how == "added" else f"patches/{name}"
         try:
-            with archive.open(source) as stream:
+            with _reading(file), archive.open(source) as stream:
                 found = _written(stream, held, entry, into)
         except KeyError as error:
-            _refuse(into, f"it holds no {source}", error)
+            _refuse(file, f"it holds no {source}", error)
         if found != entry.sha256 or into.stat().st_size != entry.bytes:
-            _refuse(into, f"{name} does not have the sha256 that {CONTENTS} says")
+            _refuse(file, f"{name} does not have the sha256 that {CONTENTS} says")
     sync_files(making)
     done = load_finished(making, reused=False)
     if done is None or done.digest != contents.new:
-        _refuse(making, "the bundle that it makes is not the one it promises")
+        _refuse(file, "the bundle that it makes is not the one it promises")
     _carry_over(making, held)
 
 
@@ -157,7 +179,7 @@ def _carry_over(making: Path, held: Finished) -> None:
             continue
         into = making / name
         into.parent.mkdir(parents=True, exist_ok=True)
-        _link(file, into.with_name(f"{into.name}.yours") if into.exists() else into)
+        link_or_copy(file, into.with_name(f"{into.name}.yours") if into.exists() else into)
 
 
 def _written(stream: IO[bytes], held: Finished, entry: Entry, into: Path) -> str:
@@ -166,14 +188,6 @@ def _written(stream: IO[bytes], held: Finished, entry: Entry, into: Path) -> str
     with into.open("wb") as target:
         shutil.copyfileobj(stream, target)
     return digest_of_file(into)
-
-
-def _link(source: Path, into: Path) -> None:
-    """The same file under a second name; a copy where the disk has no links."""
-    try:
-        os.link(source, into)
-    except OSError:
-        shutil.copyfile(source, into)
 
 
 def _old(folder: Path) -> Path:

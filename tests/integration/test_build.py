@@ -128,6 +128,25 @@ def test_a_missed_gate_ends_the_build_and_leaves_the_report(world: World) -> Non
     assert "bench" in shown.stdout
 
 
+def test_a_target_that_the_student_cannot_be_made_for_stops_no_housekeeping(world: World) -> None:
+    allocation = {"name": "few", "types": ["Q4_0", "Q8_0"], "budget_mb": 0.01}
+    given = json.loads(world.target.read_text("utf-8")) | {"name": "few"}
+    targets = world.home / "targets"
+    targets.mkdir(exist_ok=True)
+    impossible = json.dumps({**given, "allocations": [allocation]})
+    (targets / "few.yaml").write_text(impossible, "utf-8")
+    asked = world.call("status", "--recipe", "recipe", "--target", "few", "--json")
+    told = json.loads(asked.stdout)
+    assert [text for text in told["problems"] if "few.budget_mb: 0.01 is below" in text]
+    assert [name for name, *_ in told["plan"]] == ["collect", "curate", "student"]
+    kept = world.call(
+        "gc", "--recipe", "recipe", "--target", "target.yaml", "--dry-run", "--json"
+    )  # fmt: skip
+    assert kept.returncode == 0, kept.stderr
+    assert not [at for at in json.loads(kept.stdout)["folders"] if "candidate" in at]
+    (targets / "few.yaml").unlink()
+
+
 def _swap_rows(values: Any) -> Any:
     changed = values.copy()
     changed[[0, 40]] = changed[[40, 0]]
