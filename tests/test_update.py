@@ -203,6 +203,23 @@ def test_a_torn_update_leaves_the_old_bundle(
     assert files(held) == before
 
 
+def test_one_altered_bit_is_an_error_or_changes_nothing(made: Path, tmp_path: Path) -> None:
+    new, small = bundle(tmp_path / "new", 0, "other words"), tmp_path / "small.edup"
+    update.make(made / "v1", new, small, update.ask, 0)
+    content, promised = small.read_bytes(), files(new)
+    for bit in range(0, 8 * len(content), 11):
+        held = Path(shutil.copytree(made / "v1", tmp_path / "held", copy_function=os.link))
+        altered = bytearray(content)
+        altered[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "altered.edup").write_bytes(altered)
+        try:
+            update.apply(held, tmp_path / "altered.edup")
+            assert files(held) == promised, bit
+        except ArtifactError:
+            assert files(held) == files(made / "v1"), bit
+        shutil.rmtree(held)
+
+
 def test_an_update_for_another_bundle_is_refused(made: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(made / "v3", tmp_path / "other"))
     (other / "model.gguf").write_bytes((made / "v2" / "model.gguf").read_bytes())

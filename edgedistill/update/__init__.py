@@ -7,7 +7,7 @@ docs/update.md describes it for apps that apply it themselves.
 """
 
 from edgedistill.update.apply import Applied, apply
-from edgedistill.update.contents import Contents, Entry, Sample, read_bundle
+from edgedistill.update.contents import Contents, Entry, Sample, read_bundle, require_gguf
 from edgedistill.update.make import Made, make
 from edgedistill.update.samples import ask, compare
 
@@ -22,4 +22,5 @@ __all__ = [
     "compare",
     "make",
     "read_bundle",
+    "require_gguf",
 ]

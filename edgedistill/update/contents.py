@@ -90,3 +90,18 @@ def read_bundle(folder: Path) -> Finished:
         raise ArtifactError(
             "this is not a bundle", where=str(folder), hint="a bundle is what build writes in dist/"
         ) from error
+
+
+def require_gguf(bundle: Finished) -> None:
+    """Refuse a bundle of an ONNX model: a folder, of which no small difference can be made yet.
+
+    Raises:
+        UsageError: it is one.
+    """
+    model = bundle.facts["model"]
+    if not model.endswith(".gguf"):
+        raise UsageError(
+            f"updates and adapters are for bundles of a GGUF file, and {model} is an ONNX model",
+            where=str(bundle.folder),
+            hint="send the new bundle whole",
+        )

@@ -14,7 +14,7 @@ from edgedistill import __version__
 from edgedistill.artifacts import MANIFEST, Finished, digest_of_file, storing
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.patch import segments, write_patch
-from edgedistill.update.contents import CONTENTS, Contents, Entry, Sample, read_bundle
+from edgedistill.update.contents import CONTENTS, Contents, Entry, Sample, read_bundle, require_gguf
 
 STAMP = (1980, 1, 1, 0, 0, 0)  # the same update twice gives the same bytes
 
@@ -44,13 +44,14 @@ def make(
     `ask(bundle, count)` gives answers of the new bundle for `apply(check=True)` to compare.
 
     Raises:
-        UsageError: a folder is not there, or the two bundles are the same.
+        UsageError: a folder is not there, one holds an ONNX model, or the two are the same.
         ArtifactError: one is not a bundle, or was changed since it was made.
     """
     before, after = read_bundle(old), read_bundle(new)
     if before.digest == after.digest:
         raise UsageError("the two bundles are the same: there is nothing to update")
     for bundle in (before, after):
+        require_gguf(bundle)
         _require_unchanged(bundle)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     with storing(destination), contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,32 @@ def ask(bundle: Finished, count: int) -> list[Sample]:
         write_tokenizer(Path(folder), read_tokenizer_keys(model))
         student = StudentPrompt(Path(folder), spec)
         prompts = [student.render(row["prompt"]) for row in report["examples"][:count]]
-    with LlamaCpp(model, adapter=_adapter(bundle.folder, bundle.facts)) as runtime:
+    longest, context = spec.max_tokens, _context(prompts, spec.max_tokens)
+    adapter = _adapter(bundle.folder, bundle.facts)
+    with LlamaCpp(model, context_tokens=context, adapter=adapter) as runtime:
         return [
-            Sample(
-                prompt=prompt,
-                max_tokens=spec.max_tokens,
-                answer=_answer(runtime, prompt, spec.max_tokens),
-            )
+            Sample(prompt=prompt, max_tokens=longest, answer=_answer(runtime, prompt, longest))
             for prompt in prompts
         ]
 
 
 def compare(folder: Path, contents: Contents) -> int:
     """How many samples the bundle in `folder` answers exactly as the update says."""
-    adapter = _adapter(folder, {"adapter": contents.adapter})
-    with LlamaCpp(folder / contents.model, adapter=adapter) as runtime:
+    adapter, asked = _adapter(folder, {"adapter": contents.adapter}), contents.samples
+    context = _context(
+        [sample.prompt for sample in asked], max((sample.max_tokens for sample in asked), default=0)
+    )
+    with LlamaCpp(folder / contents.model, context_tokens=context, adapter=adapter) as runtime:
         return sum(
             _answer(runtime, sample.prompt, sample.max_tokens) == sample.answer
             for sample in contents.samples
         )
+
+
+def _context(prompts: Sequence[str], max_tokens: int) -> int:
+    """Enough for all of them: no tokenizer makes more tokens of a text than it has bytes, but for
+    a few of its own around them."""
+    return max((len(prompt.encode()) for prompt in prompts), default=0) + max_tokens + 8
 
 
 def _adapter(folder: Path, facts: Mapping[str, Any]) -> Path | None:
