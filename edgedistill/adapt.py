@@ -8,6 +8,7 @@ llama.cpp adds it when it runs. The new bundle holds the old one's model unchang
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from edgedistill.artifacts import (
     write_atomic,
     write_json,
 )
+from edgedistill.browser import WEB
 from edgedistill.checks import make_checker
 from edgedistill.errors import ArtifactError, DatasetError, GateFailed, UsageError
 from edgedistill.fidelity import EvalRow, Kld, compare, read_rows, record, shuffled
@@ -36,7 +38,8 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe
 from edgedistill.runtime import LlamaCpp
-from edgedistill.update import read_bundle
+from edgedistill.update import read_bundle, require_gguf
+from edgedistill.workspace import locked
 
 FIGURES = "adapter.json"
 KLD_ROWS = 12
@@ -65,12 +68,21 @@ def adapt(
     stored as `type` (F32, F16 or Q8_0).
 
     Raises:
-        UsageError: the recipe's student is not the bundle's model, or `into` is there already.
+        UsageError: the recipe's student is not the bundle's model, its runtime takes no adapter,
+            or `into` is there already.
         ArtifactError: it is no bundle, or has an adapter already.
-        GateFailed: step "adapt": agreement is below the recipe's gate.
+        GateFailed: step "adapt": agreement is below the recipe's gate or the old bundle's, or the
+            runtime's predictions are not those that were trained.
     """
     held = read_bundle(bundle)
+    require_gguf(held)
     model = held.folder / held.facts["model"]
+    if any(name.startswith(f"{WEB}/") for name in held.manifest["outputs"]):
+        raise UsageError(
+            "the page of a browser bundle takes no adapter",
+            where=str(bundle),
+            hint="build the new bundle, and send it by `edgedistill update make`",
+        )
     if held.facts.get("adapter"):
         raise ArtifactError(
             "this bundle has an adapter already",
@@ -88,12 +100,25 @@ def adapt(
         )
     stages = adapter_alone(recipe, workspace, progress, type)
     lora = stages["lora"].folder / stages["lora"].facts["file"]
-    figures = measure(recipe, model, lora, stages, progress)
-    bound = recipe.gates.merged_agreement
-    if bound is not None and figures.agreement < bound:
-        what = f"agreement is {figures.agreement:.3f} on held-out prompts, below {bound:g}"
-        raise GateFailed("adapt", what, where=str(lora))
+    with locked(workspace.root):  # gc may not take away what is measured
+        figures = measure(recipe, model, lora, stages, progress)
+    _require_gates(recipe, figures, lora)
     return _pack(held, recipe, stages, lora, figures, into)
+
+
+def _require_gates(recipe: Recipe, figures: Adapted, lora: Path) -> None:
+    bound, found = recipe.gates.merged_agreement, f"agreement is {figures.agreement:.3f}"
+    if bound is not None and figures.agreement < bound:
+        raise GateFailed("adapt", f"{found} on held-out prompts, below {bound:g}", where=str(lora))
+    if figures.agreement < figures.agreement_before:
+        what = f"{found} on held-out prompts, and {figures.agreement_before:.3f} without it"
+        raise GateFailed("adapt", what, where=str(lora))
+    if figures.kld.mean_kld > recipe.gates.adapter_mean_kld:
+        what = (
+            f"mean KLD is {figures.kld.mean_kld:.2g} from what was trained to what the runtime "
+            f"computes, above {recipe.gates.adapter_mean_kld:g}"
+        )
+        raise GateFailed("adapt", what, where=str(lora))
 
 
 def measure(
@@ -105,15 +130,12 @@ def measure(
         raise DatasetError("there are no held-out rows to measure with")
     task = _Sitting(recipe, StudentPrompt(stages["student"].folder, recipe.student), rows, progress)
     chosen = sorted(rows, key=lambda row: shuffled(row.id, 0))[:KLD_ROWS]
-    scratch = stages["lora"].folder / "resume"
-    scratch.mkdir(exist_ok=True)
-    try:
+    with tempfile.TemporaryDirectory(prefix="edgedistill-adapt-") as name:
+        scratch = Path(name)
         before = task.agreement("bundle alone", model, None)
         after = task.agreement("with the adapter", model, lora, chosen, scratch / "after.f32")
         folders = stages["student"].folder, stages["distill"].folder
         kld = task.kld(folders, chosen, scratch / "before.f32", scratch / "after.f32")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Adapted(len(rows), before, after, kld)
 
 

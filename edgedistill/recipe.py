@@ -207,6 +207,12 @@ class RecipeGates(Strict):
     )
     merge_mean_kld: float = Field(1e-6, gt=0, description="highest mean KLD adapter to merged")
     export_mean_kld: float = Field(1e-4, gt=0, description="highest mean KLD merged to exported")
+    adapter_mean_kld: float = Field(
+        5e-3,
+        gt=0,
+        description="for `adapt`: highest mean KLD from student and adapter in torch to the "
+        "bundle's quantized model and adapter in its runtime, whose kernels round",
+    )
 
 
 class Recipe(Strict):

@@ -3,12 +3,13 @@ measure the file where it will run."""
 
 from edgedistill.browser.chromium import BROWSER_VARIABLE, find_browser
 from edgedistill.browser.model import WllamaModel
-from edgedistill.browser.page import LARGEST_MODEL_BYTES, page_files, student_config
+from edgedistill.browser.page import LARGEST_MODEL_BYTES, WEB, page_files, student_config
 from edgedistill.browser.wllama import WLLAMA, package_file, package_files
 
 __all__ = [
     "BROWSER_VARIABLE",
     "LARGEST_MODEL_BYTES",
+    "WEB",
     "WLLAMA",
     "WllamaModel",
     "find_browser",
