@@ -105,7 +105,11 @@ def _byte_level(values: Mapping[str, Any], where: Path) -> Any:
     tokens: list[str] = values["tokenizer.ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in values["tokenizer.ggml.merges"]]
     own = {"ignore_merges": True} if name in WHOLE_WORDS else {}
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, **own))
+    ids = {token: i for i, token in enumerate(tokens)}
+    try:
+        tokenizer = Tokenizer(models.BPE(ids, merges, **own))
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        _refuse(where, f"its merges and tokens do not go together: {error}")
     splits = [pre.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name]]
     tokenizer.pre_tokenizer = pre.Sequence(
         [*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)]

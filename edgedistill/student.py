@@ -21,14 +21,15 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.converter import HINT, checkout
-from edgedistill.errors import WeightsError
+from edgedistill.errors import ArtifactError, WeightsError
 from edgedistill.families import ARCHITECTURES, is_own, known_names
+from edgedistill.gguf_header import read_header
 from edgedistill.gguf_student import check_student, complete_config
 from edgedistill.gguf_tokenizer import NAME, build_tokenizer, tokenizer_config
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
-from edgedistill.weights import describe, locate
+from edgedistill.weights import ModelFile, describe, locate
 
 TOKENIZER_GGUF = "tokenizer.gguf.json"
 KEPT_TOKENS = "kept-tokens.json"  # of a trimmed checkpoint: the IDs its tokens had before
@@ -66,23 +67,17 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
 
     def work(folder: Path) -> dict[str, Any]:
         file = locate(spec.weights, progress)
-        reader = _opened(file.path)
-        keys = tokenizer_keys(reader)
-        name = reader.fields.get(NAME)
-        write_tokenizer(folder, keys, name.contents() if name else "")
-        StudentPrompt(folder, StudentSpec(weights=spec.weights))
-        weights = folder / RESUME / "weights.gguf"
-        write_without_tokenizer(reader, weights)
-        made = _convert(weights, file.path, folder, keys, _architecture(reader))
-        if is_own(folder):
-            complete_config(reader, folder)
-            check_student(reader, folder, file.path)
-        else:
-            progress.note(
-                f"{_architecture(reader)} is read by transformers and not compared with the file: "
-                f"this family is not among {known_names()}"
-            )
-        return {**made, "weights": file.name, "licence": file.licence}
+        try:
+            read_header(file.path)  # says what is wrong and where
+            return _make(folder, file, spec, progress)
+        except WeightsError as error:  # of the folder that was to become the student
+            raise WeightsError(error.what, where=str(file.path), hint=error.hint) from error
+        except ArtifactError as error:
+            _refuse(file.path, error.what, error)
+        # A damaged key turns up where it is used; chained, so that a fault of ours is found.
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            told = f"what it says of its tokenizer or layers cannot be used: {error!r}"
+            _refuse(file.path, told, error)
 
     done = run_stage(identity, out, progress, work)
     return Student(
@@ -92,6 +87,26 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
         licence=about.licence,
         source=f"{about.name} sha256:{about.sha256}",
     )
+
+
+def _make(folder: Path, file: ModelFile, spec: StudentSpec, progress: Progress) -> dict[str, Any]:
+    reader = _opened(file.path)
+    keys = tokenizer_keys(reader)
+    name = reader.fields.get(NAME)
+    write_tokenizer(folder, keys, name.contents() if name else "")
+    StudentPrompt(folder, StudentSpec(weights=spec.weights))
+    weights = folder / RESUME / "weights.gguf"
+    write_without_tokenizer(reader, weights)
+    made = _convert(weights, file.path, folder, keys, _architecture(reader))
+    if is_own(folder):
+        complete_config(reader, folder)
+        check_student(reader, folder, file.path)
+    else:
+        progress.note(
+            f"{_architecture(reader)} is read by transformers and not compared with the file: "
+            f"this family is not among {known_names()}"
+        )
+    return {**made, "weights": file.name, "licence": file.licence}
 
 
 def read_tokenizer_keys(path: Path) -> list[Key]:

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import tiny
 
-from edgedistill.errors import ArtifactError, EdgedistillError, RuntimeFailure
+from edgedistill.errors import ArtifactError, EdgedistillError, RuntimeFailure, WeightsError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.gguf_header import read_header
 from edgedistill.progress import Silent
+from edgedistill.recipe import StudentSpec
 from edgedistill.runtime import LlamaCpp, quantize_file
-from edgedistill.student import TOKENIZER_GGUF
+from edgedistill.student import TOKENIZER_GGUF, prepare_student
 
 SECONDS = 60.0  # longest wait for an answer; a hang is longer than any load
 KINDS = ("header", "keys", "tensors", "data", "cut")
@@ -69,6 +70,10 @@ def quantize(file: Path) -> None:
     quantize_file(file, file.with_name("q.gguf"), "Q4_0", 1, request_seconds=SECONDS)
 
 
+def study(file: Path) -> None:
+    prepare_student(StudentSpec(weights=str(file)), file.parent / "stages", Silent())
+
+
 def ending(work: Callable[[Path], None], file: Path) -> str:
     """How it ended: accepted, refused by our own reading, refused by llama.cpp, or its death.
 
@@ -93,6 +98,22 @@ def test_a_damaged_file_is_an_error_or_taken(model: Path, tmp_path: Path, number
     assert ending(quantize, file) != "hung"
 
 
+@pytest.mark.parametrize("number", range(6 * len(KINDS)))
+def test_a_damaged_student_is_an_error_or_taken(model: Path, tmp_path: Path, number: int) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(damaged(model, number))
+    with contextlib.suppress(WeightsError):
+        study(file)
+
+
+@pytest.mark.parametrize("lost", ["merges", "tokens", "token_type"])
+def test_a_student_without_a_key_says_so(model: Path, tmp_path: Path, lost: str) -> None:
+    key = f"tokenizer.ggml.{lost}".encode()
+    (tmp_path / "m.gguf").write_bytes(model.read_bytes().replace(key, key[:-1] + b"x"))
+    with pytest.raises(WeightsError, match=f"m.gguf.*tokenizer.ggml.{lost}"):
+        study(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize("number", range(400))
 def test_reading_a_header_is_bounded(model: Path, tmp_path: Path, number: int) -> None:
     file = tmp_path / "m.gguf"
@@ -107,7 +128,7 @@ def main(count: int) -> None:
         for number in range(count):
             file = model.with_name("damaged.gguf")
             file.write_bytes(damaged(model, number))
-            for work in (load, quantize):
+            for work in (load, quantize, study):
                 found[work.__name__, KINDS[number % len(KINDS)], ending(work, file)] += 1
         for key, times in sorted(found.items()):
             print(*key, times, sep="\t")
