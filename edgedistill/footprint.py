@@ -98,7 +98,8 @@ def onnx_memory(files: int, shape: Shape, context_tokens: int) -> int:
 def run_time_bytes(shape: Shape, context_tokens: int) -> int:
     """KV cache in f16 and llama.cpp's compute buffers, in bytes: its formula without the file.
 
-    Both terms equal what llama.cpp itself reports for the two supported architectures.
+    Both terms equal what llama.cpp itself reports for Llama and Qwen2. Where some layers look back
+    over a window only (Gemma 3), the cache is smaller than this.
     """
     cache = 2 * shape.layers * shape.kv_heads * shape.head_size * context_tokens * 2
     buffers = min(MICRO_BATCH, context_tokens) * (shape.vocabulary + 2 * shape.width) * 4

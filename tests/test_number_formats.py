@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgedistill.number_formats import onnx_format, stored_bytes, usable
+from edgedistill.gguf_header import bytes_as, type_for
+from edgedistill.number_formats import FORMATS, onnx_format, stored_bytes, usable
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,14 @@ def test_what_llama_cpp_puts_in_its_place(name: str, columns: int, stored: str) 
 )
 def test_stored_bytes(name: str, columns: int, size: int) -> None:
     assert stored_bytes(3, columns, name) == 3 * size
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("columns", [32, 40, 256, 576, 4096])
+def test_what_is_planned_is_what_a_file_is_checked_by(name: str, columns: int) -> None:
+    written = type_for(name, columns)
+    assert written == usable(name, columns)
+    assert stored_bytes(3, columns, name) == bytes_as(written, (3, columns))
 
 
 def test_onnx() -> None:

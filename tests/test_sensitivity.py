@@ -70,17 +70,21 @@ def test_the_prediction_is_the_kld_that_is_measured(
 
 
 def test_errors_that_add_up_are_seen(tmp_path: Path) -> None:
-    """A base on the grid of Q4_1 and a small update of it everywhere: rounding to that grid undoes
-    the update, which no single matrix tells."""
+    """A base on the grid of Q4_1, and a step of training in every matrix: rounding to that grid
+    undoes the step, in all of them in the same direction, which no single one tells."""
     student = tiny.tiny_student(tmp_path / "student")
     dataset = tiny.tiny_dataset(tmp_path / "data", 8)
+    model = load_model(student.folder)
+    shown = StudentPrompt(student.folder, SPEC)
+    for row in read_rows(dataset.folder / "validation.jsonl"):
+        ids = torch.tensor([shown.prompt_ids(row.prompt) + shown.answer_ids(row.answer)])
+        model(input_ids=ids, labels=ids).loss.backward()
     file = student.folder / "model.safetensors"
-    state, chance = load_file(file), np.random.default_rng(1)
-    for name, values in state.items():
-        if values.ndim == 2 and "embed" not in name:
-            grid = quantize_dequantize(torch.from_numpy(values), "Q4_1").numpy()
-            update = 0.006 * np.outer(*(chance.standard_normal(n) for n in values.shape))
-            state[name] = (grid + update).astype(np.float32)
+    state = load_file(file)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            grid = quantize_dequantize(parameter.data, "Q4_1")
+            state[name] = (grid - 0.002 * parameter.grad.sign()).numpy()
     save_file(state, file, metadata={"format": "pt"})
     out = tmp_path / "out"
     checkpoint = Checkpoint(student.folder, "updated")
@@ -89,6 +93,9 @@ def test_errors_that_add_up_are_seen(tmp_path: Path) -> None:
     costs = json.loads(found.file.read_text("utf-8"))
     asked = json.loads(found.asked.read_text("utf-8"))
     trial = Trial(student.folder, asked, {})
-    for kind in kinds:
-        total = sum(by_type[kind] for by_type in costs.values())
+    totals = {kind: sum(by_type[kind] for by_type in costs.values()) for kind in kinds}
+    for kind, total in totals.items():
         assert total == pytest.approx(trial.kld(dict.fromkeys(costs, kind)), rel=1e-6)
+    alone = {kind: sum(trial.kld({name: kind}) for name in costs) for kind in ("Q4_0", "Q4_1")}
+    raised = {kind: totals[kind] / alone[kind] for kind in alone}
+    assert raised["Q4_1"] > 1.5 * raised["Q4_0"]

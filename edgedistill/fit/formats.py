@@ -2,8 +2,10 @@
 
 Formats without a search are plain torch. IQ4_NL and the 32-weight formats with an importance are a
 search in torch, and on a CPU the library's own, which is faster. K formats are searched by the
-library alone. A search at every training step would be most of the training, so `freeze` runs it
-once and `quantize_on` rounds to the scales it found, in torch on the weight's own device.
+library alone. On processors other than x86-64 the library does all of llama.cpp's formats:
+compilers fuse its multiplications and additions there, which rounds once less. A search at every
+training step would be most of the training, so `freeze` runs it once and `quantize_on` rounds to
+the scales it found, in torch on the weight's own device.
 
 A name such as "int4-b32" is ONNX Runtime's MatMulNBits; `importance` means nothing to it.
 `weight` is what the runtime's quantizer reads: of an f16 file, the f16 values.
@@ -11,6 +13,7 @@ A name such as "int4-b32" is ONNX Runtime's MatMulNBits; `importance` means noth
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +30,8 @@ from edgedistill.number_formats import FORMATS, ONNX_NAME, onnx_format
 
 CHUNK = 2**18  # weights at a time: 1 MB for each temporary; 2^18 and 2^20 took alike
 CUDA_CHUNK = 2**26
+FUSED = platform.machine().lower() not in ("x86_64", "amd64")
 CASTS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-UNSEARCHED = "Q8_0"  # takes no notice of an importance
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,13 @@ def quantize_dequantize(weight: Tensor, name: str, importance: Tensor | None = N
     Raises:
         ValueError: no such format, its block does not divide `columns` (see
             number_formats.usable), or `weight` is not float32.
-        MissingTool: a search needs llama.cpp's library, which is not installed.
+        MissingTool: llama.cpp's library is needed, and not installed.
     """
     _check(weight, name)
     weight = weight.detach()
     searched = is_searched(name, importance is not None)
-    if searched and (name in K_FORMATS or weight.device.type == "cpu"):
+    library = searched or (FUSED and name in BLOCK_FORMATS)
+    if library and (name in K_FORMATS or weight.device.type == "cpu"):
         given = None if importance is None else importance.detach().cpu().numpy()
         made = ggml.quantize_dequantize(weight.cpu().numpy(), name, given)
         return torch.from_numpy(made).to(weight.device)
@@ -85,13 +89,15 @@ def is_searched(name: str, weighed: bool) -> bool:
     """Whether scales of this format are searched: too slow to do at each step of a training."""
     if name in K_FORMATS:
         return True
-    return (
-        name in SEARCHED_FORMATS and name != UNSEARCHED and (weighed or name not in BLOCK_FORMATS)
-    )
+    return name in SEARCHED_FORMATS and (weighed or name not in BLOCK_FORMATS)
 
 
 def fake_quantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Tensor:
-    """`quantize_dequantize` whose gradient with respect to `weight` is the identity."""
+    """`quantize_dequantize` whose gradient with respect to `weight` is the identity.
+
+    For a training loop of one's own; fitting itself does the same once a step for all parts of a
+    batch (latent.py).
+    """
     made: Tensor = _StraightThrough.apply(weight, quantize_dequantize, (name, importance))
     return made
 
@@ -127,12 +133,6 @@ def quantize_on(weight: Tensor, grid: Grid) -> Tensor:
         at = slice(rows.start * groups, rows.stop * groups)
         steps = Steps(*(None if part is None else part[at] for part in grid.steps))
         made[rows] = _values(weight[rows], grid.name, grid.searched, grid.group, steps)
-    return made
-
-
-def fake_quantize_on(weight: Tensor, grid: Grid) -> Tensor:
-    """`quantize_on` whose gradient with respect to `weight` is the identity."""
-    made: Tensor = _StraightThrough.apply(weight, quantize_on, (grid,))
     return made
 
 

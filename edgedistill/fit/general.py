@@ -19,7 +19,7 @@ GREEDY = 4  # tokens after the first that are the likeliest: a start that makes 
 def general_rows(
     model: Any, count: int, begin: int | None, seed: int, task: Task
 ) -> list[TrainingRow]:
-    """`count` texts of up to LENGTH tokens, each from a random first token (after `begin`, the BOS,
+    """`count` texts of LENGTH tokens, each from a random first token (after `begin`, the BOS,
     where the model wants one), sampled at temperature 1; decided by the seed alone."""
     import torch
 

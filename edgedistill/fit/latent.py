@@ -55,16 +55,13 @@ class Latent(torch.nn.Module):  # type: ignore[misc]
         self._steps = 0
         self.trained = torch.nn.ParameterDict()
         chance = torch.Generator().manual_seed(seed)
-        for name in self._matrices(rank):
+        skipped = rank is not None
+        self._learning = [n for n in types if not (skipped and _is_embedding(model, n))]
+        for name in self._learning:
             for part, value in self._fresh(name, rank, chance).items():
                 self.trained[_key(name, part)] = torch.nn.Parameter(value)
         for name, parameter in self._own.items():
             parameter.requires_grad_(name in self._learning)
-
-    def _matrices(self, rank: int | None) -> list[str]:
-        skipped = rank is not None
-        self._learning = [n for n in self.types if not (skipped and _is_embedding(self.model, n))]
-        return self._learning
 
     def _fresh(self, name: str, rank: int | None, chance: torch.Generator) -> dict[str, Tensor]:
         start = self._start[name]
@@ -72,7 +69,7 @@ class Latent(torch.nn.Module):  # type: ignore[misc]
             del self._start[name]  # the parameter itself holds it from here on
             return {"weight": start}
         rows, columns = start.shape
-        bound = math.sqrt(3.0 / columns) / math.sqrt(3.0)  # peft's Kaiming bound for a = sqrt(5)
+        bound = 1.0 / math.sqrt(columns)  # peft's: Kaiming's with a = sqrt(5)
         down = torch.empty(rank, columns).uniform_(-bound, bound, generator=chance)
         return {"A": down, "B": torch.zeros(rows, rank)}
 

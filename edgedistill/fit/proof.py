@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ def prove(variant: Variant, quantized: Quantized, out: Path, progress: Progress)
                 f"{len(different)} of {count} matrices in the file are not what was fitted: "
                 + ", ".join(different[:NAMED]),
                 where=str(quantized.model),
-                hint="the runtime's quantizer does not do what this version of edgedistill knows; "
-                "install the pinned versions (constraints.txt) and build again",
+                hint="the runtime's quantizer does not do what this version of edgedistill knows "
+                f"(on {platform.machine()}); install the pinned versions (constraints.txt) and "
+                "build again",
             )
         return {"matrices": count}
 
