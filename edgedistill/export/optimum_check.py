@@ -25,19 +25,11 @@ from edgedistill.artifacts import (
 from edgedistill.errors import DatasetError, GateFailed, RuntimeFailure
 from edgedistill.export.optimum import CHILD, FORMATS, PINS, STEP_SECONDS
 from edgedistill.fidelity import EvalRow, Kld, compare, read_rows, record
+from edgedistill.handover import KLD_ROWS, chosen_rows, conversations, difference
 from edgedistill.own_environment import OwnEnvironment, prepare, read_pins, run_script
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
-
-KLD_ROWS = 12
-# What a user may type, in one turn and in several.
-TURNS = (
-    "Hello!",
-    "Hi. What can I do?",
-    "  Count to 10:\n\t1, 2, 3 — näïve 中文 🙂 it's <b>2024</b>",
-    "4",
-)
 
 
 def check_optimum(
@@ -99,7 +91,7 @@ class _Handover:
             raise DatasetError("there are no validation rows to check the export on")
         self._same_files()
         compared = self._same_tokens(rows)
-        chosen = rows[:: max(1, len(rows) // KLD_ROWS)][:KLD_ROWS]
+        chosen = chosen_rows(rows)
         found = self._kld([self._supervised(row) for row in chosen], folder)
         whole = found[FORMATS[0].dtype]
         if not whole.mean_kld <= bound:
@@ -130,9 +122,7 @@ class _Handover:
     def _same_tokens(self, rows: Sequence[EvalRow]) -> int:
         """transformers 4 on the exported folder: the same text and IDs as in training."""
         talks = [self.student.messages(row.prompt, row.history) for row in rows]
-        roles = ("user", "assistant")
-        turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(TURNS)]
-        talks += [turns[:count] for count in range(1, len(turns) + 1)]
+        talks += [talk for _, talk, _ in conversations()]
         asks = [talk[-1]["role"] == "user" for talk in talks]
         rendered = [self.student.render_messages(*pair) for pair in zip(talks, asks, strict=True)]
         asked = [
@@ -151,13 +141,7 @@ class _Handover:
                 self._fail(f"its chat template gives {other!r} instead of {own!r}")
         for text, found in zip(texts, said["ids"], strict=True):
             if (wanted := self.student.encode(text)) != found:
-                pairs = enumerate(zip(wanted, found, strict=False))
-                shorter = min(len(wanted), len(found))
-                at = next((i for i, (a, b) in pairs if a != b), shorter)
-                self._fail(
-                    f"token IDs of {text[:60]!r} differ at position {at}: {found[at : at + 3]} "
-                    f"instead of {wanted[at : at + 3]}"
-                )
+                self._fail(f"token IDs of {text[:60]!r} differ {difference(wanted, found)}")
         return len(texts)
 
     def _supervised(self, row: EvalRow) -> tuple[list[int], int]:

@@ -26,6 +26,7 @@ from edgedistill.artifacts import (
 from edgedistill.errors import DatasetError, GateFailed, RuntimeFailure
 from edgedistill.families import is_own
 from edgedistill.fidelity import EvalRow, Kld, compare, read_rows, record
+from edgedistill.handover import KLD_ROWS, chosen_rows, conversations, difference
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
@@ -34,19 +35,10 @@ from edgedistill.runtimes import LLAMA, Runtime
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import Tensor, read_layout, read_plain_tensors
 
-KLD_ROWS = 12
 NAMED_TENSORS = 3
 TOKENS_KEY, TEMPLATE_KEY = "tokenizer.ggml.tokens", "tokenizer.chat_template"
 EOS_KEY = "tokenizer.ggml.eos_token_id"
 EMBEDDING = "token_embd.weight"
-SHORT = 60
-# Rendered through the chat template: what a user may type, in one turn and in several.
-TURNS = (
-    "Hello!",
-    "Hi. What can I do?",
-    "  Count to 10:\n\t1, 2, 3 — näïve 中文 🙂 it's <b>2024</b>",
-    "4",
-)
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ class Handover:
     ) -> Mapping[str, Any]:
         if not validation:
             raise DatasetError("there are no validation rows to check the export on")
-        chosen = validation[:: max(1, len(validation) // KLD_ROWS)][:KLD_ROWS]
+        chosen = chosen_rows(validation)
         file = _open(self.model)
         self._same_keys({name: file.fields[name].contents() for name in _tokenizer_keys(file)})
         self._same_vocabulary(file)
@@ -293,16 +285,6 @@ class Handover:
             self.fail(f"these tensors do not hold the checkpoint's values: {named}{more}")
 
 
-def conversations() -> Iterator[tuple[str, list[dict[str, str]], bool]]:
-    """Conversations of one and of several turns: label, messages, whether an answer is asked."""
-    for turns in range(1, len(TURNS) + 1):
-        talk = [
-            {"role": ("user", "assistant")[i % 2], "content": text}
-            for i, text in enumerate(TURNS[:turns])
-        ]
-        yield f"a conversation of {turns} turns", talk, turns % 2 == 1
-
-
 def _open(model: Path) -> Any:
     from gguf import GGUFReader
 
@@ -334,22 +316,3 @@ def _relative_difference(tensor: Tensor, stored: Any) -> float:
 
 def _is_long(value: Any) -> bool:
     return isinstance(value, list)
-
-
-def difference(wanted: Any, found: Any) -> str:
-    """Where two values part, in words."""
-    if isinstance(wanted, list | str) and isinstance(found, list | str):
-        at = next(
-            (i for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b),
-            min(len(wanted), len(found)),
-        )
-        if isinstance(wanted, list) or len(wanted) + len(found) > SHORT:
-            here = f"position {at} of {len(wanted)}"
-            return f"at {here}: {_shown(found, at)} instead of {_shown(wanted, at)}"
-    return f"{found!r} instead of {wanted!r}"
-
-
-def _shown(value: Sequence[Any], at: int) -> str:
-    if at >= len(value):
-        return "nothing"
-    return repr(value[at] if isinstance(value, list) else value[at : at + SHORT])

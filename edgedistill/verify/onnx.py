@@ -20,12 +20,13 @@ from edgedistill.artifacts import (
 )
 from edgedistill.errors import DatasetError, RuntimeFailure
 from edgedistill.fidelity import EvalRow, read_rows
+from edgedistill.handover import KLD_ROWS, chosen_rows, conversations, difference
 from edgedistill.onnx_runtime import OnnxGenai
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
 from edgedistill.runtimes import ONNX
-from edgedistill.verify import KLD_ROWS, Handover, conversations, difference
+from edgedistill.verify import Handover
 
 TEMPLATE_KEY = "chat_template"
 
@@ -82,7 +83,7 @@ def _check(
 ) -> Mapping[str, Any]:
     if not validation:
         raise DatasetError("there are no validation rows to check the export on")
-    chosen = validation[:: max(1, len(validation) // KLD_ROWS)][:KLD_ROWS]
+    chosen = chosen_rows(validation)
     before, after = folder / "merged.f32", folder / "exported.f32"
     try:
         with OnnxGenai(task.model, context_tokens=task.longest(rows)) as runtime:
