@@ -38,6 +38,11 @@ TAKES: Mapping[str, tuple[Callable[[str], bool], str]] = {
 }
 
 
+def is_stock(name: str) -> bool:
+    """Whether a candidate of that name is a format of whole files, and not an allocation."""
+    return any(takes(name) for takes, _ in TAKES.values())
+
+
 class Roofline(Strict):
     """What bounds decoding: tokens/s = efficiency x bandwidth / bytes read a token."""
 
@@ -74,8 +79,9 @@ class TargetGates(Strict):
     )
 
 
-# From merged they are measured (docs/few-bytes.md; lora without the KL term). From student no
-# measurement chose them: the first answers are learnt there, so they are higher.
+# From merged, the fitted figures of docs/few-bytes.md are at these (full 2e-5 and lora 2e-4 end
+# alike there, without the KL term); no search chose them. From student the first answers are
+# learnt, so they are higher.
 RATES = {
     ("merged", "full"): 3e-5,
     ("merged", "lora"): 2e-4,
@@ -328,6 +334,9 @@ class Target(Strict):
             place = "allocations" if self.allocations else "formats"
             raise FieldError(f"two candidates are called {', '.join(twice)}", place)
         for at, each in enumerate(self.allocations):
+            if is_stock(each.name):
+                said = f"{each.name} is a format's name; choose another"
+                raise FieldError(said, "allocations", at, "name")
             self._require_types(at, each)
         if self.latency == "roofline" and self.roofline is None:
             raise FieldError("latency: roofline needs the field roofline", "latency")

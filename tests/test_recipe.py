@@ -120,6 +120,13 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
             "write `fit: {}` for the defaults",
         ),
         ("name: small", "name: small\nallocations:\n  mine: 1", 2, "allocations", "a list: begin"),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - {name: F16, types: [Q8_0]}",
+            3,
+            "allocations[0].name",
+            "F16 is a format's name; choose another",
+        ),
         ("budget_mb: 300", "budget_mb: -1", 7, "memory_budget_mb", "greater than 0"),
         ("name: small", "name: small\ngates: {max_kl: 1}", 2, "gates.max_kl", "unknown field"),
     ],

@@ -38,7 +38,8 @@ def test_token_mixes_can_be_read() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_figure_of_a_target_has_a_source(name: str) -> None:
     target = load_target(TARGETS[name])
-    figures = {"formats", "context_tokens", "memory_budget_mb"}
+    chosen = {"threads", "kernels", "allocations"} & target.model_fields_set
+    figures = {"formats", "context_tokens", "memory_budget_mb", *chosen}
     figures |= {f"gates.{field}" for field in target.gates.model_fields_set}
     figures |= (
         {f"roofline.{f}" for f in target.roofline.model_fields_set} if target.roofline else set()

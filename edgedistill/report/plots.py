@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from edgedistill.report.units import duration
-from edgedistill.target import GGUF_FORMATS
+from edgedistill.target import is_stock
 
 WIDE, NARROW = 660, 340  # CSS pixels
 COLOURS = {  # stand-in: CSS variable; see report.css for the values
@@ -186,12 +186,16 @@ def _intervals(
 
 
 def _bars(report: Report) -> list[tuple[int, float]]:
-    """Gates on agreement as (row, share): on the merged model, and on the loss by quantizing."""
+    """Gates on agreement as (row, share): on the merged model, and on what is lost from the
+    exported one to what ships. A step of an allocation's own starts elsewhere and has no bar."""
     values = {row["model"]: row["overall"]["value"] for row in report["agreements"]}
-    order = list(values)
+    order, gates = list(values), report["gates"]
+    in_all = any(gate["name"] == "agreement_drop_in_all" for gate in gates)
     bars = []
-    for gate in report["gates"]:
-        if gate["name"].endswith("agreement_drop"):
+    for gate in gates:
+        if gate["name"] == "agreement_drop_in_all" or (
+            not in_all and (gate["step"], gate["name"]) == ("quantize", "agreement_drop")
+        ):
             row, bound = "quantized", values.get("exported", 0.0) - gate["bound"]
         elif gate["name"].endswith("agreement"):
             row, bound = "merged", gate["bound"]
@@ -233,7 +237,7 @@ def _candidates(figure: Figure, report: Report, narrow: bool) -> None:
 
 
 def _candidate(axes: Axes, row: Report, field: str) -> None:
-    kind = "D" if row["fitted"] else ("o" if stock(row["format"]) else "s")
+    kind = "D" if row["fitted"] else ("o" if is_stock(row["format"]) else "s")
     marker = ("*" if row["chosen"] else kind) if row["passed"] else "x"
     size = 15 if row["chosen"] else 7
     at, colour = (row["bytes"] / 1e6, row[field]), STUDENT if row["passed"] else BAD
@@ -245,18 +249,13 @@ def _candidate(axes: Axes, row: Report, field: str) -> None:
 
 
 def _best_stock(axes: Axes, rows: Sequence[Report], field: str) -> None:
-    """A line along the stock types that no smaller stock type beats."""
+    """A line along the stock formats that no smaller stock format beats."""
     best: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: row["bytes"]):
         better = max if field == "agreement" else min
-        if stock(row["format"]) and (not best or better(best[-1][1], row[field]) != best[-1][1]):
+        if is_stock(row["format"]) and (not best or better(best[-1][1], row[field]) != best[-1][1]):
             best.append((row["bytes"] / 1e6, row[field]))
     axes.plot(*zip(*best, strict=True) if best else ([], []), color=MUTED, linewidth=1, zorder=1)
-
-
-def stock(name: str) -> bool:
-    """Whether a candidate is one of llama.cpp's own mixtures."""
-    return name.partition(":")[0] in GGUF_FORMATS
 
 
 def _end_to_end(figure: Figure, report: Report, narrow: bool) -> None:
