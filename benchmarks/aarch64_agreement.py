@@ -1,7 +1,7 @@
 """The same GGUF files on this machine's kernels and on emulated aarch64 ones.
 
     python benchmarks/aarch64_agreement.py FILE.gguf... --recipe RECIPE \\
-        --held-out .edgedistill/curate-KEY/held_out.jsonl --tokenizer .edgedistill/merge-KEY \\
+        --held-out .edgedistill/curate-KEY/held_out.jsonl \\
         [--rows 24] [--device phone] [--threads 2] [--keep FOLDER]
 
 For each file, on held-out rows that are chosen by ID alone: agreement with the teacher on both
@@ -33,6 +33,7 @@ from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import BenchSpec, Recipe, load_recipe
 from edgedistill.runtime import CHILD, LlamaCpp
+from edgedistill.student import read_tokenizer_keys, write_tokenizer
 
 
 class Told(Silent):
@@ -52,6 +53,7 @@ def main() -> None:
         rows = choose(read_rows(given.held_out), BenchSpec(emulated_prompts=given.rows))
         with tempfile.TemporaryDirectory() as scratch:
             keep = given.keep or Path(scratch)
+            (keep / "tokenizer").mkdir(parents=True, exist_ok=True)
             files = [_measured(file, given, recipe, rows, child, keep) for file in given.files]
     except EdgedistillError as error:
         raise SystemExit(str(error)) from error
@@ -74,7 +76,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--recipe", default="support-sql")
     parser.add_argument("--held-out", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--device", choices=sorted(emulator.PROCESSORS), default="phone")
     parser.add_argument("--threads", type=int, default=machine.threads())
@@ -90,11 +91,14 @@ def _measured(
     child: emulator.Emulator,
     keep: Path,
 ) -> dict[str, Any]:
-    prompt = StudentPrompt(given.tokenizer, recipe.student)
+    # Each file's own: a vocabulary may be trimmed.
+    write_tokenizer(keep / "tokenizer", read_tokenizer_keys(file))
+    prompt = StudentPrompt(keep / "tokenizer", recipe.student)
     context = max(512, context_needed(prompt, rows, recipe.student.max_tokens))
     sha256, held_out = digest_of_file(file), digest_of_file(given.held_out)
-    # Kept figures belong to one file, one processor and one set of prompts.
-    key = digest_of([sha256, held_out, emulator.identity(given.device), given.threads])
+    # Kept figures belong to one file, one processor, one set of prompts and one way to ask them.
+    asked = recipe.student.model_dump(mode="json", exclude={"weights"})
+    key = digest_of([sha256, held_out, asked, emulator.identity(given.device), given.threads])
     folder = keep / key[:16]
 
     def model(name: str, command: tuple[str, ...]) -> Model:

@@ -37,8 +37,8 @@ class Emulated:
 
 
 def wanted(spec: BenchSpec, target: Target) -> bool:
-    """Whether the target runs llama.cpp on an ARM processor that is neither at hand nor this one,
-    and the recipe does not turn emulation off."""
+    """Whether the target runs llama.cpp on an ARM processor whose speed is estimated, so that it is
+    not at hand, and the recipe does not turn emulation off."""
     return target.runtime != ONNX and _elsewhere(spec, target)
 
 

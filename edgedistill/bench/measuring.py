@@ -27,6 +27,7 @@ from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.bench.unquantized import Unquantized, followed, held_out, unquantized_models
 from edgedistill.checks import Checker, make_checker
+from edgedistill.errors import MissingTool, RuntimeFailure, WeightsError
 from edgedistill.fidelity import EvalRow, read_rows, rows_that_fit
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -186,11 +187,14 @@ def _emulated(
     target, spec = build.target, build.recipe.bench
     if not emulated.wanted(spec, target):
         return [], emulated.cannot(spec, target)
-    if problem := emulator.emulator_problem():
-        told = f"{emulated.NOT_MEASURED}{problem}"
-        progress.note(told)
+    try:
+        child = emulator.prepare_aarch64(target.device_class, progress)
+    except (MissingTool, WeightsError, RuntimeFailure) as error:
+        # A tool, the network for llama.cpp's sources, a compiler: none is worth the whole build.
+        told = f"{emulated.NOT_MEASURED}{error.what}"
+        again = "" if isinstance(error, MissingTool) else f"; remove {resume.parent} to try again"
+        progress.note(told + again)
         return [], [told]
-    child = emulator.prepare_aarch64(target.device_class, progress)
     threads, tokens = emulated.threads(target), build.recipe.student.max_tokens
     here, there = (
         device_model(

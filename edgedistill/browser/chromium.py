@@ -87,7 +87,7 @@ class Chromium:
         text = self._printed.read().decode("utf-8", "replace")
         return [line for line in text.splitlines() if line.strip()][-LAST_LINES:]
 
-    def peak_memory_bytes(self) -> int | None:
+    def memory_bytes(self) -> int | None:
         """Resident bytes of its largest process now: the one with the page. None once it ended."""
         sizes = []
         for process in self._tree():

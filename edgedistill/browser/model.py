@@ -42,6 +42,7 @@ class WllamaModel:
         job_seconds: float = JOB_SECONDS,
     ) -> None:
         self._model, self._width, self._job_seconds = model, 0, job_seconds
+        self._peak = 0
         files: dict[str, File] = {**measuring_files(config, runtime), str(config["model"]): model}
         self._server = JobServer(files)
         try:
@@ -88,8 +89,12 @@ class WllamaModel:
         return [int(token) for token in rows.argmax(1)]
 
     def peak_memory_bytes(self) -> int | None:
-        """Resident bytes of the page's process now."""
-        return self._chromium.peak_memory_bytes()
+        """The most resident bytes of the page's process, looked at twice a second from its load
+        on; None where that is not known."""
+        found = self._chromium.memory_bytes()
+        if found is not None:
+            self._peak = max(self._peak, found)
+        return self._peak or None
 
     def _ask(self, verb: str, **given: Any) -> Any:
         self._server.put({"do": verb, **given})
@@ -104,6 +109,7 @@ class WllamaModel:
                 raise self._failure(f"the browser cannot {verb}: {error}") from None
             if done is not None:
                 return done
+            self.peak_memory_bytes()
             code = self._chromium.exit_code()
             if code is not None:
                 raise self._failure(f"the browser died while it should {verb} (exit code {code})")
