@@ -109,9 +109,13 @@ def test_the_start_wins_when_fitting_makes_it_worse(
         ((0.92, 0.84), (0.027, 0.020), 0),
         ((0.80, 0.82, 0.96, 0.92), (0.020, 0.010, 0.030, 0.020), 2),
         ((0.90, 0.90), (0.02, 0.02), 0),
+        ((0.94, 0.92, 0.86, 0.90, 0.94), (0.027, 0.0172, 0.027, 0.0167, 0.0173), 4),
+        ((0.94, 0.92, 0.94), (0.027, 0.0172, 0.019), 1),
+        ((0.94, 0.94, 0.94, 0.94), (0.02, 0.0150, 0.0156, 0.0162), 2),  # no creeping up
+        ((0.80, 0.82, 0.96, 0.96), (0.020, 0.010, 0.030, 0.020), 3),
     ],
 )
-def test_of_like_agreement_the_likelier_is_chosen(
+def test_the_last_that_is_as_good_as_any_is_chosen(
     agreements: tuple[float, ...], likelihoods: tuple[float, ...], chosen: int
 ) -> None:
     points = [

@@ -40,6 +40,7 @@ from edgedistill.training.examine import agreement
 __all__ = ["allocate", "fit", "measure_sensitivity", "prove"]
 
 TRAINING = "training.json"
+SAME = 0.05  # a share; of 50 prompts the NLL is known to a fifth
 
 
 def fit(
@@ -67,7 +68,7 @@ def fit(
     """
     identity = Identity(
         stage="fit",
-        version=3,
+        version=4,
         spec={
             "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
@@ -205,9 +206,12 @@ class _Job:
 
 
 def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
-    """The evaluation where the teacher's text is likeliest, of those whose agreement is no more
-    than one standard error of a proportion below the highest (the one-standard-error rule: Breiman
-    et al. 1984, section 3.4.3). A few rows tell agreement coarsely, and likelihood finely.
+    """The last evaluation that is as good as any: its agreement no more than one standard error of
+    a proportion below the highest (the one-standard-error rule: Breiman et al. 1984, section
+    3.4.3), and its NLL no more than SAME above the lowest of such. A few rows tell agreement
+    coarsely, and likelihood finely, but not that finely; the learning rate falls from one
+    evaluation to the next, and with it what chance has in the weights. The start stays where
+    nothing is likelier.
 
     It is applied to one evaluation after the other, and never comes back to an earlier one.
     """
@@ -216,11 +220,14 @@ def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
         for point in points
         if point.validation_agreement is not None
     ]
-    kept, highest = measured[0], 0.0
-    for point in measured:
+    start = kept = measured[0]
+    highest, bound = start[0], start[1]
+    for point in measured[1:]:
         highest = max(highest, point[0])
         floor = highest - math.sqrt(highest * (1 - highest) / validation_rows)
-        likelier = point[0] >= floor and point[1] < kept[1]
-        if likelier or kept[0] < floor:
-            kept = point
+        likely = point[1] < start[1] if kept is start else point[1] <= bound
+        if kept[0] < floor:
+            kept, bound = point, point[1] * (1 + SAME)
+        elif point[0] >= floor and likely:
+            kept, bound = point, min(bound, point[1] * (1 + SAME))
     return kept[2]
