@@ -42,7 +42,7 @@ class WllamaModel:
         job_seconds: float = JOB_SECONDS,
     ) -> None:
         self._model, self._width, self._job_seconds = model, 0, job_seconds
-        self._peak = 0
+        self._peak, self._answers_only = 0, True
         files: dict[str, File] = {**measuring_files(config, runtime), str(config["model"]): model}
         self._server = JobServer(files)
         try:
@@ -81,6 +81,8 @@ class WllamaModel:
         wllama gives probabilities in float32 and not logits: those below 1e-45 become e^-104, and a
         row is not finite where a logit is above 88.
         """
+        self.peak_memory_bytes()
+        self._answers_only = False
         self._server.put({"do": "logits", "ids": ids, "first": first})
         body = self._wait("logits", self._job_seconds)
         rows = np.frombuffer(body, "<f4").reshape(len(ids) - first, self._width)
@@ -90,8 +92,9 @@ class WllamaModel:
 
     def peak_memory_bytes(self) -> int | None:
         """The most resident bytes of the page's process, looked at twice a second from its load
-        on; None where that is not known."""
-        found = self._chromium.memory_bytes()
+        on, until logits are asked for: no page of a bundle does, and they are large. None where
+        that is not known."""
+        found = self._chromium.memory_bytes() if self._answers_only else None
         if found is not None:
             self._peak = max(self._peak, found)
         return self._peak or None
