@@ -185,16 +185,9 @@ def _emulated(
     """The link to the target's own kernels with a note on it, or a note on why there is none;
     nothing where it is not wanted."""
     target, spec = build.target, build.recipe.bench
-    if not emulated.wanted(spec, target):
-        return [], emulated.cannot(spec, target)
-    try:
-        child = emulator.prepare_aarch64(target.device_class, progress)
-    except (MissingTool, WeightsError, RuntimeFailure) as error:
-        # A tool, the network for llama.cpp's sources, a compiler: none is worth the whole build.
-        told = f"{emulated.NOT_MEASURED}{error.what}"
-        again = "" if isinstance(error, MissingTool) else f"; remove {resume.parent} to try again"
-        progress.note(told + again)
-        return [], [told]
+    child, notes = _processor(build, resume, progress)
+    if child is None:
+        return [], notes
     threads, tokens = emulated.threads(target), build.recipe.student.max_tokens
     here, there = (
         device_model(
@@ -220,6 +213,23 @@ def _emulated(
         f"(QEMU as {child.processor.cpu}); nothing of it was timed"
     )
     return [emulated.link(found, shares, target)], [told]
+
+
+def _processor(
+    build: Build, resume: Path, progress: Progress
+) -> tuple[emulator.Emulator | None, list[str]]:
+    """The emulator of the target's processor; or None, and a note where one is wanted."""
+    target, spec = build.target, build.recipe.bench
+    if not emulated.wanted(spec, target):
+        return None, emulated.cannot(spec, target)
+    try:
+        return emulator.prepare_aarch64(target.device_class, progress), []
+    except (MissingTool, WeightsError, RuntimeFailure) as error:
+        # A tool, the network for llama.cpp's sources, a compiler: none is worth the whole build.
+        told = f"{emulated.NOT_MEASURED}{error.what}"
+        again = "" if isinstance(error, MissingTool) else f"; remove {resume.parent} to try again"
+        progress.note(told + again)
+        return None, [told]
 
 
 def _speed(

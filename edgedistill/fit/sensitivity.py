@@ -62,21 +62,27 @@ def measure_sensitivity(
         from edgedistill.fit.fisher import measured
         from edgedistill.fit.trial import Trial, means
 
-        shown = StudentPrompt(checkpoint.folder, prompt)
-        # Not training rows: what it knows by heart, a student predicts after any rounding.
-        rows = read_rows(dataset.folder / "validation.jsonl")
-        rows = sorted(rows, key=lambda row: shuffled(row.id, SEED))[:PASSES]
-        asked = [
-            (shown.prompt_ids(row.prompt, row.history), shown.answer_ids(row.answer))
-            for row in rows
-        ]
+        asked = _asked(checkpoint, dataset, prompt)
         onnx = all(MIXED_NAME.fullmatch(kind) for kind in types)
         trial = Trial(checkpoint.folder, asked, means(importance), onnx)
         repeated = [asked[i % len(asked)] for i in range(PASSES)]
         costs = measured(trial, repeated, sorted(types), SEED, progress)
         write_json(folder / COSTS, costs)
         write_json(folder / ASKED, asked)
-        return {"rows": len(rows), "tensors": len(costs)}
+        return {"rows": len(asked), "tensors": len(costs)}
 
     done = run_stage(identity, out, progress, work)
     return Sensitivity(done.folder, done.digest, done.folder / COSTS, done.folder / ASKED)
+
+
+def _asked(
+    checkpoint: Checkpoint, dataset: Dataset, prompt: StudentSpec
+) -> list[tuple[list[int], list[int]]]:
+    """Token IDs of prompts and answers. Not of training rows: what it knows by heart, a student
+    predicts after any rounding."""
+    shown = StudentPrompt(checkpoint.folder, prompt)
+    rows = read_rows(dataset.folder / "validation.jsonl")
+    rows = sorted(rows, key=lambda row: shuffled(row.id, SEED))[:PASSES]
+    return [
+        (shown.prompt_ids(row.prompt, row.history), shown.answer_ids(row.answer)) for row in rows
+    ]
