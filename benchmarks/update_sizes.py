@@ -38,7 +38,8 @@ def main() -> None:
                     old, new = (_quantized(file, kind, Path(name)) for file in (old, new))
                 rows.append({"format": kind, **_difference(old, new, Path(name))})
             if given.files:
-                rows.append({"format": "as given", **_difference(*given.files, Path(name))})
+                old, new = given.files
+                rows.append({"format": "as given", **_difference(old, new, Path(name))})
     except EdgedistillError as error:
         raise SystemExit(str(error)) from error
     of = {name: digest_of_file(file) for name, file in (("old", given.old), ("new", given.new))}
