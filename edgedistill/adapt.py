@@ -107,18 +107,23 @@ def adapt(
 
 
 def _require_gates(recipe: Recipe, figures: Adapted, lora: Path) -> None:
-    bound, found = recipe.gates.merged_agreement, f"agreement is {figures.agreement:.3f}"
+    bound, kld = recipe.gates.merged_agreement, figures.kld.mean_kld
+    found = f"agreement is {figures.agreement:.3f} on held-out prompts"
+    learn = "collect more traces, or change the recipe's distill; the bundle stays as it is"
     if bound is not None and figures.agreement < bound:
-        raise GateFailed("adapt", f"{found} on held-out prompts, below {bound:g}", where=str(lora))
+        raise GateFailed("adapt", f"{found}, below {bound:g}", where=str(lora), hint=learn)
     if figures.agreement < figures.agreement_before:
-        what = f"{found} on held-out prompts, and {figures.agreement_before:.3f} without it"
-        raise GateFailed("adapt", what, where=str(lora))
-    if figures.kld.mean_kld > recipe.gates.adapter_mean_kld:
-        what = (
-            f"mean KLD is {figures.kld.mean_kld:.2g} from what was trained to what the runtime "
-            f"computes, above {recipe.gates.adapter_mean_kld:g}"
+        what = f"{found}, and {figures.agreement_before:.3f} without the adapter"
+        raise GateFailed("adapt", what, where=str(lora), hint=learn)
+    if kld > recipe.gates.adapter_mean_kld:
+        raise GateFailed(
+            "adapt",
+            f"mean KLD is {kld:.2g} from what was trained to what the runtime computes, above "
+            f"{recipe.gates.adapter_mean_kld:g}",
+            where=str(lora),
+            hint="try --type F32; if the answers are good, raise the recipe's "
+            "gates.adapter_mean_kld",
         )
-        raise GateFailed("adapt", what, where=str(lora))
 
 
 def measure(

@@ -123,6 +123,8 @@ def run_stages(
     retry_failed: bool = False,
     page: bool = True,
 ) -> list[BuildResult]:
+    """`build` without its lock, which a plan (planning.py) does not take; without `page` a missed
+    gate draws no report."""
     merged = _merged(recipe, workspace.root, log, until, retry_failed, targets)
     if merged is None or until == "merge":
         return [BuildResult(target, log.manifests()) for target in targets]

@@ -40,7 +40,7 @@ from edgedistill.training.examine import agreement
 __all__ = ["allocate", "fit", "measure_sensitivity", "prove"]
 
 TRAINING = "training.json"
-SAME = 0.05  # a share; of 50 prompts the NLL is known to a fifth
+SAME = 0.05  # a share of the NLL; assumption: less than a few dozen prompts can tell
 
 
 def fit(
