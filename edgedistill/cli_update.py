@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -64,15 +63,13 @@ def _lora(show: Show) -> Callable[..., None]:
     def lora(recipe: str, workspace: Path, type: str, output: Path) -> None:
         """Write the adapter alone as GGUF, for apps that hold the base model already."""
         from edgedistill import pipeline
-        from edgedistill.artifacts import storing
+        from edgedistill.artifacts import write_atomic
 
         place = pipeline.Workspace(workspace, output.parent)
         with _listening() as progress:
             stages = pipeline.adapter_alone(_loaded(recipe), place, progress, type)
         done = stages["lora"]
-        with storing(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(done.folder / done.facts["file"], output)
+        write_atomic(output, (done.folder / done.facts["file"]).read_bytes())
         show(_alone, {"file": str(output), "bytes": output.stat().st_size, **done.facts})
 
     return lora

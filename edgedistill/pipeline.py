@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from edgedistill.artifacts import (
     Exported,
     Finished,
     Importance,
+    Quantized,
+    Report,
     Student,
     Traces,
     Variant,
     load_finished,
+    require_writable,
 )
-from edgedistill.bench import bench, require_gates
+from edgedistill.bench import bench, refusal, require_gates
 from edgedistill.collect import collect
 from edgedistill.curate import curate
 from edgedistill.distill import distill
@@ -36,9 +39,10 @@ from edgedistill.fit import allocate, fit, measure_sensitivity, prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, shipped_student, write_page
 from edgedistill.pack.optimum import pack_optimum
-from edgedistill.progress import Progress, Task
+from edgedistill.progress import Progress
 from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
 from edgedistill.recipe import Recipe
+from edgedistill.recorder import Recorder
 from edgedistill.runtimes import ONNX
 from edgedistill.student import prepare_student
 from edgedistill.target import AllocationSpec, Target
@@ -87,6 +91,8 @@ def build(
         GateFailed: a hand-over or a figure broke its bound; everything made so far stays.
         EdgedistillError: see errors.py. Running again goes on where this stopped.
     """
+    if until == "pack" or layout == "optimum":
+        require_writable(workspace.dist)
     with locked(workspace.root):
         log = Recorder(progress)
         if layout == "optimum":
@@ -104,6 +110,7 @@ def adapter_alone(
     Raises:
         EdgedistillError: see errors.py. Running again goes on where this stopped.
     """
+    require_writable(workspace.dist)
     with locked(workspace.root):
         log, out = Recorder(progress), workspace.root
         learnt = _distilled(recipe, out, log, "lora", retry_failed=False)
@@ -222,33 +229,72 @@ def _for_target(
         _variant(recipe, target, spec, made, out, logs[spec.name]) for spec in target.allocations
     ]
     weighed = _weighed(recipe, target, made, out, log)
+    ready, refused = _Ready(exported, variants, logs, weighed), dict[str, str]()
+    while True:
+        # A list of its own for each: of a refused candidate nothing ships.
+        best = _best(recipe, target, made, ready, refused, out, log.branch(), until)
+        if best.report is None:
+            return BuildResult(target, best.log.manifests())
+        why = refusal(best.report)
+        if not why or not best.quantized.others:
+            break
+        refused[best.quantized.format] = why
+        log.note(f"held-out prompts refuse {best.quantized.format}: {why}; next: a larger one")
+    return _gated(recipe, target, best, best.report, workspace, until, page)
+
+
+def _best(
+    recipe: Recipe,
+    target: Target,
+    made: _Merged,
+    ready: _Ready,
+    refused: Mapping[str, str],
+    out: Path,
+    log: Recorder,
+    until: str,
+) -> _Best:
+    """The smallest candidate inside the gates that held-out prompts have not refused, measured on
+    them."""
+    exported, prompt, check = ready.exported, recipe.student, recipe.check
     quantized = quantize(
-        exported, variants, weighed, made.dataset, recipe.student, recipe.check, target, out, log
-    )
-    variant = next((each for each in variants if each.name == quantized.format), None)
+        exported, ready.variants, ready.weighed, made.dataset, prompt, check, target, out, log,
+        refused,
+    )  # fmt: skip
+    variant = next((each for each in ready.variants if each.name == quantized.format), None)
     if variant is not None:
-        log.folders |= logs[variant.name].folders  # of the others nothing ships
+        log.folders |= ready.logs[variant.name].folders  # of the others nothing ships
         if variant.fitted:
             prove(variant, quantized, out, log)
-    if until == "quantize":
-        return BuildResult(target, log.manifests())
-    shipped = shipped_student(made.student, variant)
-    report = bench(
-        recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
-        made.checkpoint, exported, variant, quantized, out, log,
-    )  # fmt: skip
+    report = None
+    if until != "quantize":
+        report = bench(
+            recipe, target, made.mix, made.traces, made.dataset, made.student, made.adapter,
+            made.checkpoint, exported, variant, quantized, out, log,
+        )  # fmt: skip
+    return _Best(exported, quantized, shipped_student(made.student, variant), report, log)
+
+
+def _gated(
+    recipe: Recipe,
+    target: Target,
+    best: _Best,
+    report: Report,
+    workspace: Workspace,
+    until: str,
+    page: bool,
+) -> BuildResult:
+    """The bundle of a candidate that is inside every gate."""
+    log, shipped, files = best.log, best.shipped, (best.quantized, best.exported)
     try:
         require_gates(report)
     except GateFailed:
         if page:
-            write_page(report, recipe, quantized, exported, shipped, log.manifests())
+            write_page(report, recipe, *files, shipped, log.manifests())
         raise
     bundle = None
     if until == "pack":
-        bundle = pack(
-            recipe, target, report, quantized, exported, shipped, log.manifests(),
-            workspace.dist, log,
-        )  # fmt: skip
+        dist = workspace.dist
+        bundle = pack(recipe, target, report, *files, shipped, log.manifests(), dist, log)
     figures = json.loads(report.file.read_text("utf-8"))
     return BuildResult(target, log.manifests(), figures, bundle)
 
@@ -331,37 +377,22 @@ class _Started:
     log: Recorder
 
 
-@dataclass
-class Recorder:
-    """Passes everything on to the listener and remembers each stage's folder, by the stage's name
-    and `of`. Candidates are many; the manifest of quantize names them."""
+@dataclass(frozen=True)
+class _Ready:
+    """What the candidates of a target are made of."""
 
-    listener: Progress
-    folders: dict[str, Path] = field(default_factory=dict)
-    of: str = ""
+    exported: Exported
+    variants: Sequence[Variant]
+    logs: Mapping[str, Recorder]
+    weighed: Importance | None
 
-    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
-        if name != "candidate":
-            key, twice = name + self.of, 2
-            while self.folders.get(key, folder) != folder:  # one allocation may be trimmed twice
-                key, twice = f"{name} {twice}{self.of}", twice + 1
-            self.folders[key] = folder
-        self.listener.stage(name, folder, reused=reused)
 
-    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
-        self.listener.finished(name, seconds, peak_memory_bytes)
+@dataclass(frozen=True)
+class _Best:
+    """The candidate that is chosen, and what held-out prompts say of it."""
 
-    def task(self, label: str, total: float | None, unit: str = "") -> Task:
-        return self.listener.task(label, total, unit)
-
-    def note(self, text: str) -> None:
-        self.listener.note(text)
-
-    def branch(self, of: str = "") -> Recorder:
-        """The same listener with its own list: what one target adds is not the next one's."""
-        return Recorder(self.listener, dict(self.folders), of)
-
-    def manifests(self) -> dict[str, Mapping[str, Any]]:
-        """Manifest of every complete stage so far, in order."""
-        found = {name: load_finished(at, reused=True) for name, at in self.folders.items()}
-        return {name: done.manifest for name, done in found.items() if done is not None}
+    exported: Exported
+    quantized: Quantized
+    shipped: Student
+    report: Report | None
+    log: Recorder

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from edgedistill.errors import CollectError, EdgedistillError, GateFailed, TargetError
-from edgedistill.pipeline import Recorder, Workspace, optimum_stages, run_stages
+from edgedistill.pipeline import Workspace, optimum_stages, run_stages
 from edgedistill.progress import Silent
 from edgedistill.recipe import Recipe
+from edgedistill.recorder import Recorder
 from edgedistill.target import Target
 
 Step = tuple[str, str, Path]

@@ -75,6 +75,7 @@ class Candidate:
     fitted: bool = False
     nll: float | None = None
     nll_before: float | None = None
+    refused: str = ""  # by held-out prompts, and why; then the next smallest was tried
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
             "quantize", "trim", "verify"}),
-    ("flow", {"adapt", "feasible", "pipeline", "planning", "update"}),
+    ("flow", {"adapt", "feasible", "pipeline", "planning", "recorder", "update"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "tables", "validate"}),
     ("cli", {"__main__", "cli", "cli_update"}),
 )  # fmt: skip

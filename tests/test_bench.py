@@ -23,7 +23,14 @@ from edgedistill.bench.chain import (
     recorded,
     steps_of,
 )
-from edgedistill.bench.gates import at_least, at_most, failure, with_clock, without_clock
+from edgedistill.bench.gates import (
+    at_least,
+    at_most,
+    failure,
+    refusal,
+    with_clock,
+    without_clock,
+)
 from edgedistill.bench.latency import (
     Asker,
     Timing,
@@ -488,3 +495,13 @@ def test_the_first_failed_step_is_named_with_all_figures(tmp_path: Path) -> None
     assert caught.value.step == "export"
     file.write_text(json.dumps({"gates": [vars(gates[2])]}))
     require_gates(Report(tmp_path, "digest", file))
+
+
+def test_only_what_another_file_may_do_better_refuses_this_one() -> None:
+    lost = at_most("quantize", "agreement_drop", 0.02, 0.0454545)
+    far = at_most("aarch64", "mean_kld", 0.005, 0.0123)
+    fine = at_most("quantize", "mean_kld", 0.005, 0.004)
+    assert refusal([fine]) == ""
+    assert refusal([lost, fine, far]) == "agreement drop 0.0455 > 0.02; mean KLD 0.0123 > 0.005"
+    for step, name in (("distill", "merged_agreement"), ("bench", "tokens_per_second")):
+        assert refusal([lost, at_least(step, name, 0.9, 0.5)]) == ""

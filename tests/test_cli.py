@@ -322,6 +322,22 @@ def test_gc_refuses_to_guess_what_a_broken_recipe_needs(run: Run, tiny: Path) ->
     assert old.is_dir()
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(run: Run, tiny: Path) -> None:
+    full = tiny.parents[2] / "taken"
+    full.write_text("a file", "utf-8")
+    asked = ("--recipe", "tiny", "--workspace", "ws")
+    for words in (
+        ("build", *asked, "--target", "small", "--dist", str(full / "dist")),
+        ("export", *asked, "--layout", "optimum", "--dist", str(full / "dist")),
+        ("lora", *asked, "-o", str(full / "deep" / "adapter.gguf")),
+    ):
+        result = run(*words)
+        assert (result.code, result.out) == (1, "")
+        assert "nothing can be written there" in result.err
+        assert str(full) in result.err
+    assert not (tiny.parents[2] / "ws").exists()
+
+
 @pytest.mark.usefixtures("here")
 def test_doctor(run: Run) -> None:
     result = run("doctor", "--json")

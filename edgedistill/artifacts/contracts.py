@@ -141,12 +141,13 @@ class Variant:
 @dataclass(frozen=True)
 class Quantized:
     """The winning quantized file (for ONNX: folder), its type, and `candidates.json`, the table of
-    all."""
+    all. `others` more are inside the bounds of the target."""
 
     folder: Path
     digest: str
     model: Path
     format: str
+    others: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,24 @@ def storing(path: Path) -> Iterator[None]:
             f"cannot write: {os.strerror(number)}",
             where=str(getattr(error, "filename", None) or path),
             hint=f"{STORAGE_HINTS[number]}; what was finished is kept and reused",
+        ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder and try it, before the work whose result it is to hold.
+
+    Raises:
+        StorageError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"nothing can be written there: {error.strerror}",
+            where=str(folder),
+            hint="make the folder writable, or choose another",
         ) from error
 
 

@@ -36,6 +36,7 @@ from edgedistill.checks import check_identity
 from edgedistill.errors import GateFailed
 from edgedistill.progress import Progress
 from edgedistill.recipe import Recipe
+from edgedistill.results import Gate
 from edgedistill.runtimes import TRAITS
 from edgedistill.target import Target
 from edgedistill.teacher import weights_identity
@@ -105,6 +106,13 @@ def bench(
     return Report(done.folder, done.digest, done.folder / REPORT)
 
 
+def refusal(report: Report) -> str:
+    """Why held-out prompts refuse the file, where another candidate may do better; else ""."""
+    from edgedistill.bench.gates import refusal as of_gates
+
+    return of_gates(_gates(report))
+
+
 def require_gates(report: Report) -> None:
     """Raise when a bound of recipe or target is broken.
 
@@ -112,14 +120,21 @@ def require_gates(report: Report) -> None:
         GateFailed: names the first failed step, with every failed figure.
     """
     from edgedistill.bench.gates import failure
-    from edgedistill.results import Gate
 
-    gates = [Gate(**gate) for gate in json.loads(report.file.read_text("utf-8"))["gates"]]
-    failed = failure(gates)
+    failed = failure(_gates(report))
     if failed is not None:
         step, figures = failed
         hint = "everything measured is in this report, and in report.html beside it"
+        if refusal(report):
+            hint += (
+                "\n  no other candidate is inside the bounds: give the target a larger format, or "
+                "an allocation with `fit`, or loosen its gates"
+            )
         raise GateFailed(step, figures, where=str(report.file), hint=hint)
+
+
+def _gates(report: Report) -> list[Gate]:
+    return [Gate(**gate) for gate in json.loads(report.file.read_text("utf-8"))["gates"]]
 
 
 def _identity(build: Build, shared: Unquantized) -> Identity:

@@ -19,6 +19,7 @@ STEPS = (
     "aarch64",
     "bench",
 )  # the order in which they are named
+OF_THE_FILE = {"trim", "fit", "quantize", "aarch64"}  # where another candidate may do better
 MB = 1e6
 
 
@@ -86,3 +87,15 @@ def failure(gates: Sequence[Gate]) -> tuple[str, str] | None:
         f"{gate.step}: {gate.name} is {gate.measured:.6g}, the bound is {gate.bound:.6g}"
         for gate in failed
     )
+
+
+def refusal(gates: Sequence[Gate]) -> str:
+    """The figures that refuse this one file, or "": nothing is broken, or something that every
+    file of this student, or of this device, would break."""
+    failed = [gate for gate in gates if not gate.passed]
+    if any(gate.step not in OF_THE_FILE for gate in failed):
+        return ""
+    shown = (
+        f"{gate.name.replace('_', ' ')} {gate.measured:.3g} > {gate.bound:.3g}" for gate in failed
+    )
+    return "; ".join(shown).replace("kld", "KLD")

@@ -6,16 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from edgedistill import emulator, machine
+from edgedistill import machine
 from edgedistill.artifacts import RESUME, load_finished, write_atomic, write_json
-from edgedistill.bench import REPORT, Build, emulated
+from edgedistill.bench import REPORT, Build
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import Change, Step, drop, link, measure_chain, steps_of
-from edgedistill.bench.gates import with_clock, without_clock
-from edgedistill.bench.in_browser import Found, browse
+from edgedistill.bench.device import OnDevice, Seen, on_device, unseen
+from edgedistill.bench.gates import refusal, with_clock, without_clock
 from edgedistill.bench.models import (
     Model,
     context_needed,
@@ -23,23 +22,20 @@ from edgedistill.bench.models import (
     supervised,
     torch_model,
 )
-from edgedistill.bench.roofline import estimate, load_of
-from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.bench.unquantized import Unquantized, followed, held_out, unquantized_models
-from edgedistill.checks import Checker, make_checker
-from edgedistill.errors import MissingTool, RuntimeFailure, WeightsError
-from edgedistill.fidelity import EvalRow, read_rows, rows_that_fit
+from edgedistill.checks import make_checker
+from edgedistill.fidelity import EvalRow, rows_that_fit
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.results import (
     Agreement,
     BenchResult,
     Candidate,
-    Estimate,
+    Gate,
     Link,
     TrainingPoint,
 )
-from edgedistill.runtimes import LLAMA, size_of
+from edgedistill.runtimes import size_of
 
 FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
 # The fields of a BenchResult that depend neither on the clock nor on the machine.
@@ -71,23 +67,19 @@ def measure_build(
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
     links = _links(build, steps, changes, agreements)
-    more, told = _emulated(build, rows, own, context, checker, same["quantized"], resume, progress)
-    links, notes = links + more, notes + told
-    page = None
-    if build.target.runtime == "wllama":
-        given = answers["quantized"]
-        page = browse(build, rows, own, context, models[-1], given, checker, resume, progress)
-    speed, guess = _speed(build, rows, own, context, page, out, resume, progress)
-    notes += speed.notes
+    early = _early_gates(build, links, agreements)
+    seen = Seen(build, rows, own, context, answers["quantized"], same["quantized"], checker)
+    # A refused file does not ship, so nobody needs its times.
+    given_up = bool(build.quantized.others and refusal(early))
+    found = unseen() if given_up else on_device(seen, models[-1], out, resume, progress)
+    links, notes = links + found.links, notes + found.notes
     if needed > build.target.context_tokens:
         notes.append(
             f"the target plans {build.target.context_tokens} context tokens; the longest held-out "
             f"prompt with a full answer needs {needed}, and was measured with that many"
         )
     shown = examples(rows, answers["quantized"], same["quantized"], spec.examples)
-    result = _result(
-        build, checker.description, agreements, links, speed, guess, page, shown, notes
-    )
+    result = _result(build, checker.description, agreements, links, found, shown, notes)
     _write(folder, result, rows, answers, same)
     return _facts(result, folder)
 
@@ -172,103 +164,15 @@ def _own_prompt(build: Build) -> StudentPrompt:
     return StudentPrompt(folder, build.recipe.student)
 
 
-def _emulated(
-    build: Build,
-    rows: Sequence[EvalRow],
-    prompt: StudentPrompt,
-    context: int,
-    checker: Checker,
-    same: Same,
-    resume: Path,
-    progress: Progress,
-) -> tuple[list[Link], list[str]]:
-    """The link to the target's own kernels with a note on it, or a note on why there is none;
-    nothing where it is not wanted."""
-    target, spec = build.target, build.recipe.bench
-    child, notes = _processor(build, resume, progress)
-    if child is None:
-        return [], notes
-    threads, tokens = emulated.threads(target), build.recipe.student.max_tokens
-    here, there = (
-        device_model(
-            name,
-            LLAMA,
-            build.quantized.model,
-            prompt,
-            tokens,
-            threads=threads,
-            context_tokens=context,
-            command=command,
-            request_seconds=emulator.REQUEST_SECONDS,
-        )
-        for name, command in ((emulated.BEFORE, None), (emulated.AFTER, child.command))
-    )
-    chosen = emulated.choose(rows, spec)
-    found = emulated.measure_emulated(here, there, chosen, resume, progress)
-    after = judge(checker, chosen, found.answers)
-    count = len(chosen)
-    shares = sum(same[row.id] for row in chosen) / count, sum(after.values()) / count
-    told = (
-        f"aarch64: {count} held-out prompts on the kernels for {child.processor.march}, emulated "
-        f"(QEMU as {child.processor.cpu}); nothing of it was timed"
-    )
-    return [emulated.link(found, shares, target)], [told]
-
-
-def _processor(
-    build: Build, resume: Path, progress: Progress
-) -> tuple[emulator.Emulator | None, list[str]]:
-    """The emulator of the target's processor; or None, and a note where one is wanted."""
-    target, spec = build.target, build.recipe.bench
-    if not emulated.wanted(spec, target):
-        return None, emulated.cannot(spec, target)
-    try:
-        return emulator.prepare_aarch64(target.device_class, progress), []
-    except (MissingTool, WeightsError, RuntimeFailure) as error:
-        # A tool, the network for llama.cpp's sources, a compiler: none is worth the whole build.
-        told = f"{emulated.NOT_MEASURED}{error.what}"
-        again = "" if isinstance(error, MissingTool) else f"; remove {resume.parent} to try again"
-        progress.note(told + again)
-        return None, [told]
-
-
-def _speed(
-    build: Build,
-    rows: Sequence[EvalRow],
-    prompt: StudentPrompt,
-    context: int,
-    page: Found | None,
-    out: Path,
-    resume: Path,
-    progress: Progress,
-) -> tuple[Measured, Estimate | None]:
-    target = build.target
-    if target.latency == "browser" and page is not None:
-        why = page.step.why_not
-        return Measured(
-            page.latencies, None, [], [f"speed was not measured: {why}"] * bool(why)
-        ), None
-    if target.roofline is not None and target.latency == "roofline":
-        asked = median(len(prompt.prompt_ids(row.prompt, row.history)) for row in rows)
-        answered = median(len(prompt.answer_ids(row.answer)) for row in rows)
-        load = load_of(build.quantized.model)
-        guess = estimate(load, target.roofline, asked, answered, target.sources)
-        progress.note(f"{target.name}: speed is a roofline estimate, nothing was timed")
-        return Measured([], None, [], []), guess
-    # Of another part of the data, so that no answer to a timed prompt is in a server's cache.
-    validation = read_rows(build.dataset.folder / "validation.jsonl")
-    entries = {entry.id: entry for entry in build.mix.entries}
-    sitting = Sitting(
-        build.recipe,
-        target,
-        build.quantized,
-        prompt,
-        context,
-        rows,
-        warm_up=validation[0],
-        entries=entries,
-    )
-    return measure(sitting, out, resume, progress), None
+def _early_gates(
+    build: Build, links: Sequence[Link], agreements: Sequence[Agreement]
+) -> list[Gate]:
+    """All gates but those on the clock and on a browser."""
+    recipe, target, quantized = build.recipe, build.target, build.quantized
+    shares = {item.model: item.overall.value for item in agreements}
+    in_all = None if build.variant is None else drop(shares["exported"], shares["quantized"])
+    candidates, size = _candidates(quantized.folder), size_of(quantized.model)
+    return without_clock(recipe.gates, target, shares["merged"], links, candidates, size, in_all)
 
 
 def _result(
@@ -276,18 +180,13 @@ def _result(
     check: str,
     agreements: list[Agreement],
     links: list[Link],
-    speed: Measured,
-    guess: Estimate | None,
-    page: Found | None,
+    found: OnDevice,
     shown: list[Any],
     notes: list[str],
 ) -> BenchResult:
-    recipe, target, quantized = build.recipe, build.target, build.quantized
-    size = size_of(quantized.model)
-    candidates = _candidates(quantized.folder)
-    shares = {item.model: item.overall.value for item in agreements}
-    in_all = None if build.variant is None else drop(shares["exported"], shares["quantized"])
-    still = without_clock(recipe.gates, target, shares["merged"], links, candidates, size, in_all)
+    recipe, target, quantized, speed = build.recipe, build.target, build.quantized, found.speed
+    candidates, page = _candidates(quantized.folder), found.page
+    still = _early_gates(build, links, agreements)
     return BenchResult(
         recipe=recipe.name,
         target=target.name,
@@ -297,7 +196,7 @@ def _result(
         teacher_model=recipe.teacher.model,
         student_base=build.student.name,
         model_file=quantized.model.name,
-        model_bytes=size,
+        model_bytes=size_of(quantized.model),
         format=quantized.format,
         counts=_counts(build),
         rejected=_rejected(build.dataset.folder),
@@ -309,13 +208,23 @@ def _result(
         latencies=speed.latencies,
         speedup_p50=speed.speedup_p50,
         llama_bench=speed.llama_bench,
-        estimate=guess,
+        estimate=found.estimate,
         examples=shown,
         gates=still + with_clock(target, speed.llama_bench) + (page.gates if page else []),
-        notes=notes,
+        notes=notes + _told(candidates),
         in_browser=page.step if page else None,
         **_fitting(build),
     )
+
+
+def _told(candidates: Sequence[Candidate]) -> list[str]:
+    """That held-out prompts had a say in the choice."""
+    return [
+        f"{each.format} ({each.bytes / 1e6:.1f} MB) was smaller, and these held-out prompts "
+        f"refused it: {each.refused}. So they had a say in the choice, and flatter what ships"
+        for each in candidates
+        if each.refused
+    ]
 
 
 def _counts(build: Build) -> dict[str, int]:

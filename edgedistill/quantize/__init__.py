@@ -57,9 +57,11 @@ def quantize(
     target: Target,
     out: Path,
     progress: Progress,
+    refused: Mapping[str, str] | None = None,
 ) -> Quantized:
     """Stage "quantize": the winning file (for ONNX: folder), and `candidates.json` (a list of
-    results.Candidate).
+    results.Candidate). `refused` tells of candidates, by name, why held-out prompts refuse them:
+    they do not win.
 
     Before it, and shared by all targets: stage "baseline", and stage "candidate" for each format
     of the target and each of `variants`, its allocations.
@@ -86,8 +88,8 @@ def quantize(
     ]
     identity = Identity(
         stage="quantize",
-        version=3,
-        spec={"target": _target_spec(target)},
+        version=4,
+        spec={"target": _target_spec(target), **({"refused": dict(refused)} if refused else {})},
         inputs={
             "baseline": baseline.digest,
             **{f"candidate {each.name}": each.digest for each in made},
@@ -95,18 +97,22 @@ def quantize(
     )
 
     def work(folder: Path) -> Mapping[str, Any]:
-        return _chosen(made, baseline, target, folder, progress)
+        return _chosen(made, baseline, target, refused or {}, folder, progress)
 
     done = run_stage(identity, out, progress, work)
-    return Quantized(
-        done.folder, done.digest, done.folder / done.facts["file"], done.facts["format"]
-    )
+    model, others = done.folder / done.facts["file"], done.facts.get("others", 0)
+    return Quantized(done.folder, done.digest, model, done.facts["format"], others)
 
 
 def _chosen(
-    made: Sequence[Made], baseline: Baseline, target: Target, folder: Path, progress: Progress
+    made: Sequence[Made],
+    baseline: Baseline,
+    target: Target,
+    refused: Mapping[str, str],
+    folder: Path,
+    progress: Progress,
 ) -> Mapping[str, Any]:
-    measured = [_judged(each, baseline, target) for each in made]
+    measured = [_judged(each, baseline, target, refused.get(each.name, "")) for each in made]
     best = min((c for c in measured if c.passed), key=lambda c: (c.bytes, c.mean_kld), default=None)
     table = [replace(c, chosen=c is best) for c in measured]
     write_json(folder / CANDIDATES, [asdict(c) for c in table])
@@ -120,10 +126,15 @@ def _chosen(
         f"{target.name} ({best.bytes / 1e6:.1f} MB)"
     )
     formula = TRAITS[target.runtime].memory_formula
-    return {"file": source.own_name, "format": best.format, "memory_formula": formula}
+    return {
+        "file": source.own_name,
+        "format": best.format,
+        "others": sum(c.passed for c in table) - 1,
+        "memory_formula": formula,
+    }
 
 
-def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
+def _judged(made: Made, baseline: Baseline, target: Target, refused: str) -> Candidate:
     found, size = made.figures, int(made.figures["bytes"])
     candidate = Candidate(
         format=made.name,
@@ -141,9 +152,12 @@ def _judged(made: Made, baseline: Baseline, target: Target) -> Candidate:
         fitted=made.fitted,
         nll=found["nll"],
         nll_before=baseline.nll,
+        refused=refused,
     )
-    broken = broken_bounds(candidate, target)
-    return replace(candidate, passed=not broken, why_not="; ".join(b.text for b in broken))
+    broken = [b.text for b in broken_bounds(candidate, target)]
+    if refused:
+        broken.append(f"held-out prompts: {refused}")
+    return replace(candidate, passed=not broken, why_not="; ".join(broken))
 
 
 def _target_spec(target: Target) -> dict[str, Any]:

@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeTeacher
+from fakes import KEY, FakeTeacher
 from tiny import rewrite_gguf
 from world import API_TEACHER, World, make_world
 
-from edgedistill.artifacts import MANIFEST, digest_of, digest_of_file, write_json
+from edgedistill import pipeline
+from edgedistill.artifacts import MANIFEST, Report, digest_of, digest_of_file, write_json
+from edgedistill.progress import Silent
+from edgedistill.recipe import load_recipe
+from edgedistill.target import load_target
 
 pytestmark = pytest.mark.integration
 
@@ -126,6 +130,36 @@ def test_a_missed_gate_ends_the_build_and_leaves_the_report(world: World) -> Non
     assert (world.stages()["bench"] / "report.html").is_file()
     shown = world.run("status")  # a build that ended so can still be looked at
     assert "bench" in shown.stdout
+
+
+def test_the_next_larger_candidate_is_tried_when_held_out_prompts_refuse_the_smallest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_the_first(report: Report) -> str:
+        shown = json.loads(report.file.read_text("utf-8"))
+        return "agreement drop 0.1 > 0.02" if shown["format"] == "Q4_0" else ""
+
+    monkeypatch.setattr(pipeline, "refusal", refuse_the_first)
+    monkeypatch.setenv("TINY_KEY", KEY)
+    place = pipeline.Workspace(world.workspace, world.home / "dist")
+    target = load_target(world.target)
+    recipe = load_recipe(world.home / "recipe" / "recipe.yaml")
+    (built,) = pipeline.build(recipe, [target], place, Silent())
+    report = json.loads((world.bundle / "report.json").read_text("utf-8"))
+    assert built.bundle is not None
+    assert (report["format"], built.bundle.model.name.endswith("-Q8_0.gguf")) == ("Q8_0", True)
+    (smaller,) = (c for c in report["candidates"] if c["format"] == "Q4_0")
+    assert (smaller["passed"], smaller["chosen"]) == (False, False)
+    assert smaller["why_not"] == "held-out prompts: agreement drop 0.1 > 0.02"
+    assert any("refused it" in note for note in report["notes"])
+    made_by = json.loads((world.bundle / "manifest.json").read_text("utf-8"))["provenance"]
+    assert len([name for name in made_by if name.startswith("quantize")]) == 1
+    monkeypatch.setattr(pipeline, "refusal", lambda report: "all are refused")
+    (world.home / "again").mkdir()
+    again = pipeline.Workspace(world.workspace, world.home / "again")
+    (last,) = pipeline.build(recipe, [target], again, Silent())  # its gates are met all the same
+    assert last.report is not None
+    assert last.report["format"] == "Q8_0"
 
 
 def test_a_target_that_the_student_cannot_be_made_for_stops_no_housekeeping(world: World) -> None:

@@ -1,0 +1,47 @@
+"""What a build made so far: each stage's folder by its name, for the manifests a bundle carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import load_finished
+from edgedistill.progress import Progress, Task
+
+
+@dataclass
+class Recorder:
+    """Passes everything on to the listener and remembers each stage's folder, by the stage's name
+    and `of`. Candidates are many; the manifest of quantize names them."""
+
+    listener: Progress
+    folders: dict[str, Path] = field(default_factory=dict)
+    of: str = ""
+
+    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
+        if name != "candidate":
+            key, twice = name + self.of, 2
+            while self.folders.get(key, folder) != folder:  # one allocation may be trimmed twice
+                key, twice = f"{name} {twice}{self.of}", twice + 1
+            self.folders[key] = folder
+        self.listener.stage(name, folder, reused=reused)
+
+    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
+        self.listener.finished(name, seconds, peak_memory_bytes)
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return self.listener.task(label, total, unit)
+
+    def note(self, text: str) -> None:
+        self.listener.note(text)
+
+    def branch(self, of: str = "") -> Recorder:
+        """The same listener with its own list: what one target adds is not the next one's."""
+        return Recorder(self.listener, dict(self.folders), of)
+
+    def manifests(self) -> dict[str, Mapping[str, Any]]:
+        """Manifest of every complete stage so far, in order."""
+        found = {name: load_finished(at, reused=True) for name, at in self.folders.items()}
+        return {name: done.manifest for name, done in found.items() if done is not None}
