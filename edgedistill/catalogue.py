@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from edgedistill.allocations import AllocationSpec, FitSpec
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.library import entries, find, named_or_all, shown
 from edgedistill.recipe import Recipe, load_recipe
-from edgedistill.target import AllocationSpec, FitSpec, Roofline, Target, load_target
+from edgedistill.target import Roofline, Target, load_target
 from edgedistill.validate import load_valid
 
 if TYPE_CHECKING:

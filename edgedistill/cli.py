@@ -38,7 +38,8 @@ ONCE_PER_RECIPE = {
     "curate": "Filter the answers and split them by prompt.",
     "distill": "Train a LoRA adapter on the teacher's answers.",
     "merge": "Merge the adapter into the student's weights.",
-    "export": "Write the merged model as GGUF, or as ONNX, and check it against the merged one.",
+    "export": "Write the merged model as GGUF, or in optimum's layout, and check it. "
+    "A target's own ONNX model is made by quantize.",
 }
 ONCE_PER_TARGET = {
     "quantize": "Make and measure the target's candidate types; the smallest that passes wins.",
@@ -221,7 +222,7 @@ def _build(
         quiet=quiet, terminal=sys.stderr.isatty(), write=partial(click.echo, err=True)
     ) as progress:
         progress.note(f"recipe: {library.shown(library.find('recipe', recipe))}")
-        for name in targets:
+        for name in targets if until not in ONCE_PER_RECIPE else ():
             progress.note(f"target: {library.shown(library.find('target', name))}")
         results = pipeline.build(held, devices, place, progress, until, retry, layout)
     seconds = time.monotonic() - started
@@ -328,7 +329,8 @@ def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
         "traces_bytes": held_by.traces_bytes(workspace),
         "folders": tables.plain(held_by.holds(workspace, reached)),
         "plan": tables.plain(planning.plan(held, devices, place, refused)),
-        "problems": [str(problem) for problem in [*problems, *refused]],
+        "problems": [str(problem) for problem in problems],
+        "ends": [str(error) for error in refused],
     }
     _show(tables.status, value)
 

@@ -61,7 +61,10 @@ def _lora(show: Show) -> Callable[..., None]:
         required=True, help="The GGUF file.",
     )  # fmt: skip
     def lora(recipe: str, workspace: Path, type: str, output: Path) -> None:
-        """Write the adapter alone as GGUF, for apps that hold the base model already."""
+        """Write the adapter alone as GGUF, for apps that hold the base model already.
+
+        Asks the teacher and trains first, as build does, where the workspace has no adapter yet.
+        """
         from edgedistill import pipeline
         from edgedistill.artifacts import write_atomic
 
@@ -87,7 +90,8 @@ def _adapt(show: Show) -> Callable[..., None]:
     def adapt(bundle: Path, recipe: str, workspace: Path, type: str, output: Path) -> None:
         """Train an adapter on top of the model in BUNDLE, and write the bundle with both.
 
-        The recipe's student.weights must be the GGUF file in BUNDLE.
+        The recipe's student.weights must be the GGUF file in BUNDLE. What it needs is reused from
+        the workspace, or made first: the teacher is asked, and training takes as long as in build.
         """
         from edgedistill import pipeline
         from edgedistill.adapt import adapt as make_adapted
@@ -127,7 +131,11 @@ def _make(show: Show) -> Callable[..., None]:
         help="So many prompts with the new bundle's answers, for apply --check.",
     )  # fmt: skip
     def make(old: Path, new: Path, output: Path, samples: int) -> None:
-        """Write what turns the bundle OLD into the bundle NEW."""
+        """Write what turns the bundle OLD into the bundle NEW.
+
+        Keep a copy of what you ship: a build writes dist/<recipe>-<target> anew. The new model is
+        run once for each sample (--samples 0: never).
+        """
         from edgedistill import update
 
         made = update.make(old, new, output, update.ask, samples)
@@ -142,7 +150,11 @@ def _apply(show: Show) -> Callable[..., None]:
     @click.option("--sha256", metavar="HEX", help="Refuse an update file of another sha256.")
     @click.option("--check", is_flag=True, help="Ask the new bundle the sample prompts first.")
     def apply(bundle: Path, file: Path, sha256: str | None, check: bool) -> None:
-        """Turn BUNDLE into the new one of the update FILE, byte for byte, or leave it."""
+        """Turn BUNDLE into the new one of the update FILE, byte for byte, or leave it.
+
+        BUNDLE is replaced in place, and only once the new one is complete. With --check (needs the
+        extra "runtime") one answer that differs from the update's leaves it as it is, exit code 3.
+        """
         from edgedistill import update
 
         done = update.apply(bundle, file, sha256, update.compare if check else None)

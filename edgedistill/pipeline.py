@@ -35,20 +35,19 @@ from edgedistill.export.onnx import export_onnx
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
 from edgedistill.feasible import require_possible
-from edgedistill.fit import allocate, fit, measure_sensitivity, prove
+from edgedistill.fit import prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, shipped_student, write_page
 from edgedistill.pack.optimum import pack_optimum
 from edgedistill.progress import Progress
-from edgedistill.quantize import WITH_IMPORTANCE, quantize, weigh
+from edgedistill.quantize import quantize
 from edgedistill.recipe import Recipe
 from edgedistill.recorder import Recorder
 from edgedistill.runtimes import ONNX
 from edgedistill.student import prepare_student
-from edgedistill.target import AllocationSpec, Target
-from edgedistill.tensors import Encoding
+from edgedistill.target import Target
 from edgedistill.tokenmix import TokenMix, read_token_mix
-from edgedistill.trim import kept_tokens, trim, trim_alike
+from edgedistill.variants import make_variant, weighed_for
 from edgedistill.verify import verify
 from edgedistill.verify.onnx import verify_onnx
 from edgedistill.weights import locate
@@ -190,16 +189,30 @@ def _distilled(
 ) -> _Distilled | None:
     prompt, check = recipe.student, recipe.check
     mix = read_token_mix(recipe.prompts)
+    student = None
+    if until not in ("collect", "curate"):
+        student = _possible(recipe, targets, out, log)
     traces = collect(mix, recipe.teacher, recipe.collect, out, log, retry_failed=retry_failed)
     if until == "collect":
         return None
     dataset = curate(traces, mix, recipe.curate, check, out, log)
     if until == "curate":
         return None
-    student = prepare_student(prompt, out, log)
-    require_possible(student, targets)
+    student = student or prepare_student(prompt, out, log)
     adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
     return _Distilled(mix, traces, dataset, student, adapter)
+
+
+def _possible(
+    recipe: Recipe, targets: Sequence[Target], out: Path, log: Progress
+) -> Student | None:
+    """The student, held against what the targets ask of it before the teacher is asked, whose calls
+    may cost money; None where they ask nothing."""
+    if not any(target.allocations or target.runtime == ONNX for target in targets):
+        return None
+    student = prepare_student(recipe.student, out, log)
+    require_possible(student, targets)
+    return student
 
 
 def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: Recorder) -> _Started:
@@ -225,10 +238,12 @@ def _for_target(
 ) -> BuildResult:
     out, exported, log = workspace.root, started.exported, started.log.branch()
     logs = {spec.name: log.branch(f" of {spec.name}") for spec in target.allocations}
+    merged = made.checkpoint, made.student, made.dataset
     variants = [
-        _variant(recipe, target, spec, made, out, logs[spec.name]) for spec in target.allocations
+        make_variant(recipe, target, spec, *merged, out, logs[spec.name])
+        for spec in target.allocations
     ]
-    weighed = _weighed(recipe, target, made, out, log)
+    weighed = weighed_for(recipe, target, made.checkpoint, made.dataset, out, log)
     ready, refused = _Ready(exported, variants, logs, weighed), dict[str, str]()
     while True:
         # A list of its own for each: of a refused candidate nothing ships.
@@ -297,53 +312,6 @@ def _gated(
         bundle = pack(recipe, target, report, *files, shipped, log.manifests(), dist, log)
     figures = json.loads(report.file.read_text("utf-8"))
     return BuildResult(target, log.manifests(), figures, bundle)
-
-
-def _weighed(
-    recipe: Recipe, target: Target, made: _Merged, out: Path, log: Progress
-) -> Importance | None:
-    """The importance matrix for stock formats that ask for one."""
-    if not any(name.endswith(WITH_IMPORTANCE) for name in target.formats):
-        return None
-    return weigh(made.checkpoint, made.dataset, recipe.student, out, log)
-
-
-def _variant(
-    recipe: Recipe,
-    target: Target,
-    spec: AllocationSpec,
-    made: _Merged,
-    out: Path,
-    log: Progress,
-) -> Variant:
-    """The student made ready for one allocation: trimmed, allocated, fitted, exported."""
-    data, prompt = made.dataset, recipe.student
-    whole = start = made.checkpoint
-    if spec.vocabulary is not None:
-        whole = start = trim(whole, data, prompt, spec.vocabulary, 0, out, log)
-    if spec.drop_layers:
-        start = trim(whole, data, prompt, None, spec.drop_layers, out, log)
-    searched = spec.importance and not spec.onnx  # ONNX formats have no search to weigh
-    weighed = weigh(start, data, prompt, out, log) if searched else None
-    costs = None
-    if len(spec.types) > 1:
-        types = {*spec.types, *([spec.embedding] if spec.embedding else [])}
-        costs = measure_sensitivity(start, data, prompt, sorted(types), weighed, out, log)
-    trimmed = None if start is made.checkpoint else start
-    allocation = allocate(start, costs, weighed, spec, target, out, log)
-    if spec.fit is not None:
-        lesson, check = recipe.distill, recipe.check
-        if spec.fit.start == "student":
-            base = Checkpoint(made.student.folder, made.student.digest)
-            start = base if trimmed is None else trim_alike(base, trimmed, out, log)
-        start = fit(start, whole, allocation, data, prompt, lesson, spec.fit, check, out, log)
-    fitted = spec.fit is not None
-    encoding: Encoding = "F32" if fitted else "F16"
-    exported = None
-    if not spec.onnx:
-        exported = export(start, made.student, recipe.name, out, log, encoding)
-    kept = kept_tokens(start.folder)
-    return Variant(spec.name, start, trimmed, allocation, exported, fitted, kept)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def plan(
     """What `build` would do: (stage, "reused" or "would run", folder).
 
     It ends with the first stage that would run: the identity of the ones behind it depends on
-    what that one makes. A target that cannot be made of the student ends with the student, and
-    `refused` is told why.
+    what that one makes. It also ends where a gate is missed, and, for a target that cannot be made
+    of the student, with the student; `refused` is told why.
     """
     steps: list[Step] = []
     for target in targets:
@@ -46,15 +46,16 @@ def everything(recipe: Recipe, targets: Sequence[Target], workspace: Workspace) 
     return list(dict.fromkeys(steps))
 
 
-def _walk(build: Callable[..., object]) -> tuple[list[Step], TargetError | None]:
-    """The steps to the first that would run, and what the student cannot be made into."""
+def _walk(build: Callable[..., object]) -> tuple[list[Step], EdgedistillError | None]:
+    """The steps to the first that would run, and what ends the build besides: a gate, or a target
+    that the student cannot be made into."""
     planner = _Planner()
     try:
         build(log=Recorder(planner))
-    except TargetError as error:
+    except (TargetError, GateFailed, CollectError) as error:
         return planner.steps, error
-    except (_WouldRun, GateFailed, CollectError):
-        pass  # a rule that is broken ends a build, too, and so the plan
+    except _WouldRun:
+        pass
     return planner.steps, None
 
 

@@ -240,6 +240,7 @@ def status(value: Row) -> RenderableType:
         _line("teacher answers", size(value["traces_bytes"])),
         *([table] if value["folders"] else []),
         plan,
+        *[_line("the build ends", error) for error in value["ends"]],
         *[_line("left out, does not validate", problem) for problem in value["problems"]],
     )
 

@@ -68,7 +68,9 @@ def _about_name(path: Path, name: str, place: str, folder: Path, kind: str) -> l
     """Two of one name would overwrite each other's bundle, so a name is that of its place."""
     if folder.name != kind or name == place:
         return []
-    return [_problem(path, ("name",), f"is {name!r}, but the file says {place!r}; make them equal")]
+    what = "folder" if kind == "recipes" else "file"
+    said = f"is {name!r}, but its {what} is called {place!r}; make them equal"
+    return [_problem(path, ("name",), said)]
 
 
 def load_together(recipe: Path, targets: Sequence[Path]) -> tuple[Recipe, list[Target]]:

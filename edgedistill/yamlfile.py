@@ -112,8 +112,23 @@ def _problem(document: Document, item: Any) -> Problem:
     elif location[-1:] == ("api_key_env",):
         message = "must be the name of an environment variable, never the key itself"
     elif item["type"] not in ("value_error", "union_tag_not_found"):
-        message += f" (got {item['input']!r})"
+        message = f"{_in_words(item)} (got {item['input']!r})"
     return Problem(document.file, document.line(location), dotted(location), message)
+
+
+def _in_words(item: Any) -> str:
+    """pydantic's sentence, or one without Python's words where it has some."""
+    told: Mapping[str, str] = {
+        "tuple_type": "must be a list: [a, b]",
+        "list_type": "must be a list: [a, b]",
+        "dict_type": "must be a mapping of fields to values",
+        "model_type": "must be a mapping of fields to values",
+        "model_attributes_type": "must be a mapping of fields to values",
+        "too_short": "must not be empty",
+        "string_pattern_mismatch": "must have letters, digits and what the pattern "
+        f"{item.get('ctx', {}).get('pattern')} allows besides",
+    }
+    return told.get(item["type"], item["msg"])
 
 
 def _is_union_tag(document: Document, location: Location, part: str | int) -> bool:

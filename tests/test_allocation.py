@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from edgedistill.allocations import AllocationSpec
 from edgedistill.artifacts import Checkpoint, Sensitivity, write_json
 from edgedistill.bench.roofline import estimate, load_from
 from edgedistill.errors import ConfigError
@@ -20,7 +21,7 @@ from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent
 from edgedistill.runtime import quantize_file
 from edgedistill.runtimes import size_of
-from edgedistill.target import AllocationSpec, Roofline, Target
+from edgedistill.target import Roofline, Target
 from edgedistill.tensors import matrices, read_layout
 
 TYPES = ("Q4_0", "Q5_0", "Q8_0")

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"artifacts", "errors", "families", "library", "memory", "names", "number_formats",
-            "onnx_formats", "onnx_nodes", "progress", "recipe", "results", "target", "yamlfile"}),
+    ("facts", {"allocations", "artifacts", "errors", "families", "library", "memory", "names",
+            "number_formats", "onnx_formats", "onnx_nodes", "progress", "recipe", "results",
+            "target", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "answering", "browser", "checks", "child",
             "converter", "converter_child", "emulator", "fidelity", "footprint", "ggml",
             "gguf_header", "gguf_student", "gguf_tokenizer", "handover", "hyperparameters",
@@ -27,7 +28,8 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "weights", "workspace"}),
     ("stages", {"bench", "collect", "curate", "distill", "export", "fit", "merge", "pack",
             "quantize", "trim", "verify"}),
-    ("flow", {"adapt", "feasible", "pipeline", "planning", "recorder", "update"}),
+    ("flow", {"adapt", "feasible", "pipeline", "planning", "recorder", "update",
+            "variants"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "tables", "validate"}),
     ("cli", {"__main__", "cli", "cli_update"}),
 )  # fmt: skip

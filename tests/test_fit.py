@@ -10,6 +10,7 @@ import tiny
 import torch
 from safetensors.numpy import load_file, save_file
 
+from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
 from edgedistill.errors import GateFailed
 from edgedistill.export import export
@@ -23,7 +24,6 @@ from edgedistill.quantize import weigh
 from edgedistill.recipe import DistillSpec, StudentSpec, TextCheck
 from edgedistill.results import TrainingPoint
 from edgedistill.runtime import quantize_file
-from edgedistill.target import FitSpec
 from edgedistill.tensors import matrices, read_layout
 from edgedistill.torch_runtime import load_model
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import (
     Allocation,
     Checkpoint,
@@ -33,7 +34,6 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, DistillSpec, StudentSpec
 from edgedistill.results import TrainingPoint
-from edgedistill.target import FitSpec
 from edgedistill.training.data import TrainingRow, collate, plan_epochs, training_rows
 from edgedistill.training.examine import agreement
 

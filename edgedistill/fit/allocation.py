@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgedistill.allocations import BUDGETS, AllocationSpec
 from edgedistill.artifacts import (
     Allocation,
     Checkpoint,
@@ -37,7 +38,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG
 from edgedistill.quantized_values import stored_together
 from edgedistill.student import TOKENIZER_GGUF
-from edgedistill.target import BUDGETS, AllocationSpec, Target
+from edgedistill.target import Target
 from edgedistill.tensors import Layout, matrices, read_layout
 
 TYPES, IMPORTANCE = "allocation.json", "importance.gguf"

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, kl_div
 
+from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import Allocation
 from edgedistill.fit.general import general_rows
 from edgedistill.fit.latent import Latent, types_by_parameter
 from edgedistill.importance import read_importance
 from edgedistill.progress import Progress
-from edgedistill.target import FitSpec
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import device, load_model
 from edgedistill.training.data import IGNORED, TrainingRow

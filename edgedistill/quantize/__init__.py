@@ -118,12 +118,15 @@ def _chosen(
     write_json(folder / CANDIDATES, [asdict(c) for c in table])
     if best is None:
         raise none_passes(table, target, folder)
+    for c in table:
+        figures = f"{c.bytes / 1e6:.1f} MB, agreement {c.agreement:.1%}, mean KLD {c.mean_kld:.2g}"
+        progress.note(f"{c.format}: {figures}; {'out: ' + c.why_not if c.why_not else 'inside'}")
     source = next(each for each in made if each.name == best.format)
     # By its name here: another target may have made the same candidate under another one.
     copy_model(source.file, folder / source.own_name)
     progress.note(
-        f"format {best.format}: the smallest of {len(table)} inside the gates of target "
-        f"{target.name} ({best.bytes / 1e6:.1f} MB)"
+        f"chosen: {best.format}, the smallest of {sum(c.passed for c in table)} inside the gates "
+        f"of target {target.name} ({best.bytes / 1e6:.1f} MB)"
     )
     formula = TRAITS[target.runtime].memory_formula
     return {

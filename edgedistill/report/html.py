@@ -20,7 +20,7 @@ MODELS = {
     "exported": "the merged weights in the format of the device's runtime, before quantization",
     "trimmed": "without the tokens and layers that the token mix hardly needs",
     "fitted": "trained on in the number formats it ships in, computed in fp32",
-    "quantized": "what ships",
+    "quantized": "the chosen file, as the device runs it",
 }
 
 

@@ -231,6 +231,9 @@ def _candidates(figure: Figure, report: Report, narrow: bool) -> None:
     _percent_axis(upper, "y")
     upper.set_ylabel("agreement on validation")
     lower.set_yscale("log")
+    # The default writes powers as formulas, which STYLE leaves unread.
+    lower.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    lower.yaxis.set_minor_formatter(lambda value, _: "")
     lower.set_ylabel("mean KLD, nats a token")
     lower.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
     lower.set_xlabel("file size, MB (1 MB = 1,000,000 bytes)")

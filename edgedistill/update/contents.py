@@ -79,7 +79,11 @@ def read_bundle(folder: Path) -> Finished:
         UsageError: there is no such folder. ArtifactError: it is no bundle.
     """
     if not folder.is_dir():
-        raise UsageError("there is no such folder", where=str(folder), hint="give a bundle's")
+        raise UsageError(
+            "there is no such folder",
+            where=str(folder),
+            hint="give a bundle's folder, such as dist/<recipe>-<target>",
+        )
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest["stage"] != STAGE or not manifest["outputs"]:
