@@ -125,8 +125,7 @@ def _in_words(item: Any) -> str:
         "model_type": "must be a mapping of fields to values",
         "model_attributes_type": "must be a mapping of fields to values",
         "too_short": "must not be empty",
-        "string_pattern_mismatch": "must have letters, digits and what the pattern "
-        f"{item.get('ctx', {}).get('pattern')} allows besides",
+        "string_pattern_mismatch": f"must match the pattern {item.get('ctx', {}).get('pattern')}",
     }
     return told.get(item["type"], item["msg"])
 

@@ -35,11 +35,11 @@ def test_paths_become_absolute(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "field", "said"),
     [
-        ("name: tiny", "name: Tiny Recipe", 1, "name", "should match pattern"),
+        ("name: tiny", "name: Tiny Recipe", 1, "name", "must match the pattern"),
         ("  max_tokens: 8", "  max_tokns: 8", 14, "student.max_tokns", "unknown field"),
         ("description: S", "# description: S", 1, "description", "is required"),
         ("  kind: api", "  kind: apy", 5, "teacher.kind", "'apy'"),
-        ("  base_url: http:", "  base_url: ftp:", 6, "teacher.base_url", "should match pattern"),
+        ("  base_url: http:", "  base_url: ftp:", 6, "teacher.base_url", "must match the pattern"),
         ("  max_tokens: 8", "  max_tokens: many", 14, "student.max_tokens", "got 'many'"),
         ("prompts: prompts.jsonl", "prompts: no.jsonl", 3, "prompts", "there is no file"),
         ("  max_tokens: 8", "  prompt: hi", 12, "student", "must contain {prompt}"),
@@ -85,7 +85,7 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
     ("old", "new", "line", "field", "said"),
     [
         ("[Q4_0, Q8_0]", "[Q4_0, Q9_9]", 5, "formats", "unknown formats Q9_9"),
-        ("[Q4_0, Q8_0]", "[]", 5, "formats", "at least 1"),
+        ("[Q4_0, Q8_0]", "[]", 5, "formats", "must not be empty"),
         ("latency: measured", "latency: roofline", 6, "latency", "needs the field roofline"),
         ("latency: measured", "latency: browser", 6, "latency", "needs runtime: wllama"),
         ("runtime: llama.cpp", "runtime: wllama", 6, "latency", "for wllama write browser"),
@@ -127,6 +127,18 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
             "allocations[0].name",
             "F16 is a format's name; choose another",
         ),
+        (
+            "name: small",
+            "name: small\ngates: {max_file_mb: 80}\nallocations:\n"
+            "  - {name: a, types: [Q4_0, Q8_0], budget_mb: 92}",
+            4,
+            "allocations[0].budget_mb",
+            "92 is more than gates.max_file_mb allows: 80",
+        ),
+        ("[Q4_0, Q8_0]", "[q4_k_m]", 5, "formats", "did you mean Q4_K_M?"),
+        ("[Q4_0, Q8_0]", "['Q8_0:imatrx']", 5, "formats", "did you mean Q8_0:imatrix?"),
+        ("[Q4_0, Q8_0]", "['F16:imatrix']", 5, "formats", "did you mean F16?"),
+        ("[Q4_0, Q8_0]", "Q4_0", 5, "formats", "must be a list: [a, b] (got 'Q4_0')"),
         ("budget_mb: 300", "budget_mb: -1", 7, "memory_budget_mb", "greater than 0"),
         ("name: small", "name: small\ngates: {max_kl: 1}", 2, "gates.max_kl", "unknown field"),
     ],

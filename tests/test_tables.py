@@ -91,7 +91,8 @@ def test_status_names_folders_and_plan() -> None:
             "age_seconds": 3.0, "recipes": []}  # fmt: skip
     plan = [["collect", "reused", "ws/collect-11"], ["curate", "would run", "ws/curate-22"]]
     value = {"workspace": "ws", "traces_bytes": 1024, "folders": [held], "plan": plan,
-             "problems": ["targets/a.yaml:3: odd"]}  # fmt: skip
+             "problems": ["targets/a.yaml:3: odd"],
+             "ends": ["gate failed at step 'fit'"]}  # fmt: skip
     text = shown(tables.status(value))
     for said in (
         "merge-00",
@@ -101,5 +102,7 @@ def test_status_names_folders_and_plan() -> None:
         "reuse",
         "start at",
         "targets/a.yaml:3",
+        "the build ends",
+        "gate failed at step 'fit'",
     ):
         assert said in text

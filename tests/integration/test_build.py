@@ -130,6 +130,7 @@ def test_a_missed_gate_ends_the_build_and_leaves_the_report(world: World) -> Non
     assert (world.stages()["bench"] / "report.html").is_file()
     shown = world.run("status")  # a build that ended so can still be looked at
     assert "bench" in shown.stdout
+    assert "merged_agreement is" in shown.stdout
 
 
 def test_the_next_larger_candidate_is_tried_when_held_out_prompts_refuse_the_smallest(
@@ -171,8 +172,8 @@ def test_a_target_that_the_student_cannot_be_made_for_stops_no_housekeeping(worl
     (targets / "few.yaml").write_text(impossible, "utf-8")
     asked = world.call("status", "--recipe", "recipe", "--target", "few", "--json")
     told = json.loads(asked.stdout)
-    assert [text for text in told["problems"] if "few.budget_mb: 0.01 is below" in text]
-    assert [name for name, *_ in told["plan"]] == ["collect", "curate", "student"]
+    assert [text for text in told["ends"] if "few.budget_mb: 0.01 is below" in text]
+    assert [name for name, *_ in told["plan"]] == ["student"]  # before the teacher is asked
     kept = world.call(
         "gc", "--recipe", "recipe", "--target", "target.yaml", "--dry-run", "--json"
     )  # fmt: skip
