@@ -42,8 +42,8 @@ VALUES: Mapping[str, Any] = {
 VARIANTS: Mapping[str, type[BaseModel]] = {"teacher": ApiTeacher, "check": TextCheck}
 HEAD = """\
 # A recipe: what to distil. Fields behind a # are optional; all others are written out.
-# Check it: edgedistill validate --recipe {name} --target laptop
-# Build it: edgedistill build --recipe {name} --target laptop
+# Check it: edgedistill validate --recipe {asked} --target laptop
+# Build it: edgedistill build --recipe {asked} --target laptop
 # Other teachers: `kind: local` with `weights: file.gguf` (relative to this folder) or the name of
 # pinned weights is served on this machine, and needs no base_url or key.
 # Other checks: exact, label, json, number, sql-execution (with `database: file.db`).
@@ -90,13 +90,19 @@ def initialise(name: str, folder: Path) -> Path:
     )
     write_atomic(home / "README.md", READ_ME.format(name=name).encode())
     write_atomic(home / "prompts.jsonl", prompts.encode())
-    write_atomic(home / "recipe.yaml", recipe_text(name).encode())
+    # Elsewhere it is not found by its name alone.
+    asked = name if folder == Path("recipes") else home.as_posix()
+    write_atomic(home / "recipe.yaml", recipe_text(name, asked).encode())
     return home / "recipe.yaml"
 
 
-def recipe_text(name: str) -> str:
-    """The commented YAML of a new recipe."""
-    return HEAD.format(name=name) + "\n".join(_lines(Recipe, {"name": name, **VALUES}, 0)) + "\n"
+def recipe_text(name: str, asked: str | None = None) -> str:
+    """The commented YAML of a new recipe; `asked` is how commands find it, if not by its name."""
+    return (
+        HEAD.format(asked=asked or name)
+        + "\n".join(_lines(Recipe, {"name": name, **VALUES}, 0))
+        + "\n"
+    )
 
 
 def _lines(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> Iterator[str]:

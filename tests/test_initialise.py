@@ -26,6 +26,13 @@ def test_every_field_is_there_with_its_description() -> None:
     assert "merge_mean_kld: 1.0e-06" in text  # YAML 1.1 reads 1e-06 as text
 
 
+def test_the_commands_on_top_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, asked in (("recipes", "mine"), ("elsewhere", "elsewhere/mine")):
+        text = initialise("mine", Path(folder)).read_text("utf-8")
+        assert f"edgedistill build --recipe {asked} --target laptop" in text
+
+
 @pytest.mark.parametrize("name", ["", "Bad", "a/b", "../up", "-x"])
 def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError):
