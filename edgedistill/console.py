@@ -265,9 +265,9 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in binary units: `2.1 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
+    """Bytes in decimal units, as in targets and reports: `2.1 GB`."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
             return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+        count /= 1000
+    return f"{count:.1f} GB"

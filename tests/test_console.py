@@ -27,12 +27,12 @@ def test_plain_lines() -> None:
     plain.stage("collect", Path("ws/collect-00"), reused=True)
     plain.stage("distill", Path("ws/distill-11"), reused=False)
     plain.note("precision bf16: measured faster here")
-    plain.finished("distill", 241.2, 2_250_000_000)
+    plain.finished("distill", 241.2, 2_100_000_000)
     assert said == [
         "collect: reused collect-00",
         "distill: running",
         "  precision bf16: measured faster here",
-        "distill: 241 s, peak 2.1 GiB",
+        "distill: 241 s, peak 2.1 GB",
     ]
 
 
@@ -75,7 +75,7 @@ def test_live_shows_stages_and_bars() -> None:
     assert "collect    reused  collect-00" in text
     assert "training [x]" in text
     assert "1/3 steps" in text
-    assert "distill    done    12 s, peak 1.0 GiB" in text
+    assert "distill    done    12 s, peak 1.1 GB" in text
 
 
 def test_quiet_says_nothing_and_still_knows_what_ran(tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_witness_passes_everything_on() -> None:
         (duration(599), "599 s"),
         (duration(4320), "1 h 12 min"),
         (size(512), "512 B"),
-        (size(2 << 20), "2 MiB"),
-        (size(5 << 30), "5.0 GiB"),
+        (size(2e6), "2 MB"),
+        (size(5e9), "5.0 GB"),
         (counted(3, None, ""), "3"),
-        (counted(1 << 20, 4 << 20, "bytes"), "1 MiB of 4 MiB"),
-        (speed(1 << 20, "bytes"), "1 MiB/s"),
+        (counted(1e6, 4e6, "bytes"), "1 MB of 4 MB"),
+        (speed(1e6, "bytes"), "1 MB/s"),
         (speed(2.14, "calls"), "2.1 calls/s"),
         (speed(2.14, ""), "2.1/s"),
     ],

@@ -44,7 +44,7 @@ def test_the_final_table_of_a_build() -> None:
         "export (merged to exported)",
         "1.5e-06",
         "8.8 times the teacher's",
-        "quantize   61 s   1.0 GiB       made",
+        "quantize   61 s   1.1 GB        made",
         str(Path("dist/support-sql-laptop/report.html")),
         "total: 14 min",
     ):
@@ -97,7 +97,7 @@ def test_status_names_folders_and_plan() -> None:
     for said in (
         "merge-00",
         "unfinished",
-        "2 KiB",
+        "2 KB",
         "no recipe here",
         "reuse",
         "start at",
