@@ -323,14 +323,14 @@ def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
 
     place = pipeline.Workspace(workspace, Path("dist"))
     reached, problems = catalogue.reached(place, [recipe], targets)
-    refused: list[EdgedistillError] = []
+    ends: dict[str, list[str]] = {}
     value = {
         "workspace": str(workspace),
         "traces_bytes": held_by.traces_bytes(workspace),
         "folders": tables.plain(held_by.holds(workspace, reached)),
-        "plan": tables.plain(planning.plan(held, devices, place, refused)),
+        "plan": tables.plain(planning.plan(held, devices, place, ends)),
         "problems": [str(problem) for problem in problems],
-        "ends": [str(error) for error in refused],
+        "ends": [f"{', '.join(names)}: {text}" for text, names in ends.items()],
     }
     _show(tables.status, value)
 

@@ -1,4 +1,4 @@
-"""What a student cannot become, known before it is trained."""
+"""What a student cannot become, known before the teacher is asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgedistill.trim import require_trimmable
 
 
 def require_possible(student: Student, targets: Sequence[Target]) -> None:
-    """Refuse before the distillation what targets ask for and this student cannot be made into.
+    """Refuse before any work what targets ask for and this student cannot be made into.
 
     Raises:
         TargetError: names the target's wish, or a budget that no choice of types can meet, and

@@ -92,6 +92,7 @@ def initialise(name: str, folder: Path) -> Path:
     write_atomic(home / "prompts.jsonl", prompts.encode())
     # Elsewhere it is not found by its name alone.
     asked = name if folder == Path("recipes") else home.as_posix()
+    asked = f"./{asked}" if asked == name and folder != Path("recipes") else asked
     write_atomic(home / "recipe.yaml", recipe_text(name, asked).encode())
     return home / "recipe.yaml"
 

@@ -298,7 +298,11 @@ def _gated(
     until: str,
     page: bool,
 ) -> BuildResult:
-    """The bundle of a candidate that is inside every gate."""
+    """The bundle of a candidate.
+
+    Raises:
+        GateFailed: it is outside a bound, and its report is left.
+    """
     log, shipped, files = best.log, best.shipped, (best.quantized, best.exported)
     try:
         require_gates(report)

@@ -21,20 +21,20 @@ def plan(
     recipe: Recipe,
     targets: Sequence[Target],
     workspace: Workspace,
-    refused: list[EdgedistillError] | None = None,
+    ends: dict[str, list[str]] | None = None,
 ) -> list[Step]:
     """What `build` would do: (stage, "reused" or "would run", folder).
 
     It ends with the first stage that would run: the identity of the ones behind it depends on
     what that one makes. It also ends where a gate is missed, and, for a target that cannot be made
-    of the student, with the student; `refused` is told why.
+    of the student, with the student; `ends` is told why: text, names of targets.
     """
     steps: list[Step] = []
     for target in targets:
         found, error = _walk(partial(run_stages, recipe, [target], workspace, page=False))
-        steps += [step for step in found if step not in steps]
-        if error is not None and refused is not None:
-            refused.append(error)
+        steps = list(dict.fromkeys([*steps, *found]))
+        if error is not None and ends is not None:
+            ends.setdefault(str(error), []).append(target.name)
     return steps
 
 

@@ -98,9 +98,10 @@ def load_all(recipes: Sequence[Path], targets: Sequence[Path]) -> tuple[list[Rec
 def load_valid(
     recipes: Sequence[Path], targets: Sequence[Path]
 ) -> tuple[list[Recipe], list[Target], list[Problem]]:
-    """Recipes and targets that can be read, and every problem of all the files."""
+    """Recipes and targets without a problem of their own, and every problem of all the files."""
     held, devices, problems = _read(recipes, targets)
-    return list(held.values()), list(devices.values()), problems
+    sound = [recipe for path, recipe in held.items() if not _about_recipe(path, recipe)]
+    return sound, list(devices.values()), problems
 
 
 def _read(

@@ -27,7 +27,7 @@ from edgedistill.bench.gates import (
     at_least,
     at_most,
     failure,
-    refusal,
+    refused_by,
     with_clock,
     without_clock,
 )
@@ -501,7 +501,10 @@ def test_only_what_another_file_may_do_better_refuses_this_one() -> None:
     lost = at_most("quantize", "agreement_drop", 0.02, 0.0454545)
     far = at_most("aarch64", "mean_kld", 0.005, 0.0123)
     fine = at_most("quantize", "mean_kld", 0.005, 0.004)
-    assert refusal([fine]) == ""
-    assert refusal([lost, fine, far]) == "agreement drop 0.0455 > 0.02; mean KLD 0.0123 > 0.005"
+    assert refused_by([fine]) == ""
+    assert refused_by([lost, fine, far]) == (
+        "quantize: agreement_drop is 0.0454545, the bound is 0.02; "
+        "aarch64: mean_kld is 0.0123, the bound is 0.005"
+    )
     for step, name in (("distill", "merged_agreement"), ("bench", "tokens_per_second")):
-        assert refusal([lost, at_least(step, name, 0.9, 0.5)]) == ""
+        assert refused_by([lost, at_least(step, name, 0.9, 0.5)]) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -299,6 +300,19 @@ def test_status_and_gc_of_an_empty_workspace(run: Run, tiny: Path) -> None:
     assert status["folders"] == []
     assert [step[:2] for step in status["plan"]] == [["collect", "would run"]]
     assert run("gc", "--dry-run", "--json").json == {"removed": False, "folders": [], "bytes": 0}
+
+
+def test_a_recipe_without_its_student_is_left_out(run: Run, tiny: Path) -> None:
+    gone = tiny.parents[1] / "gone" / tiny.name
+    shutil.copytree(tiny.parent, gone.parent)
+    edit(gone, "name: tiny", "name: gone")
+    edit(gone, "smollm2-135m-instruct-q4_1", "gone.gguf")
+    status = run("status", "--recipe", "tiny", "--target", "small", "--json")
+    assert status.code == 0, status.err
+    assert [text for text in status.json["problems"] if "gone.gguf" in text]
+    refused = run("gc", "--dry-run")
+    assert refused.code == 1
+    assert "what they need is unknown" in refused.err
 
 
 def test_gc_removes_what_no_recipe_reaches(run: Run, tiny: Path) -> None:

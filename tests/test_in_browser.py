@@ -144,8 +144,8 @@ def test_a_killed_run_goes_on_behind_the_last_prompt(prompt: StudentPrompt, tmp_
     ("change", "gate"),
     [
         ({"misreads": True}, "browser_misread"),
-        ({"noise": 1.0}, "browser_mean_kld"),
-        ({"answer": "other"}, "browser_agreement_drop"),
+        ({"noise": 1.0}, "mean_kld"),
+        ({"answer": "other"}, "agreement_drop"),
     ],
 )
 def test_what_a_browser_changes_breaks_a_gate(
@@ -160,12 +160,12 @@ def test_probabilities_that_overflowed_are_not_measured(
 ) -> None:
     found = step(FakePage(prompt, infinite=True), tmp_path).measure(ROWS, NATIVE, Silent())
     assert found.step.kld is None
-    assert "browser_mean_kld" not in {gate.name for gate in found.gates}
+    assert "mean_kld" not in {gate.name for gate in found.gates}
 
 
 def test_one_prompt_is_no_loss_of_agreement(prompt: StudentPrompt, tmp_path: Path) -> None:
     made = step(FakePage(prompt), tmp_path, prompts=2).measure(ROWS, NATIVE, Silent()).step
-    (drop,) = [g for g in bounds(made, TargetGates()) if g.name == "browser_agreement_drop"]
+    (drop,) = [g for g in bounds(made, TargetGates()) if g.name == "agreement_drop"]
     assert drop.bound == 0.5
 
 

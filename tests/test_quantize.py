@@ -131,6 +131,25 @@ def test_a_gate_makes_a_larger_file_win(run: Callable[..., Quantized], tmp_path:
     assert made.model.name.endswith("-F16.gguf")
 
 
+def test_a_refused_candidate_does_not_win(
+    made: Quantized, exported: Exported, dataset: Dataset
+) -> None:
+    assert made.others == 2
+    out, device = made.folder.parent, target("Q8_0", "Q4_0", "F16")
+
+    def again(*names: str) -> Quantized:
+        refused = dict.fromkeys(names, "too far off")
+        return quantize(
+            exported, (), None, dataset, SPEC, CHECK, device, out, Silent(), refused
+        )  # fmt: skip
+
+    found = again("Q4_0")
+    assert (found.format, found.others, found.digest == made.digest) == ("Q8_0", 1, False)
+    assert table(found.folder)["Q4_0"]["why_not"] == "held-out prompts: too far off"
+    with pytest.raises(GateFailed, match="F16: held-out prompts: too far off"):
+        again("Q4_0", "Q8_0", "F16")
+
+
 def test_when_none_passes_everything_is_left(run: Callable[..., Quantized], tmp_path: Path) -> None:
     with pytest.raises(GateFailed) as failure:
         run(target("Q8_0", "Q4_0", budget_mb=1.5, max_file_mb=1), tmp_path)

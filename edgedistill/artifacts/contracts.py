@@ -141,7 +141,7 @@ class Variant:
 @dataclass(frozen=True)
 class Quantized:
     """The winning quantized file (for ONNX: folder), its type, and `candidates.json`, the table of
-    all. `others` more are inside the bounds of the target."""
+    all. `others` more are inside the bounds of the target and not refused."""
 
     folder: Path
     digest: str

@@ -111,7 +111,7 @@ def require_writable(folder: Path) -> None:
         raise StorageError(
             f"nothing can be written there: {error.strerror}",
             where=str(folder),
-            hint="make the folder writable, or choose another",
+            hint="make the folder writable, or choose another (--dist, or -o)",
         ) from error
 
 

@@ -4,7 +4,8 @@ Before it, and shared by all targets of a runtime: stage "unquantized" (unquanti
 with the teacher (agreement.py), the fidelity chain (chain.py) with an emulated processor
 at its end where the target has another than this machine (emulated.py), speed where it can be
 measured (serving.py, latency.py) or else a roofline estimate (roofline.py), and the gates
-(gates.py). A failed gate does not stop the measuring: `require_gates` raises behind it.
+(gates.py). A failed gate does not stop the measuring: `require_gates` raises behind it. Only a file
+that held-out prompts refuse while larger candidates wait is neither timed nor run elsewhere.
 """
 
 from __future__ import annotations
@@ -108,9 +109,9 @@ def bench(
 
 def refusal(report: Report) -> str:
     """Why held-out prompts refuse the file, where another candidate may do better; else ""."""
-    from edgedistill.bench.gates import refusal as of_gates
+    from edgedistill.bench.gates import refused_by
 
-    return of_gates(_gates(report))
+    return refused_by(_gates(report))
 
 
 def require_gates(report: Report) -> None:
@@ -152,7 +153,7 @@ def _identity(build: Build, shared: Unquantized) -> Identity:
         inputs["variant"] = build.variant.checkpoint.digest
     return Identity(
         stage="bench",
-        version=5,
+        version=6,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
             "bench": recipe.bench.model_dump(mode="json", exclude=NOT_EVERYWHERE),

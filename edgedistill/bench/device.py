@@ -52,7 +52,7 @@ class OnDevice:
     estimate: Estimate | None = None
 
 
-def unseen() -> OnDevice:
+def untried() -> OnDevice:
     """Nothing was measured, and why."""
     return OnDevice([], [NOT_WORTH_IT], None, Measured([], None, [], []))
 

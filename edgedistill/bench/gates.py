@@ -17,9 +17,10 @@ STEPS = (
     "fit",
     "quantize",
     "aarch64",
+    "browser",
     "bench",
 )  # the order in which they are named
-OF_THE_FILE = {"trim", "fit", "quantize", "aarch64"}  # where another candidate may do better
+OF_THE_FILE = {"fit", "quantize", "aarch64", "browser"}  # where another candidate may do better
 MB = 1e6
 
 
@@ -81,21 +82,20 @@ def with_clock(target: Target, llama_bench: Sequence[LlamaBench]) -> list[Gate]:
 def failure(gates: Sequence[Gate]) -> tuple[str, str] | None:
     """The first step that failed and a text with every failed figure, or None."""
     failed = sorted((g for g in gates if not g.passed), key=lambda g: STEPS.index(g.step))
-    if not failed:
-        return None
-    return failed[0].step, "; ".join(
+    return (failed[0].step, _figures(failed)) if failed else None
+
+
+def _figures(failed: Sequence[Gate]) -> str:
+    return "; ".join(
         f"{gate.step}: {gate.name} is {gate.measured:.6g}, the bound is {gate.bound:.6g}"
         for gate in failed
     )
 
 
-def refusal(gates: Sequence[Gate]) -> str:
+def refused_by(gates: Sequence[Gate]) -> str:
     """The figures that refuse this one file, or "": nothing is broken, or something that every
-    file of this student, or of this device, would break."""
+    file of this student would break. A bound on speed counts as such: a larger file is slower."""
     failed = [gate for gate in gates if not gate.passed]
     if any(gate.step not in OF_THE_FILE for gate in failed):
         return ""
-    shown = (
-        f"{gate.name.replace('_', ' ')} {gate.measured:.3g} > {gate.bound:.3g}" for gate in failed
-    )
-    return "; ".join(shown).replace("kld", "KLD")
+    return _figures(failed)

@@ -227,7 +227,7 @@ def bounds(step: InBrowser, gates: TargetGates) -> list[Gate]:
     made = [at_most("bench", "browser_misread", 0, step.misread)]
     if step.kld is not None:
         made += [
-            at_most("bench", f"browser_{name}", bound, step.kld[name])
+            at_most("browser", name, bound, step.kld[name])
             for name, bound in (("mean_kld", gates.max_mean_kld), ("p99_kld", gates.max_p99_kld))
             if bound is not None
         ]
@@ -235,7 +235,7 @@ def bounds(step: InBrowser, gates: TargetGates) -> list[Gate]:
         # One prompt more or less is no finding, however few were asked.
         bound = max(gates.max_agreement_drop, 1 / step.prompts)
         lost = drop(step.agreement_native.value, step.agreement.value)
-        made.append(at_most("bench", "browser_agreement_drop", round(bound, 9), lost))
+        made.append(at_most("browser", "agreement_drop", round(bound, 9), lost))
     return made
 
 

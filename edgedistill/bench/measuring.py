@@ -13,8 +13,8 @@ from edgedistill.artifacts import RESUME, load_finished, write_atomic, write_jso
 from edgedistill.bench import REPORT, Build
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import Change, Step, drop, link, measure_chain, steps_of
-from edgedistill.bench.device import OnDevice, Seen, on_device, unseen
-from edgedistill.bench.gates import refusal, with_clock, without_clock
+from edgedistill.bench.device import OnDevice, Seen, on_device, untried
+from edgedistill.bench.gates import refused_by, with_clock, without_clock
 from edgedistill.bench.models import (
     Model,
     context_needed,
@@ -39,6 +39,7 @@ from edgedistill.runtimes import size_of
 
 FIDELITY, ANSWERS = "fidelity.json", "answers.jsonl"
 # The fields of a BenchResult that depend neither on the clock nor on the machine.
+CLOCKED = ("browser", "bench")  # steps whose gates depend on one of them
 CLOCKLESS = (
     "recipe", "target", "check", "teacher_model", "student_base", "model_bytes", "format",
     "counts", "rejected", "agreements", "links", "candidates", "training", "fitting",
@@ -67,11 +68,11 @@ def measure_build(
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
     ]
     links = _links(build, steps, changes, agreements)
-    early = _early_gates(build, links, agreements)
+    early = _still_gates(build, links, agreements)
     seen = Seen(build, rows, own, context, answers["quantized"], same["quantized"], checker)
     # A refused file does not ship, so nobody needs its times.
-    given_up = bool(build.quantized.others and refusal(early))
-    found = unseen() if given_up else on_device(seen, models[-1], out, resume, progress)
+    given_up = bool(build.quantized.others and refused_by(early))
+    found = untried() if given_up else on_device(seen, models[-1], out, resume, progress)
     links, notes = links + found.links, notes + found.notes
     if needed > build.target.context_tokens:
         notes.append(
@@ -164,7 +165,7 @@ def _own_prompt(build: Build) -> StudentPrompt:
     return StudentPrompt(folder, build.recipe.student)
 
 
-def _early_gates(
+def _still_gates(
     build: Build, links: Sequence[Link], agreements: Sequence[Agreement]
 ) -> list[Gate]:
     """All gates but those on the clock and on a browser."""
@@ -186,7 +187,7 @@ def _result(
 ) -> BenchResult:
     recipe, target, quantized, speed = build.recipe, build.target, build.quantized, found.speed
     candidates, page = _candidates(quantized.folder), found.page
-    still = _early_gates(build, links, agreements)
+    still = _still_gates(build, links, agreements)
     return BenchResult(
         recipe=recipe.name,
         target=target.name,
@@ -278,7 +279,7 @@ def _write(
     report = result.to_json()
     write_json(folder / REPORT, report)
     fidelity = {name: report[name] for name in CLOCKLESS}
-    fidelity["gates"] = [gate for gate in report["gates"] if gate["step"] != "bench"]
+    fidelity["gates"] = [gate for gate in report["gates"] if gate["step"] not in CLOCKED]
     write_json(folder / FIDELITY, fidelity)
     lines = [
         json.dumps(

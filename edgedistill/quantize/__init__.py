@@ -1,6 +1,7 @@
 """Quantize: make and measure each candidate of a target; the smallest inside its gates wins.
 
-Everything is measured on validation rows, so that held-out figures stay untouched by the choice.
+Everything is measured on validation rows, so that held-out figures stay untouched by the choice;
+unless they refuse what was chosen, and it is asked again without that one.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def quantize(
         return _chosen(made, baseline, target, refused or {}, folder, progress)
 
     done = run_stage(identity, out, progress, work)
-    model, others = done.folder / done.facts["file"], done.facts.get("others", 0)
+    model, others = done.folder / done.facts["file"], done.facts["others"]
     return Quantized(done.folder, done.digest, model, done.facts["format"], others)
 
 

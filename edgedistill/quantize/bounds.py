@@ -51,9 +51,14 @@ def _factor(value: float, bound: float) -> float:
     return value / bound if bound else 1 + value
 
 
+def _furthest(candidate: Candidate, target: Target) -> float:
+    """1 for one that is inside all of them, which held-out prompts refused."""
+    return max((broken.factor for broken in broken_bounds(candidate, target)), default=1.0)
+
+
 def none_passes(table: Sequence[Candidate], target: Target, folder: Path) -> GateFailed:
     lines = [f"\n    {c.format}: {c.why_not}" for c in table]
-    closest = min(table, key=lambda c: max(b.factor for b in broken_bounds(c, target)))
+    closest = min(table, key=lambda c: _furthest(c, target))
     return GateFailed(
         "quantize",
         f"no format is inside the bounds of target {target.name}:" + "".join(lines),
