@@ -10,7 +10,7 @@ from typing import Any
 
 from edgedistill import machine
 from edgedistill.artifacts import RESUME, load_finished, write_atomic, write_json
-from edgedistill.bench import REPORT, Build
+from edgedistill.bench import REPORT, Build, emulated
 from edgedistill.bench.agreement import Answers, Same, agreement, answer_all, examples, judge
 from edgedistill.bench.chain import Change, Step, drop, link, measure_chain, steps_of
 from edgedistill.bench.device import OnDevice, Seen, on_device, untried
@@ -90,6 +90,8 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
     measured and shown."""
     target, longest = build.target, build.recipe.student.max_tokens
     own, added = _own_prompt(build), []
+    # Nothing is timed here, and more threads than cores wait for each other.
+    threads = None if target.threads is None else emulated.threads(target)
     if (variant := build.variant) is not None:
         if variant.trimmed is not None:
             added.append(torch_model("trimmed", variant.trimmed.folder, own, longest))
@@ -102,10 +104,10 @@ def _models(build: Build, prompt: StudentPrompt, context: int) -> list[Model]:
         build.quantized.model,
         own,
         longest,
-        threads=target.threads,
+        threads=threads,
         context_tokens=context,
     )
-    return [*unquantized_models(build, prompt, context, target.threads), *added, shipped]
+    return [*unquantized_models(build, prompt, context, threads), *added, shipped]
 
 
 def _changes(
