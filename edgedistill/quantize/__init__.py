@@ -119,7 +119,7 @@ def _chosen(
     write_json(folder / CANDIDATES, [asdict(c) for c in table])
     if best is None:
         raise none_passes(table, target, folder)
-    for c in table:
+    for c in table if not refused else ():  # told before, when none was
         figures = f"{c.bytes / 1e6:.1f} MB, agreement {c.agreement:.1%}, mean KLD {c.mean_kld:.2g}"
         progress.note(f"{c.format}: {figures}; {'out: ' + c.why_not if c.why_not else 'inside'}")
     source = next(each for each in made if each.name == best.format)
