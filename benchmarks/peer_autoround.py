@@ -4,7 +4,7 @@
 
 CHECKPOINT is the folder of a merge stage, DATASET of a curate stage: AutoRound (arXiv 2309.05516)
 tunes its rounding on the training prompts with the teacher's answers, as edgedistill does. Needs
-`pip install auto-round` where this runs, and nothing of edgedistill.
+`pip install auto-round gguf sentencepiece` where this runs, and nothing of edgedistill.
 """
 
 from __future__ import annotations
