@@ -28,6 +28,9 @@ BUDGETS = (
 )  # fmt: skip
 
 
+ONNX_TYPES = "int4-b<16|32|64|128> and int8-b<...>"
+
+
 class FitSpec(Strict):
     """Quantization-aware fitting: the merged student is trained on while it computes with the
     values that its number formats can hold; gradients pass straight through the rounding."""
@@ -100,7 +103,7 @@ def unknown_types(names: Sequence[str]) -> str:
     hints = "".join(f" (did you mean {kind}?)" for kind in dict.fromkeys(meant.values()))
     return (
         f"unknown types {', '.join(names)}{hints}; known are {' '.join(FORMATS)}, and for ONNX "
-        "int4-b<16|32|64|128> and int8-b<...>"
+        f"{ONNX_TYPES}"
     )
 
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from edgedistill.memory import resident
-from edgedistill.progress import Progress, Silent, Task
+from edgedistill.progress import Passing, Silent, Task
 
 PLAIN_EVERY_SECONDS = 30.0
 
@@ -37,25 +37,15 @@ def listening(*, quiet: bool, terminal: bool, write: Callable[[str], None]) -> I
 
 
 @dataclass
-class Witness:
-    """Passes everything on and remembers which stage folders were made now, not reused."""
+class Witness(Passing):
+    """Remembers which stage folders were made now, not reused."""
 
-    listener: Progress
     ran: set[str] = field(default_factory=set)
 
     def stage(self, name: str, folder: Path, *, reused: bool) -> None:
         if not reused:
             self.ran.add(folder.name)
-        self.listener.stage(name, folder, reused=reused)
-
-    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
-        self.listener.finished(name, seconds, peak_memory_bytes)
-
-    def task(self, label: str, total: float | None, unit: str = "") -> Task:
-        return self.listener.task(label, total, unit)
-
-    def note(self, text: str) -> None:
-        self.listener.note(text)
+        super().stage(name, folder, reused=reused)
 
 
 class Plain:

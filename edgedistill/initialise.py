@@ -90,9 +90,8 @@ def initialise(name: str, folder: Path) -> Path:
     )
     write_atomic(home / "README.md", READ_ME.format(name=name).encode())
     write_atomic(home / "prompts.jsonl", prompts.encode())
-    # Elsewhere it is not found by its name alone.
-    asked = name if folder == Path("recipes") else home.as_posix()
-    asked = f"./{asked}" if asked == name and folder != Path("recipes") else asked
+    place = home.as_posix()  # by its name alone it is found in recipes/ only
+    asked = name if folder == Path("recipes") else place if "/" in place else f"./{place}"
     write_atomic(home / "recipe.yaml", recipe_text(name, asked).encode())
     return home / "recipe.yaml"
 

@@ -41,7 +41,7 @@ def plan(
 def everything(recipe: Recipe, targets: Sequence[Target], workspace: Workspace) -> list[Step]:
     """The plan of a build, and that of an export in optimum's layout."""
     steps = plan(recipe, targets, workspace)
-    if targets:  # none of them shapes it
+    if targets:  # none of them shapes it; it also reaches collect where a target ends before
         steps += _walk(partial(optimum_stages, recipe, targets[0], workspace))[0]
     return list(dict.fromkeys(steps))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -34,6 +35,25 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """A default that mattered, or a measured choice, with where it came from."""
+
+
+@dataclass
+class Passing:
+    """Passes everything on; a listener between a stage and the one that shows it."""
+
+    listener: Progress
+
+    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
+        self.listener.stage(name, folder, reused=reused)
+
+    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
+        self.listener.finished(name, seconds, peak_memory_bytes)
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return self.listener.task(label, total, unit)
+
+    def note(self, text: str) -> None:
+        self.listener.note(text)
 
 
 class SilentTask:

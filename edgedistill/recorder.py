@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import load_finished
-from edgedistill.progress import Progress, Task
+from edgedistill.progress import Passing
 
 
 @dataclass
-class Recorder:
-    """Passes everything on to the listener and remembers each stage's folder, by the stage's name
-    and `of`. Candidates are many; the manifest of quantize names them."""
+class Recorder(Passing):
+    """Remembers each stage's folder, by the stage's name and `of`. Candidates are many; the
+    manifest of quantize names them."""
 
-    listener: Progress
     folders: dict[str, Path] = field(default_factory=dict)
     of: str = ""
 
@@ -26,16 +25,7 @@ class Recorder:
             while self.folders.get(key, folder) != folder:  # one allocation may be trimmed twice
                 key, twice = f"{name} {twice}{self.of}", twice + 1
             self.folders[key] = folder
-        self.listener.stage(name, folder, reused=reused)
-
-    def finished(self, name: str, seconds: float, peak_memory_bytes: int) -> None:
-        self.listener.finished(name, seconds, peak_memory_bytes)
-
-    def task(self, label: str, total: float | None, unit: str = "") -> Task:
-        return self.listener.task(label, total, unit)
-
-    def note(self, text: str) -> None:
-        self.listener.note(text)
+        super().stage(name, folder, reused=reused)
 
     def branch(self, of: str = "") -> Recorder:
         """The same listener with its own list: what one target adds is not the next one's."""

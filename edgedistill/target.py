@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgedistill import onnx_formats
-from edgedistill.allocations import AllocationSpec, is_type, unknown_types
+from edgedistill.allocations import ONNX_TYPES, AllocationSpec, is_type, unknown_types
 from edgedistill.errors import ConfigError
 from edgedistill.number_formats import FORMATS
 from edgedistill.recipe import Strict
@@ -153,6 +153,7 @@ class Target(Strict):
             written, _, more = unknown[0].upper().partition(":")
             near = [f for f in GGUF_FORMATS if f == written or f.startswith(f"{written}_")]
             meant = [f"{f}:imatrix" if more and f != "F16" else f for f in near]
+            meant = [name for name in meant if takes(name)]
             hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
             said = f"unknown formats {', '.join(unknown)}{hint}; {self.runtime} takes {known}"
             raise FieldError(said, "formats")
@@ -180,9 +181,7 @@ class Target(Strict):
     def _require_types(self, at: int, spec: AllocationSpec) -> None:
         place = ("allocations", at, "types")
         if spec.onnx != (self.runtime == "onnxruntime-genai"):
-            known = " ".join(FORMATS)
-            if self.runtime == "onnxruntime-genai":
-                known = "int4-b<16|32|64|128> and int8-b<...>"
+            known = ONNX_TYPES if self.runtime == "onnxruntime-genai" else " ".join(FORMATS)
             raise FieldError(f"{self.runtime} has no {spec.types[0]}; it has {known}", *place)
         if self.kernels and (slow := sorted({*spec.named_types} - {*self.kernels})):
             raise FieldError(

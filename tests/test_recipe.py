@@ -135,6 +135,13 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
             "allocations[0].budget_mb",
             "92 is more than gates.max_file_mb allows: 80",
         ),
+        (
+            "runtime: llama.cpp",
+            "runtime: onnxruntime-genai",
+            5,
+            "formats",
+            "unknown formats Q4_0, Q8_0; onnxruntime-genai takes",  # and nothing else was meant
+        ),
         ("[Q4_0, Q8_0]", "[q4_k_m]", 5, "formats", "did you mean Q4_K_M?"),
         ("[Q4_0, Q8_0]", "['Q8_0:imatrx']", 5, "formats", "did you mean Q8_0:imatrix?"),
         ("[Q4_0, Q8_0]", "['F16:imatrix']", 5, "formats", "did you mean F16?"),

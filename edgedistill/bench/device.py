@@ -23,7 +23,8 @@ from edgedistill.results import Estimate, Link
 from edgedistill.runtimes import LLAMA
 
 NOT_WORTH_IT = (
-    "refused by held-out prompts: it was neither timed nor run on the device's own kernels"
+    "refused by held-out prompts while larger candidates wait: it was neither timed nor run on the "
+    "device's own kernels or in a browser"
 )
 
 
