@@ -42,7 +42,8 @@ ONCE_PER_RECIPE = {
     "A target's own ONNX model is made by quantize.",
 }
 ONCE_PER_TARGET = {
-    "quantize": "Make and measure the target's candidate types; the smallest that passes wins.",
+    "quantize": "Make and measure the target's candidate types; the smallest that passes is "
+    "chosen, unless held-out prompts refuse it in bench.",
     "bench": "Measure fidelity, agreement and latency on held-out prompts.",
     "pack": "Write the bundle: model, manifest, card, report. The same as build.",
 }
