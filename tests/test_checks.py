@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +39,12 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sql(database: Path) -> Checker:
+    """With time for every query that ends: a busy machine must not make one invalid."""
+    return check(kind="sql-execution", database=database, timeout_seconds=60)
+
+
+@pytest.fixture
+def impatient(database: Path) -> Checker:
     return check(kind="sql-execution", database=database, timeout_seconds=0.2)
 
 
@@ -106,7 +111,6 @@ def test_queries_agree_by_what_they_give(
         ("SELECT id FROM t ORDER BY random()", "not authorized"),
         ("SELECT ?", "number of bindings"),
         ("SELECT 1\0", "null character"),
-        (ENDLESS + "SELECT COUNT(*) FROM n", "runs longer than 0.2 s"),
         (ENDLESS + "SELECT x FROM n", "gives more than 10,000 rows"),
         ("SELECT hex(zeroblob(900000000))", "too big"),
     ],
@@ -118,16 +122,20 @@ def test_what_is_no_valid_query(sql: Checker, database: Path, answer: str, why: 
     assert [path.name for path in database.parent.iterdir()] == [database.name]
 
 
+def test_a_query_without_end_is_ended(impatient: Checker) -> None:
+    assert impatient.invalid(ENDLESS + "SELECT COUNT(*) FROM n") == "runs longer than 0.2 s"
+
+
 def test_valid_query_has_no_error(sql: Checker) -> None:
     assert sql.invalid("SELECT name, AVG(score) FROM t GROUP BY name") is None
 
 
-def test_result_of_a_query_is_remembered(sql: Checker) -> None:
-    slow = ENDLESS + "SELECT COUNT(*) FROM n"
-    sql.invalid(slow)
-    start = time.monotonic()
-    assert not sql.same("SELECT 1", slow)
-    assert time.monotonic() - start < 0.1
+def test_result_of_a_query_is_remembered(sql: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sql.same("SELECT 1", "SELECT 2 - 1")
+    monkeypatch.delattr("edgedistill.checks._connect")
+    assert sql.same("SELECT 1", "SELECT 2 - 1")
+    with pytest.raises(NameError):
+        sql.same("SELECT 1", "SELECT 3 - 2")
 
 
 @pytest.mark.parametrize("content", [None, b"this is no database, whatever its name says" * 50])

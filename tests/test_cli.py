@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,17 +75,6 @@ def test_help_lists_commands_in_order(run: Run) -> None:
 
 def test_version(run: Run) -> None:
     assert run("--version").out == f"edgedistill, version {__version__}\n"
-
-
-def test_help_is_fast() -> None:
-    def once() -> float:
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "edgedistill", "--help"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started
-
-    # The best of several: the machine may be busy with something else.
-    assert min(once() for _ in range(5)) <= 0.3
 
 
 @pytest.mark.parametrize("kind", TOLD)
