@@ -327,6 +327,7 @@ def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
     ends: dict[str, list[str]] = {}
     value = {
         "workspace": str(workspace),
+        "in_use": held_by.in_use(workspace),
         "traces_bytes": held_by.traces_bytes(workspace),
         "folders": tables.plain(held_by.holds(workspace, reached)),
         "plan": tables.plain(planning.plan(held, devices, place, ends)),

@@ -236,7 +236,7 @@ def status(value: Row) -> RenderableType:
         would = "reuse" if state == "reused" else "[bold]start at[/]"
         plan.add_row(would, stage, folder.replace("\\", "/").rpartition("/")[2])
     return Group(
-        _line("workspace", value["workspace"]),
+        _line("workspace", f"{value['workspace']}{', a build runs' if value['in_use'] else ''}"),
         _line("teacher answers", size(value["traces_bytes"])),
         *([table] if value["folders"] else []),
         plan,

@@ -23,6 +23,7 @@ from edgedistill.target import Target
 STAGE_FOLDER = re.compile(r"[a-z][a-z0-9_-]*-[0-9a-f]{16}")
 TRACES = "traces.db"
 LOCK = "lock.db"
+LOCK_WAIT_SECONDS = 0.5
 Plan = Callable[[Recipe, Sequence[Target]], Iterable[tuple[str, str, Path]]]
 
 
@@ -107,12 +108,24 @@ def locked(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            lock = sqlite3.connect(root / LOCK, timeout=0, isolation_level=None)
+            # Long enough for an `in_use` elsewhere, which holds it for an instant.
+            lock = sqlite3.connect(root / LOCK, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
             stack.callback(lock.close)
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             raise _not_locked(root, error) from error
         yield
+
+
+def in_use(root: Path) -> bool:
+    """Whether a build or gc runs here now. A lock that cannot be read is left to the next build."""
+    try:
+        address = f"{(root / LOCK).absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=0)) as lock:
+            lock.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        return error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return False
 
 
 def _not_locked(root: Path, error: sqlite3.Error) -> StorageError:

@@ -90,11 +90,12 @@ def test_status_names_folders_and_plan() -> None:
     held = {"folder": folder, "stage": "merge", "complete": False, "bytes": 2048,
             "age_seconds": 3.0, "recipes": []}  # fmt: skip
     plan = [["collect", "reused", "ws/collect-11"], ["curate", "would run", "ws/curate-22"]]
-    value = {"workspace": "ws", "traces_bytes": 1024, "folders": [held], "plan": plan,
-             "problems": ["targets/a.yaml:3: odd"],
+    value = {"workspace": "ws", "in_use": True, "traces_bytes": 1024,
+             "folders": [held], "plan": plan, "problems": ["targets/a.yaml:3: odd"],
              "ends": ["gate failed at step 'fit'"]}  # fmt: skip
     text = shown(tables.status(value))
     for said in (
+        "workspace: ws, a build runs",
         "merge-00",
         "unfinished",
         "2 KB",

@@ -12,7 +12,7 @@ from edgedistill.errors import StorageError
 from edgedistill.progress import Silent
 from edgedistill.recipe import Recipe, load_recipe
 from edgedistill.target import Target
-from edgedistill.workspace import gc, holds, locked, reached, traces_bytes, unreached
+from edgedistill.workspace import gc, holds, in_use, locked, reached, traces_bytes, unreached
 
 
 def stage(root: Path, name: str, *, torn: bool = False) -> Path:
@@ -82,6 +82,15 @@ def test_gc_does_not_run_during_a_build(tmp_path: Path) -> None:
     assert old.is_dir()
     gc(tmp_path, holds(tmp_path, {}))  # the lock is free again
     assert not old.exists()
+
+
+def test_a_running_build_is_seen(tmp_path: Path) -> None:
+    assert not in_use(tmp_path / "nowhere")
+    with locked(tmp_path):
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
+    (tmp_path / "lock.db").write_bytes(b"no database at all" * 100)
+    assert not in_use(tmp_path)
 
 
 def test_a_workspace_that_cannot_be_locked_is_told(tmp_path: Path) -> None:
