@@ -32,6 +32,14 @@ class Runtime(Protocol):
     def close(self) -> None: ...
 
 
+def asked_ids(runtime: Runtime, text: str) -> list[int]:
+    """The tokens of a rendered prompt as an app hands them to the model: the file's own tokenizer
+    cuts it, and a BOS comes in front where the file asks for one and the template wrote none."""
+    ids = runtime.tokenize(text)
+    bos = runtime.facts["bos"]
+    return [bos, *ids] if runtime.facts["add_bos"] and ids[:1] != [bos] else ids
+
+
 class Opened(Runtime, AbstractContextManager["Opened"], Protocol):
     """A runtime that closes itself at the end of a with block."""
 

@@ -57,9 +57,15 @@ def test_other_sources_than_the_pinned_ones_are_not_used(tmp_path: Path) -> None
 def test_what_does_not_compile_is_told_with_its_last_lines(tmp_path: Path) -> None:
     index = Index()
     pinned = digest_of_file(index("package==1.0", tmp_path))
+    kept = tmp_path / "kept"
     for _ in range(2):  # the unpacked sources are kept
         with pytest.raises(RuntimeFailure, match="these are not the sources"):
-            compiled(tmp_path / "kept", "1.0", pinned, MARCH, Silent(), index)
+            compiled(kept, "1.0", pinned, MARCH, Silent(), index)
+        # As if edgedistill had been elsewhere: CMake refuses such a build folder.
+        settings = (kept / "build" / "CMakeCache.txt").read_text("utf-8")
+        assert str(kept / "own") in settings
+        there = settings.replace(str(kept / "own"), str(tmp_path / "elsewhere"))
+        (kept / "build" / "CMakeCache.txt").write_text(there, "utf-8")
     assert index.asked == 2
     unpacked = {path.name for path in (tmp_path / "kept" / "source").rglob("*") if path.is_file()}
     assert unpacked == {"CMakeLists.txt", "a.cpp"}

@@ -18,6 +18,7 @@ from edgedistill.artifacts import (
     Quantized,
     Variant,
 )
+from edgedistill.bench.models import DeviceRuns
 from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.export import export
 from edgedistill.fidelity import read_rows, rows_that_fit, shuffled
@@ -29,6 +30,7 @@ from edgedistill.quantize.bounds import CANDIDATES, broken_bounds
 from edgedistill.recipe import StudentSpec, TextCheck
 from edgedistill.results import Candidate
 from edgedistill.runtime import LlamaCpp
+from edgedistill.runtimes import asked_ids
 from edgedistill.target import Target, TargetGates
 from edgedistill.tensors import matrices, read_layout
 from edgedistill.trim import kept_tokens, trim
@@ -122,6 +124,22 @@ def test_the_smallest_that_passes_wins(made: Quantized, exported: Exported) -> N
     assert names == {"manifest.json", CANDIDATES, made.model.name}
     with LlamaCpp(made.model, threads=1) as model:
         assert "Q4_0" in model.facts["description"]
+
+
+def test_a_student_whose_tokenizer_adds_a_bos(tmp_path: Path) -> None:
+    student = tiny.tiny_student(tmp_path / "student", adds_bos=True)
+    exported = export(Checkpoint(student.folder, "c"), student, "recipe", tmp_path, Silent())
+    data, device = tiny.tiny_dataset(tmp_path / "data"), target("Q8_0", max_mean_kld=0.01)
+    made = quantize(exported, (), None, data, SPEC, CHECK, device, tmp_path, Silent())
+    rows, prompt = read_rows(data.folder / "validation.jsonl"), StudentPrompt(exported.folder, SPEC)
+    with LlamaCpp(made.model, threads=1) as model:
+        assert model.facts["add_bos"]
+        text = prompt.render(rows[0].prompt)
+        assert asked_ids(model, text) == prompt.prompt_ids(rows[0].prompt)
+        assert asked_ids(model, text) == [model.facts["bos"], *model.tokenize(text)]
+        own = model.generate(prompt.prompt_ids(rows[0].prompt), 4, prompt.stop_ids)
+        answers = DeviceRuns(model, prompt, 4).answer(rows[:1], SilentTask())
+    assert answers == [own.text.strip()]
 
 
 def test_a_gate_makes_a_larger_file_win(run: Callable[..., Quantized], tmp_path: Path) -> None:

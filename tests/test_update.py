@@ -256,6 +256,22 @@ def test_cut_off_between_the_renames(made: Path, held: Path, swapped: bool) -> N
     assert [path.name for path in held.parent.iterdir()] == ["held"]
 
 
+@pytest.mark.parametrize("place", ["held", "held/pages"])
+def test_who_is_inside_the_bundle_is_sent_out(
+    made: Path, held: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (held.parent / place).mkdir(exist_ok=True)
+    monkeypatch.chdir(held.parent / place)
+    bundle = Path(".") if place == "held" else Path("..")
+    before = files(held)
+    with pytest.raises(UsageError, match="you are inside it") as caught:
+        update.apply(bundle, made / "v2.edup")
+    assert "go to the folder above, and give it as held" in str(caught.value)
+    assert files(held) == before
+    monkeypatch.chdir(held.parent)
+    assert update.apply(Path("held"), made / "v2.edup").changed
+
+
 def test_nothing_to_update(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the same"):
         update.make(made / "v1", made / "v1", tmp_path / "x.edup")

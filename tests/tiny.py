@@ -42,10 +42,12 @@ TEMPLATE = (
 ANSWERS = ("SELECT count(*) FROM tickets", "the answer is 42", "on and on", "nothing, thanks")
 
 
-def tiny_student(folder: Path, seed: int = 0, architecture: str = "llama") -> Student:
+def tiny_student(
+    folder: Path, seed: int = 0, architecture: str = "llama", adds_bos: bool = False
+) -> Student:
     """Write the checkpoint; about 1.6 million random weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    keys = tokenizer_keys()
+    keys = tokenizer_keys(adds_bos)
     write_tokenizer(folder, keys)
     vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
     write_json(folder / "config.json", config(vocabulary, architecture))
@@ -55,8 +57,9 @@ def tiny_student(folder: Path, seed: int = 0, architecture: str = "llama") -> St
     return Student(folder, f"student-{architecture}-{seed}", name, "Apache-2.0", "made by hand")
 
 
-def tokenizer_keys() -> list[Key]:
-    """Special tokens, 256 bytes, and what the merges make."""
+def tokenizer_keys(adds_bos: bool = False) -> list[Key]:
+    """Special tokens, 256 bytes, and what the merges make. The template writes the first BOS that
+    is asked for, as SmolLM2's does, but not one that the tokenizer adds."""
     made = ["".join(merge.split()) for merge in MERGES]
     tokens = [*SPECIAL, *_bytes_as_text(), *made]
     kinds = [CONTROL] * len(SPECIAL) + [NORMAL] * (len(tokens) - len(SPECIAL))
@@ -66,10 +69,10 @@ def tokenizer_keys() -> list[Key]:
         Key("tokenizer.ggml.tokens", "ARRAY", "STRING", tokens),
         Key("tokenizer.ggml.token_type", "ARRAY", "INT32", kinds),
         Key("tokenizer.ggml.merges", "ARRAY", "STRING", list(MERGES)),
-        Key("tokenizer.ggml.bos_token_id", "UINT32", None, 1),
+        Key("tokenizer.ggml.bos_token_id", "UINT32", None, 0 if adds_bos else 1),
         Key("tokenizer.ggml.eos_token_id", "UINT32", None, STOP),
         Key("tokenizer.ggml.padding_token_id", "UINT32", None, STOP),
-        Key("tokenizer.ggml.add_bos_token", "BOOL", None, False),
+        Key("tokenizer.ggml.add_bos_token", "BOOL", None, adds_bos),
         Key("tokenizer.chat_template", "STRING", None, TEMPLATE),
     ]
 

@@ -16,7 +16,7 @@ from edgedistill.child import REQUEST_SECONDS
 from edgedistill.fidelity import EvalRow, Floats, follows, nll, read_logits, record
 from edgedistill.progress import Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.runtimes import Runtime, open_runtime
+from edgedistill.runtimes import Runtime, asked_ids, open_runtime
 
 if TYPE_CHECKING:
     from edgedistill.torch_runtime import TorchModel
@@ -89,7 +89,7 @@ class DeviceRuns:
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
         answers = []
         for row in rows:
-            ids = self.model.tokenize(self.prompt.render(row.prompt, row.history))
+            ids = asked_ids(self.model, self.prompt.render(row.prompt, row.history))
             made = self.model.generate(ids, self.max_tokens, self.prompt.stop_ids)
             answers.append(made.text.strip())
             task.advance()

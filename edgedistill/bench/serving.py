@@ -26,7 +26,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import LocalTeacher, Recipe, Teacher
 from edgedistill.results import Latency, LlamaBench
 from edgedistill.runtime import Generation
-from edgedistill.runtimes import ONNX, open_runtime
+from edgedistill.runtimes import ONNX, asked_ids, open_runtime
 from edgedistill.target import Target
 from edgedistill.teacher import call_for, open_endpoint, serve_teacher
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
@@ -184,7 +184,7 @@ def _embedded(sitting: Sitting, progress: Progress) -> tuple[Latency, list[Llama
     with open_runtime(kind, model, threads=threads, context_tokens=context) as student:
 
         def generate(row: EvalRow) -> Generation:
-            ids = student.tokenize(prompt.render(row.prompt, row.history))
+            ids = asked_ids(student, prompt.render(row.prompt, row.history))
             return student.generate(ids, sitting.recipe.student.max_tokens, prompt.stop_ids)
 
         generate(sitting.warm_up)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from edgedistill import machine
 from edgedistill.artifacts import digest_of_file, storing, write_atomic
-from edgedistill.emulator import CHILD
+from edgedistill.emulator import CHILD, PARTS
 from edgedistill.errors import RuntimeFailure, WeightsError
 from edgedistill.progress import Progress
 from edgedistill.weights.cache import locked
@@ -125,27 +126,44 @@ def _unpack(archive: Path, into: Path) -> None:
 
 
 def _compile(folder: Path, source: Path, march: str, progress: Progress) -> Path:
-    build = folder / "build"
-    with as_file(files("edgedistill.emulator")) as own:
-        configure = ["cmake", "-S", str(own), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
-        configure += [f"-DLLAMA_CPP={source}", f"-DGGML_CPU_ARM_ARCH={march}"]
-        configure += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-        configure += [f"-DCMAKE_C_COMPILER={CROSS}-gcc", f"-DCMAKE_CXX_COMPILER={CROSS}-g++"]
-        make = ["cmake", "--build", str(build), "--target", CHILD]
-        make += ["--parallel", str(machine.threads())]
-        with progress.task(f"compile {NAME} ({march})", 100, "%") as task:
-            done = 0.0
+    build, own = folder / "build", _own(folder)
+    _forget_another(build, own)
+    configure = ["cmake", "-S", str(own), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
+    configure += [f"-DLLAMA_CPP={source}", f"-DGGML_CPU_ARM_ARCH={march}"]
+    configure += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    configure += [f"-DCMAKE_C_COMPILER={CROSS}-gcc", f"-DCMAKE_CXX_COMPILER={CROSS}-g++"]
+    make = ["cmake", "--build", str(build), "--target", CHILD]
+    make += ["--parallel", str(machine.threads())]
+    with progress.task(f"compile {NAME} ({march})", 100, "%") as task:
+        done = 0.0
 
-            def told(line: str) -> None:
-                nonlocal done
-                if step := STEP.match(line):
-                    share = int(step[1]) / int(step[2] or 100) * 100
-                    task.advance(max(0.0, share - done))
-                    done = max(done, share)
+        def told(line: str) -> None:
+            nonlocal done
+            if step := STEP.match(line):
+                share = int(step[1]) / int(step[2] or 100) * 100
+                task.advance(max(0.0, share - done))
+                done = max(done, share)
 
-            _run(configure, told)
-            _run(make, told)
+        _run(configure, told)
+        _run(make, told)
     return build / CHILD
+
+
+def _own(folder: Path) -> Path:
+    """Our part of the sources, beside llama.cpp's: where this package is installed may differ from
+    one compilation to the next, and the cache outlives them."""
+    own = folder / "own"
+    own.mkdir(exist_ok=True)
+    for name in PARTS:
+        write_atomic(own / name, files("edgedistill.emulator").joinpath(name).read_bytes())
+    return own
+
+
+def _forget_another(build: Path, own: Path) -> None:
+    """CMake refuses a build folder that was configured for another place, or was moved."""
+    settings = build / "CMakeCache.txt"
+    if settings.is_file() and f"={own}\n" not in settings.read_text("utf-8", "replace"):
+        shutil.rmtree(build)
 
 
 def _run(command: list[str], told: Callable[[str], None]) -> None:

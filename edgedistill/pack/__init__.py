@@ -83,7 +83,7 @@ def _identity(
     shown = {"name", "description", "language", "data_licence", "teacher", "student", "distill"}
     return Identity(
         stage=STAGE,
-        version=2,
+        version=3,
         spec={
             "recipe": _without_folders(recipe.model_dump(mode="json", include=shown)),
             "target": target.model_dump(

@@ -41,7 +41,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize.exam import Case, Exam, cases_of
 from edgedistill.runtime import quantize_file
-from edgedistill.runtimes import Runtime, size_of
+from edgedistill.runtimes import Runtime, asked_ids, size_of
 from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES
 from edgedistill.target import Target
 
@@ -343,7 +343,7 @@ class _Candidate:
         self, runtime: Runtime, student: StudentPrompt, case: Case, file: Path
     ) -> None:
         """An app asks through the file's own tokenizer, which trimming may have changed."""
-        asked = runtime.tokenize(student.render(case.row.prompt, case.row.history))
+        asked = asked_ids(runtime, student.render(case.row.prompt, case.row.history))
         if asked != case.asked:
             raise GateFailed(
                 "quantize",

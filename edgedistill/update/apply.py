@@ -60,13 +60,15 @@ def apply(
     contents)` counts the samples that the new bundle answers as it should, before the old one goes.
 
     Raises:
-        UsageError: a path is not there.
+        UsageError: a path is not there, or the process works inside the bundle.
         ArtifactError: the update is torn, altered or for another bundle, or this is no bundle.
         GateFailed: step "update": a sample is answered differently; the old bundle stays.
         StorageError: no space or no permission; the old bundle stays.
     """
+    bundle = bundle.resolve()
     _recover(bundle)
     held = read_bundle(bundle)
+    _require_outside(bundle)
     with _opened(file, sha256) as archive:
         contents = _contents(archive, file)
         made = Applied(bundle, held.digest, contents.new, True, len(contents.samples), None)
@@ -87,6 +89,18 @@ def apply(
                 raise
             _swap(making, bundle)
     return Applied(bundle, held.digest, contents.new, True, len(contents.samples), same)
+
+
+def _require_outside(bundle: Path) -> None:
+    """The folder is replaced: who works in it would be left in one that is gone, and on Windows a
+    folder that someone works in cannot be replaced."""
+    here = Path.cwd()
+    if here.is_relative_to(bundle):
+        raise UsageError(
+            "the bundle's folder is replaced by an update, and you are inside it",
+            where=str(bundle),
+            hint=f"go to the folder above, and give it as {bundle.name}",
+        )
 
 
 @contextlib.contextmanager

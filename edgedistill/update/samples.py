@@ -12,6 +12,7 @@ from edgedistill.artifacts import Finished
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import StudentSpec
 from edgedistill.runtime import LlamaCpp
+from edgedistill.runtimes import Runtime, asked_ids
 from edgedistill.update.contents import Contents, Sample
 
 
@@ -59,8 +60,6 @@ def _adapter(folder: Path, facts: Mapping[str, Any]) -> Path | None:
     return None if name is None else folder / str(name)
 
 
-def _answer(runtime: Any, prompt: str, max_tokens: int) -> str:
-    ids = runtime.tokenize(prompt)
-    if runtime.facts["add_bos"] and ids[:1] != [runtime.facts["bos"]]:
-        ids = [runtime.facts["bos"], *ids]
+def _answer(runtime: Runtime, prompt: str, max_tokens: int) -> str:
+    ids = asked_ids(runtime, prompt)
     return str(runtime.generate(ids, max_tokens, runtime.end_ids()).text)

@@ -31,7 +31,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
 from edgedistill.runtime import LlamaCpp
-from edgedistill.runtimes import LLAMA, Runtime
+from edgedistill.runtimes import LLAMA, Runtime, asked_ids
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import Tensor, read_layout, read_plain_tensors
 
@@ -223,10 +223,8 @@ class Handover:
         compared = 0
         with self.progress.task("compare tokens", len(rows), "prompts") as task:
             for label, text, wanted in self._texts(rows):
-                found = runtime.tokenize(text)
-                if runtime.facts["add_bos"] and label.startswith("prompt"):
-                    bos = runtime.facts["bos"]
-                    found = found if found[:1] == [bos] else [bos, *found]
+                prompted = label.startswith("prompt")
+                found = asked_ids(runtime, text) if prompted else runtime.tokenize(text)
                 if found != wanted:
                     self.fail(f"token IDs of {label} differ: {difference(wanted, found)}")
                 compared += 1
