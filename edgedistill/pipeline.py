@@ -34,7 +34,7 @@ from edgedistill.export.lora import export_lora
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
-from edgedistill.feasible import require_possible
+from edgedistill.feasible import asks_of_student, require_possible
 from edgedistill.fit import prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, shipped_student, write_page
@@ -208,7 +208,7 @@ def _possible(
 ) -> Student | None:
     """The student, held against what the targets ask of it before the teacher is asked, whose calls
     may cost money; None where they ask nothing."""
-    if not any(target.allocations or target.runtime == ONNX for target in targets):
+    if not any(asks_of_student(target) for target in targets):
         return None
     student = prepare_student(recipe.student, out, log)
     require_possible(student, targets)

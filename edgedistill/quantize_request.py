@@ -4,6 +4,7 @@ tensor as it is, or quantize without the importance matrix it was given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,18 @@ from edgedistill.importance import read_importance, require_fit
 
 # Types that only make sense with an importance matrix (llama-quant.cpp, tensor_requires_imatrix).
 NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
+# The stock format that stands for a type in a file's metadata, where it is not called the same.
+STOCK = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+PLAIN = frozenset(
+    {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q6_K", "IQ4_NL", "IQ4_XS", *STOCK}
+)
+
+
+def named_by(types: Mapping[str, str]) -> str:
+    """The stock format by which a file of these types of matrices is called in its metadata
+    (general.file_type, which programs show): that of the commonest."""
+    ((kind, _),) = Counter(types.values()).most_common(1)
+    return STOCK.get(kind, kind) if kind in PLAIN else "Q8_0"
 
 
 def check_request(

@@ -135,8 +135,9 @@ class InBrowser:
     """The file that ships, in wllama in a real browser, against llama.cpp on the building machine.
 
     All over the same `prompts` held-out prompts. `kld` is KL(llama.cpp || wllama) per token of the
-    teacher's answers over the full vocabulary, from wllama's float32 probabilities; None where one
-    of those overflowed.
+    teacher's answers over the full vocabulary, from wllama's float32 probabilities; prompts where
+    one of those is not finite are counted in `overflowed` and left out, and it is None where that
+    are all.
     """
 
     measured: bool
@@ -149,6 +150,7 @@ class InBrowser:
     agreement: Interval | None  # with the teacher, in the browser
     agreement_native: Interval | None  # with the teacher, by llama.cpp
     kld: dict[str, float] | None  # mean_kld, p99_kld, max_kld, top1, tokens
+    overflowed: int
 
 
 @dataclass(frozen=True)

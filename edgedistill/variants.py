@@ -9,7 +9,7 @@ from edgedistill.artifacts import Checkpoint, Dataset, Importance, Student, Vari
 from edgedistill.export import export
 from edgedistill.fit import allocate, fit, measure_sensitivity
 from edgedistill.progress import Progress
-from edgedistill.quantize import WITH_IMPORTANCE, weigh
+from edgedistill.quantize import weigh, weighs
 from edgedistill.recipe import Recipe
 from edgedistill.target import Target
 from edgedistill.tensors import Encoding
@@ -20,9 +20,7 @@ def weighed_for(
     recipe: Recipe, target: Target, merged: Checkpoint, data: Dataset, out: Path, log: Progress
 ) -> Importance | None:
     """The importance matrix for stock formats that ask for one."""
-    if not any(name.endswith(WITH_IMPORTANCE) for name in target.formats):
-        return None
-    return weigh(merged, data, recipe.student, out, log)
+    return weigh(merged, data, recipe.student, out, log) if weighs(target) else None
 
 
 def make_variant(

@@ -125,8 +125,9 @@ def browser_report(measured: bool = True) -> BenchResult:
         True, "", "wllama 2.3.7 (llama.cpp b7179, one thread)", "HeadlessChrome/150", 48, 0,
         _interval(0.958, 48), _interval(0.875, 48), _interval(0.896, 48),
         {"mean_kld": 7.3e-4, "p99_kld": 0.0128, "max_kld": 0.0141, "top1": 0.999, "tokens": 1100},
+        overflowed=0,
     )  # fmt: skip
-    absent = InBrowser(False, "no Chromium here", "wllama 2.3.7", "", 0, 0, *[None] * 4)
+    absent = InBrowser(False, "no Chromium here", "wllama 2.3.7", "", 0, 0, *[None] * 4, 0)
     return replace(
         sample_report(),
         target="browser", latency_kind="browser", speedup_p50=None, llama_bench=[],

@@ -17,6 +17,7 @@ TARGET: dict[str, Any] = {
     "runtime": "llama.cpp", "formats": ["Q8_0"], "latency": "measured", "memory_budget_mb": 100,
 }  # fmt: skip
 MINE = {"name": "mine", "types": ["Q8_0"]}
+ONNX_MINE = {"name": "mine", "types": ["int4-b32"]}
 ONNX = {"runtime": "onnxruntime-genai", "formats": ["int8-b32"]}
 
 
@@ -53,6 +54,16 @@ def test_what_is_possible_passes(tmp_path: Path) -> None:
             "several kinds in a fixed order.*leave drop_layers out",
         ),
         ({"allocations": [MINE]}, {"architectures": ["OddForCausalLM"]}, "leave allocations out"),
+        (
+            {"formats": ["Q8_0", "Q4_0:imatrix"]},
+            {"architectures": ["OddForCausalLM"]},
+            "importance matrices are made of .* leave the formats with :imatrix out",
+        ),
+        (
+            {**ONNX, "allocations": [{**ONNX_MINE, "embedding": "int8-b32"}]},
+            {"tie_word_embeddings": False},
+            "mine.embedding: this student's embedding is not its head",
+        ),
         (
             {"allocations": [{"name": "mine", "types": ["Q4_0", "Q8_0"], "budget_mb": 0.1}]},
             {},

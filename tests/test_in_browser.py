@@ -42,7 +42,7 @@ class FakePage:
     misreads: bool = False
     dies_after: int = 99
     asked: list[str] = field(default_factory=list)
-    infinite: bool = False
+    infinite: int = 0  # prompts whose first probability is not finite
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -63,7 +63,8 @@ class FakePage:
     def logits(self, ids: list[int], first: int, into: Path) -> list[int]:
         rows = table(len(ids) - first, self.prompt.vocab_size)
         rows += self.noise * np.random.default_rng(len(ids)).normal(size=rows.shape)
-        rows[0, 0] = np.nan if self.infinite else rows[0, 0]
+        rows[0, 0] = np.nan if self.infinite > 0 else rows[0, 0]
+        self.infinite -= 1
         with into.open("ab") as stream:
             stream.write(rows.astype(np.float32).tobytes())
         return [int(token) for token in rows.argmax(1)]
@@ -155,12 +156,14 @@ def test_what_a_browser_changes_breaks_a_gate(
     assert [g.name for g in found.gates if not g.passed] == [gate]
 
 
-def test_probabilities_that_overflowed_are_not_measured(
-    prompt: StudentPrompt, tmp_path: Path
+@pytest.mark.parametrize(("infinite", "measured"), [(1, True), (6, False)])
+def test_probabilities_that_overflowed_are_counted(
+    prompt: StudentPrompt, tmp_path: Path, infinite: int, measured: bool
 ) -> None:
-    found = step(FakePage(prompt, infinite=True), tmp_path).measure(ROWS, NATIVE, Silent())
-    assert found.step.kld is None
-    assert "mean_kld" not in {gate.name for gate in found.gates}
+    found = step(FakePage(prompt, infinite=infinite), tmp_path).measure(ROWS, NATIVE, Silent())
+    assert found.step.overflowed == infinite
+    assert (found.step.kld is not None) == measured
+    assert ("mean_kld" in {gate.name for gate in found.gates}) == measured
 
 
 def test_one_prompt_is_no_loss_of_agreement(prompt: StudentPrompt, tmp_path: Path) -> None:
@@ -178,6 +181,6 @@ def test_a_slow_browser_breaks_a_speed_gate(prompt: StudentPrompt, tmp_path: Pat
 def test_no_browser_is_said_and_nothing_is_gated() -> None:
     found = not_measured("there is none")
     assert found.step == InBrowser(
-        False, "there is none", found.step.runtime, "", 0, 0, None, None, None, None
+        False, "there is none", found.step.runtime, "", 0, 0, None, None, None, None, 0
     )
     assert (found.latencies, found.gates) == ([], [])

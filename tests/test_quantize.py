@@ -234,6 +234,8 @@ def test_an_allocation_is_a_candidate(
     assert made.model.name == "Tiny-2M-Instruct-recipe-v1.0-mine.gguf"
     held = {t.name: t.tensor_type.name for t in GGUFReader(made.model).tensors}
     assert {name: held[name] for name in variant.allocation.types} == variant.allocation.types
+    with LlamaCpp(made.model, threads=1) as model:
+        assert "Q4_1" in model.facts["description"]  # the commonest
 
 
 def test_a_fitted_file_is_held_to_the_teachers_text_and_not_to_kld(

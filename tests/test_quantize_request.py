@@ -13,7 +13,7 @@ from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.gguf_header import FLOATS, QUANTIZED, read_header, type_for
 from edgedistill.importance import Importance, write_importance
 from edgedistill.progress import Silent
-from edgedistill.quantize_request import NEED_IMPORTANCE
+from edgedistill.quantize_request import NEED_IMPORTANCE, PLAIN, named_by
 from edgedistill.runtime import LlamaCpp, quantize_file
 from edgedistill.student import TOKENIZER_GGUF
 
@@ -63,6 +63,17 @@ def test_every_matrix_becomes_the_type_asked_for(
         assert made.bytes == file.stat().st_size
     with LlamaCpp(file, threads=1) as runtime:
         assert runtime.facts["n_vocab"] > 0
+
+
+@pytest.mark.parametrize("kind", [*sorted(PLAIN), "TQ1_0"])
+def test_a_file_is_called_by_its_commonest_type(model: Path, tmp_path: Path, kind: str) -> None:
+    source, file = read_header(model), tmp_path / "q.gguf"
+    types = {t.name: kind for t in source.tensors if len(t.shape) > 1} | {UP: "F16"}
+    made = quantize_file(model, file, named_by(types), 1, types=types)
+    assert {name: made.types[name] for name in types} == types
+    called = kind if kind in PLAIN else "Q8_0"
+    with LlamaCpp(file, threads=1) as runtime:
+        assert called in runtime.facts["description"]
 
 
 def test_a_type_is_for_one_tensor_alone(model: Path, tmp_path: Path) -> None:

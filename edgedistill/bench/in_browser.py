@@ -141,7 +141,8 @@ class BrowserStep:
 
     def _row(self, page: InPage, row: EvalRow, logits: Path, skip: int | None) -> dict[str, Any]:
         made = self._answer(page, row)
-        found = {**asdict(made), "misread": self._misread(page, row), "kld": [], "same": []}
+        found = {**asdict(made), "misread": self._misread(page, row), "kld": [], "same": [],
+                 "overflowed": False}  # fmt: skip
         if skip is None:
             return found
         ids, first = supervised(self.prompt, row)
@@ -151,6 +152,8 @@ class BrowserStep:
         if np.isfinite(np.fromfile(scratch, np.float32)).all():
             kld, same = per_token(logits, scratch, int(page.facts["n_vocab"]), skip)
             found |= {"kld": kld.tolist(), "same": same.tolist()}
+        else:
+            found["overflowed"] = True
         scratch.unlink()
         return found
 
@@ -180,6 +183,7 @@ class BrowserStep:
                 [self.checker.same(native[r.id], r.answer) for r in rows], *draws
             ),
             kld=_kld(made),
+            overflowed=sum(entry["overflowed"] for entry in made),
         )
         timings = [
             Timing(entry["total_seconds"], entry["time_to_first_token"], len(entry["ids"]))
@@ -218,7 +222,7 @@ def browse(
 
 def not_measured(why: str) -> Found:
     """The step where it cannot be made: said so, never left out."""
-    step = InBrowser(False, why, RUNTIME, "", 0, 0, None, None, None, None)
+    step = InBrowser(False, why, RUNTIME, "", 0, 0, None, None, None, None, 0)
     return Found(step, [], [])
 
 

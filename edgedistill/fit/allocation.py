@@ -113,8 +113,6 @@ class _Choice:
         """The type of each matrix, and facts."""
         together = stored_together(self.layout, self.spec.onnx)
         shapes = {n: shape[1:] for n, shape in matrices(self.layout).items() if n in together}
-        if self.spec.onnx and self.spec.embedding and EMBEDDING not in together:
-            raise _no_embedding(self.spec, self.target)
         offered = {
             name: _offered(name, shape[1], self.spec, self.target.kernels)
             for name, shape in shapes.items()
@@ -226,18 +224,21 @@ def _walked_back(
     return {name: chosen[name] for name in sizes}
 
 
-def require_budget(folder: Path, spec: AllocationSpec, target: Target) -> None:
-    """Refuse, before anything is trained, a budget below what the smallest types make of the
-    checkpoint in `folder` at least: what a trimmed vocabulary keeps is only known later.
+def require_allocatable(folder: Path, spec: AllocationSpec, target: Target) -> None:
+    """Refuse, before anything is trained, a type for an embedding that the runtime keeps as it is,
+    and a budget below what the smallest types make of the checkpoint in `folder` at least: what a
+    trimmed vocabulary keeps is only known later.
 
     Raises:
-        ConfigError: names the budget and that size.
+        ConfigError: names the field, and the budget with that size.
     """
     layout = _cut(read_layout(folder), spec)
+    together = stored_together(layout, spec.onnx)
+    if spec.onnx and spec.embedding and EMBEDDING not in together:
+        raise _no_embedding(spec, target)
     budget = budget_bytes(spec, target, layout, folder)
     if budget is None:
         return
-    together = stored_together(layout, spec.onnx)
     shapes = {name: shape[1:] for name, shape in matrices(layout).items() if name in together}
     smallest = sum(
         min(stored_bytes(*shape, kind) for kind in _offered(name, shape[1], spec, target.kernels))

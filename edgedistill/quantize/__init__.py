@@ -45,7 +45,12 @@ from edgedistill.results import Candidate
 from edgedistill.runtimes import ONNX, TRAITS, copy_model
 from edgedistill.target import Target
 
-__all__ = ["WITH_IMPORTANCE", "quantize", "weigh"]
+__all__ = ["WITH_IMPORTANCE", "quantize", "weigh", "weighs"]
+
+
+def weighs(target: Target) -> bool:
+    """Whether a stock format of the target asks for an importance matrix."""
+    return any(name.endswith(WITH_IMPORTANCE) for name in target.formats)
 
 
 def quantize(

@@ -40,6 +40,7 @@ from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize.exam import Case, Exam, cases_of
+from edgedistill.quantize_request import named_by
 from edgedistill.runtime import quantize_file
 from edgedistill.runtimes import Runtime, asked_ids, size_of
 from edgedistill.student import KEPT_TOKENS, TOKENIZER_FILES
@@ -194,18 +195,21 @@ def make_variant(
     allocation, source = variant.allocation, variant.exported
     assert source is not None, "a GGUF allocation has an export of its own"
 
+    named = named_by(allocation.types)
+
     def write(destination: Path) -> None:
         quantize_file(
             source.model,
             destination,
-            "Q8_0",  # for no matrix: each has a type of its own
+            named,  # for no matrix: each has a type of its own
             importance=allocation.importance,
             types=allocation.types,
         )
 
     inputs = {"source": source.digest, "allocation": allocation.digest}
     job = _of_variant(variant, source, baseline, exam, progress)
-    return job.stage({"types": digest_of(dict(allocation.types))}, inputs, write, out)
+    spec = {"types": digest_of(dict(allocation.types)), "named": named}
+    return job.stage(spec, inputs, write, out)
 
 
 def make_onnx_variant(
