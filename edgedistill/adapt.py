@@ -27,6 +27,7 @@ from edgedistill.artifacts import (
     write_atomic,
     write_json,
 )
+from edgedistill.bench.agreement import bootstrap
 from edgedistill.browser import WEB
 from edgedistill.checks import make_checker
 from edgedistill.errors import ArtifactError, DatasetError, GateFailed, UsageError
@@ -37,22 +38,25 @@ from edgedistill.pipeline import Workspace, adapter_alone
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe
+from edgedistill.results import Interval
 from edgedistill.runtime import LlamaCpp
 from edgedistill.update import read_bundle, require_gguf
 from edgedistill.workspace import locked
 
 FIGURES = "adapter.json"
+PAGE = f"This is the report of the model without its adapter; with it: {FIGURES}, MODEL_CARD.md."
 KLD_ROWS = 12
 
 
 @dataclass(frozen=True)
 class Adapted:
     """What was measured on held-out prompts: agreement with the teacher without and with the
-    adapter, and KL(torch || llama.cpp) of the adapted model, where nothing may be lost."""
+    adapter, each with its 95 % bootstrap interval, and KL(torch || llama.cpp) of the adapted model,
+    where nothing may be lost."""
 
     rows: int
-    agreement_before: float
-    agreement: float
+    agreement_before: Interval
+    agreement: Interval
     kld: Kld
 
 
@@ -76,6 +80,7 @@ def adapt(
     """
     held = read_bundle(bundle)
     require_gguf(held)
+    _require_whole(held)
     model = held.folder / held.facts["model"]
     if any(name.startswith(f"{WEB}/") for name in held.manifest["outputs"]):
         raise UsageError(
@@ -106,14 +111,26 @@ def adapt(
     return _pack(held, recipe, stages, lora, figures, into)
 
 
+def _require_whole(held: Finished) -> None:
+    """What the user changed in a bundle goes along; what is gone cannot."""
+    for name in held.manifest["outputs"]:
+        if not (held.folder / name).is_file():
+            raise ArtifactError(
+                f"{name} is not there any more",
+                where=str(held.folder),
+                hint="get it back: `edgedistill build` makes the bundle again",
+            )
+
+
 def _require_gates(recipe: Recipe, figures: Adapted, lora: Path) -> None:
     bound, kld = recipe.gates.merged_agreement, figures.kld.mean_kld
-    found = f"agreement is {figures.agreement:.3f} on held-out prompts"
+    after, before = figures.agreement.value, figures.agreement_before.value
+    found = f"agreement is {after:.3f} on held-out prompts"
     learn = "collect more traces, or change the recipe's distill; the bundle stays as it is"
-    if bound is not None and figures.agreement < bound:
+    if bound is not None and after < bound:
         raise GateFailed("adapt", f"{found}, below {bound:g}", where=str(lora), hint=learn)
-    if figures.agreement < figures.agreement_before:
-        what = f"{found}, and {figures.agreement_before:.3f} without the adapter"
+    if after < before:
+        what = f"{found}, and {before:.3f} without the adapter"
         raise GateFailed("adapt", what, where=str(lora), hint=learn)
     if kld > recipe.gates.adapter_mean_kld:
         raise GateFailed(
@@ -158,10 +175,11 @@ class _Sitting:
         adapter: Path | None,
         chosen: Sequence[EvalRow] = (),
         logits: Path = Path(),
-    ) -> float:
+    ) -> Interval:
         """Share of rows with the teacher's answer; the logits of `chosen` rows on the way."""
         checker, most = make_checker(self.recipe.check), self.recipe.student.max_tokens
-        context, same = max(len(self._asked(row)[0]) + most for row in self.rows), 0
+        context = max(len(self._asked(row)[0]) + most for row in self.rows)
+        same: list[bool] = []
         with (
             self.progress.task(label, len(self.rows), "prompts") as task,
             LlamaCpp(model, context_tokens=context, adapter=adapter) as runtime,
@@ -171,9 +189,9 @@ class _Sitting:
             for row in self.rows:
                 asked = self.shown.prompt_ids(row.prompt, row.history)
                 made = runtime.generate(asked, most, self.shown.stop_ids)
-                same += checker.same(self.shown.decode(made.ids).strip(), row.answer)
-                task.advance(shown=f"{same} agree")
-        return same / len(self.rows)
+                same.append(checker.same(self.shown.decode(made.ids).strip(), row.answer))
+                task.advance(shown=f"{sum(same)} agree")
+        return bootstrap(same, self.recipe.bench.bootstrap, self.recipe.bench.seed)
 
     def kld(
         self, folders: tuple[Path, Path], rows: Sequence[EvalRow], before: Path, after: Path
@@ -207,7 +225,7 @@ def _pack(
             shutil.copyfile(held.folder / name, making / name)
         shutil.copyfile(lora, making / lora.name)
         write_json(making / FIGURES, asdict(figures))
-        _tell(making, held.facts["model"], lora, figures)
+        _tell(making, held.facts["model"], lora, recipe, figures)
         sync_files(making)
     facts = {**held.facts, "adapter": lora.name}
     manifest = manifest_of(_identity(held, recipe, stages), making, facts, started, memory)
@@ -224,22 +242,32 @@ def _identity(held: Finished, recipe: Recipe, stages: Mapping[str, Finished]) ->
     shown["student"]["weights"] = Path(recipe.student.weights).name
     return Identity(
         stage="pack",
-        version=1,
+        version=2,
         spec={**held.manifest["spec"], "recipe": {**held.manifest["spec"]["recipe"], **shown}},
         inputs={"bundle": held.digest, "lora": stages["lora"].digest},
         tools={"edgedistill": __version__},
     )
 
 
-def _tell(folder: Path, model: str, lora: Path, figures: Adapted) -> None:
-    """The adapter in every run instruction, and its figures on the pages that have figures."""
+def _tell(folder: Path, model: str, lora: Path, recipe: Recipe, figures: Adapted) -> None:
+    """The adapter in every run instruction and list of files, and its figures on the pages that
+    have figures."""
+    listed = (
+        f"| `{model}` | the model |\n",
+        f"| `{model}` | the model |\n| `{lora.name}` | its adapter |\n"
+        f"| `{FIGURES}` | what was measured with the adapter |\n",
+    )
     commands = (
         (f"-m {model}", f"-m {model} --lora {lora.name}"),
         (f'Llama("{model}", ', f'Llama("{model}", lora_path="{lora.name}", '),
         (f"FROM ./{model}\n", f"FROM ./{model}\nADAPTER ./{lora.name}\n"),
+        listed,
+        ("<main>\n", f"<main>\n<p><strong>{PAGE}</strong></p>\n"),
     )
-    told = _told(lora, figures)
-    for name, more in (("README.md", told), ("MODEL_CARD.md", told), ("Modelfile", "")):
+    told = _told(lora, recipe, figures)
+    for name, more in (
+        ("README.md", told), ("MODEL_CARD.md", told), ("Modelfile", ""), ("report.html", ""),
+    ):  # fmt: skip
         if (folder / name).is_file():
             text = (folder / name).read_text("utf-8")
             for alone, together in commands:
@@ -247,12 +275,20 @@ def _tell(folder: Path, model: str, lora: Path, figures: Adapted) -> None:
             write_atomic(folder / name, (text + more).encode())
 
 
-def _told(lora: Path, figures: Adapted) -> str:
+def _told(lora: Path, recipe: Recipe, figures: Adapted) -> str:
+    lesson = recipe.distill
     return f"""
 ## The adapter
 
-`{lora.name}` belongs to the model: give both to the runtime (llama.cpp: `--lora`).
-On {figures.rows} held-out prompts the model alone agrees with the teacher on
-{figures.agreement_before:.1%}, with the adapter on {figures.agreement:.1%} (`{FIGURES}`).
-All other figures here are of the model alone.
+`{lora.name}` ({lora.stat().st_size / 1e6:.1f} MB) belongs to the model: give both to the runtime
+(llama.cpp: `--lora`). It was trained on top of the model as it is here: rank {lesson.lora.rank},
+alpha {lesson.lora.alpha:g}, {lesson.epochs:g} epochs, learning rate {lesson.learning_rate:g}, seed
+{lesson.seed}. On {figures.rows} held-out prompts the model alone agrees with the teacher on
+{_share(figures.agreement_before)}, with the adapter on {_share(figures.agreement)} (95 %
+bootstrap intervals, `{FIGURES}`). Phrasings unseen in training and speed were not measured with it:
+all other figures here, and those of `report.html`, are of the model alone.
 """
+
+
+def _share(found: Interval) -> str:
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"

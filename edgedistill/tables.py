@@ -52,7 +52,8 @@ def _target_value(result: BuildResult, ran: set[str]) -> dict[str, Any]:
         {
             "stage": name,
             "key": manifest["key"],
-            "reused": _folder_name(name, manifest, result) not in ran,
+            "folder": _folder_name(manifest, result),
+            "reused": _folder_name(manifest, result) not in ran,
             "wall_seconds": manifest["wall_seconds"],
             "peak_memory_bytes": manifest["peak_memory_bytes"],
             "digest": manifest["digest"],
@@ -67,11 +68,11 @@ def _target_value(result: BuildResult, ran: set[str]) -> dict[str, Any]:
     }
 
 
-def _folder_name(stage: str, manifest: Row, result: BuildResult) -> str:
+def _folder_name(manifest: Row, result: BuildResult) -> str:
     """A bundle has a name of its own; every other stage folder has its key in it."""
-    if stage == "pack" and result.bundle is not None:
+    if manifest["stage"] == "pack" and result.bundle is not None:
         return result.bundle.folder.name
-    return f"{stage.partition(' of ')[0]}-{manifest['key']}"
+    return f"{manifest['stage']}-{manifest['key']}"
 
 
 def build(value: Row) -> RenderableType:
@@ -176,7 +177,7 @@ def _stages(stages: Sequence[Row]) -> Table:
             duration(row["wall_seconds"]),
             size(row["peak_memory_bytes"]),
             "reused" if row["reused"] else "made",
-            f"{row['stage'].partition(' of ')[0]}-{row['key']}",
+            row["folder"],
         )
     return table
 
@@ -184,8 +185,8 @@ def _stages(stages: Sequence[Row]) -> Table:
 def recipes(rows: Sequence[Row]) -> Table:
     table = _table("recipe", "", "what it does", "teacher", "student", "check")
     for row in rows:
-        said = row.get("description") or "[red]does not validate[/]"
-        names = (row.get(key, "") for key in ("teacher", "student", "check"))
+        said = escape(row.get("description") or "") or "[red]does not validate[/]"
+        names = (escape(row.get(key, "")) for key in ("teacher", "student", "check"))
         table.add_row(row["name"], row["origin"], said, *names)
     return table
 
@@ -198,7 +199,7 @@ def targets(rows: Sequence[Row]) -> Table:
             continue
         made = [*row["formats"], *(f"{name} (own)" for name in row["allocations"])]
         formats, memory = " ".join(made), f"{row['memory_budget_mb']:.0f}"
-        device = row["description"]
+        device = escape(row["description"])
         table.add_row(
             row["name"], row["origin"], device, row["runtime"], formats, row["latency"], memory
         )

@@ -27,6 +27,7 @@ from edgedistill.artifacts import (
 )
 from edgedistill.errors import ArtifactError
 from edgedistill.pack import pack, shipped_student
+from edgedistill.pack.makeup import makeup
 from edgedistill.pack.optimum import pack_optimum
 from edgedistill.pack.publishing import reduced
 from edgedistill.progress import Silent
@@ -51,6 +52,9 @@ CHAIN: dict[str, Any] = {
         "wall_seconds": 398.5, "peak_memory_bytes": 2_600_000_000,
     }
 }  # fmt: skip
+
+STOCK = {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "vocabulary": None, "drop_layers": None}
+PROVENANCE = {"edgedistill": "0", "makeup": STOCK}
 
 
 @dataclass
@@ -278,7 +282,7 @@ def test_a_pack_that_dies_leaves_the_old_bundle(fresh: Parts, tmp_path: Path) ->
     folder = tmp_path / "dist" / "support-sql-laptop"
     before = (folder / "manifest.json").read_bytes()
     broken = replace(fresh, quantized=replace(fresh.quantized, model=tmp_path / "gone.gguf"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ArtifactError, match=r"gone\.gguf"):
         broken.pack(target=make_target().model_copy(update={"context_tokens": 512}))
     assert (folder / "manifest.json").read_bytes() == before
     fresh.pack(target=make_target().model_copy(update={"context_tokens": 512}))
@@ -322,7 +326,7 @@ def test_model_card_is_one_the_hub_reads(bundle: Bundle) -> None:
 
 def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
     report = json.loads(json.dumps(phone_report().to_json()))
-    card = Card(make_recipe(), make_target("phone"), parts.student, report, {"edgedistill": "0"})
+    card = Card(make_recipe(), make_target("phone"), parts.student, report, PROVENANCE)
     text = card.model_card()
     assert "**estimate**" in text
     assert "never run on the device" in text
@@ -331,10 +335,34 @@ def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
     assert "Timed on" not in text
 
 
+def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
+    fit = {"method": "full", "rank": 32, "epochs": 2.5, "learning_rate": 3e-5, "batch_size": 16,
+           "seed": 0, "kl_weight": 1.0}  # fmt: skip
+    stages = {"trim": {"vocabulary": 8192, "drop_layers": 0}, "trim 2": {"drop_layers": 2},
+              "allocate": {"types": ["Q4_0"]}, "fit": {"fit": fit}}  # fmt: skip
+    chain = {f"{n} of mine": {"stage": n.split()[0], "spec": s} for n, s in stages.items()}
+    made = makeup(replace(parts.quantized, format="mine"), {**CHAIN, **chain})
+    assert made == {"numbers": "F32 (9)", "fit": fit, "vocabulary": 8192, "drop_layers": 2}
+    figures = json.loads(json.dumps(replace(sample_report(), fitted_step=86).to_json()))
+    given = {"edgedistill": "0", "makeup": made}
+    card = Card(make_recipe(), make_target(), parts.student, figures, given).model_card()
+    assert "Number formats of its matrices: F32 (9)." in card
+    assert (
+        "- Trimmed to this token mix: 8,192 tokens of the vocabulary are left, layers dro" in card
+    )
+    assert "- Fitted: trained on in all its matrices while" in card
+    assert "the weights are those of step 86)" in card
+    assert "- Written as GGUF f32, quantized by llama.cpp." in card
+    assert "- It was cut down to this token mix" in card
+    stock = Card(make_recipe(), make_target(), parts.student, figures, PROVENANCE).model_card()
+    assert "- Written as GGUF f16, quantized by llama.cpp." in stock
+    assert not any(word in stock for word in ("Fitted", "Trimmed", "cut down"))
+
+
 def test_texts_of_a_browser_bundle_name_the_page_and_the_runtimes_licence(parts: Parts) -> None:
     target = make_target("browser").model_copy(update={"runtime": "wllama"})
     figures = json.loads(json.dumps(browser_report().to_json()))
-    card = Card(make_recipe(), target, parts.student, figures, {"edgedistill": "0"})
+    card = Card(make_recipe(), target, parts.student, figures, PROVENANCE)
     readme, model_card, page = card.readme(), card.model_card(), card.page()
     assert "python -m http.server" in readme
     assert "`web/`" in readme
@@ -435,6 +463,9 @@ def test_optimum_layout_is_copied_whole_and_says_what_each_file_loses(
     listener = Listener()
     made = pack_optimum(*given, listener)
     assert made.folder == tmp_path / "dist" / "support-sql-optimum"
+    said = (made.folder / "README.md").read_text("utf-8")
+    assert '[{"role": "system", "content": "SQL"}, {"role": "user", "content": "WORDS"}]' in said
+    assert "max_new_tokens: 8, do_sample: false" in said
     assert {name: (made.folder / name).read_bytes() for name in contents} == contents
     assert made.model == made.folder / "onnx" / "model.onnx"
     readme = (made.folder / "README.md").read_text("utf-8")

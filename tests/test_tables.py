@@ -23,8 +23,8 @@ def shown(view: RenderableType) -> str:
 
 def one_target(report: object, *, reused: bool = False) -> dict[str, object]:
     manifest = {
-        "stage": "quantize", "key": "0123456789abcdef", "reused": reused, "wall_seconds": 61.2,
-        "peak_memory_bytes": 1 << 30, "digest": "d",
+        "stage": "quantize", "key": "0123456789abcdef", "folder": "quantize-0123456789abcdef",
+        "reused": reused, "wall_seconds": 61.2, "peak_memory_bytes": 1 << 30, "digest": "d",
     }  # fmt: skip
     folder = Path("dist") / "support-sql-laptop"
     paths = {
@@ -71,11 +71,24 @@ def test_a_stage_alone_shows_no_report() -> None:
 def test_build_value_says_what_was_made_now() -> None:
     target = Target.model_validate(yaml.safe_load(TARGET))
     manifest = {"key": "00", "wall_seconds": 1.0, "peak_memory_bytes": 5, "digest": "d", "x": 1}
-    result = BuildResult(target, {"merge": manifest, "export": manifest})
-    value = tables.build_value("tiny", [result], {"export-00"}, 2.0)
+    names = {"merge": "merge", "export": "export", "trim 2 of small": "trim"}
+    result = BuildResult(target, {n: {**manifest, "stage": s} for n, s in names.items()})
+    value = tables.build_value("tiny", [result], {"export-00", "trim-00"}, 2.0)
     stages = value["targets"][0]["stages"]
-    assert [(row["stage"], row["reused"]) for row in stages] == [("merge", True), ("export", False)]
+    assert [(row["stage"], row["folder"], row["reused"]) for row in stages] == [
+        ("merge", "merge-00", True),
+        ("export", "export-00", False),
+        ("trim 2 of small", "trim-00", False),
+    ]
     assert value["targets"][0]["bundle"] is None
+
+
+def test_markup_in_a_description_is_text() -> None:
+    row = {"name": "x", "origin": "yours", "description": "a Jetson [aarch64] board [/x]"}
+    assert "a Jetson [aarch64] board [/x]" in shown(tables.recipes([row]))
+    device = {**row, "runtime": "r", "formats": [], "allocations": [], "latency": "measured",
+              "memory_budget_mb": 1.0}  # fmt: skip
+    assert "a Jetson [aarch64] board [/x]" in shown(tables.targets([device]))
 
 
 def test_markup_in_a_message_is_text() -> None:

@@ -26,6 +26,7 @@ from edgedistill.artifacts import (
     write_atomic,
 )
 from edgedistill.browser import WLLAMA
+from edgedistill.pack.makeup import makeup
 from edgedistill.pack.publishing import STAGE, publish, reduced
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -199,6 +200,7 @@ def _provenance(
         "student": {"base": student.name, "licence": student.licence, "source": student.source},
         "data": _data(recipe, chain),
         "prompt_template": prompt_template(student, recipe.student),
+        "makeup": makeup(quantized, chain),
         "sizes": _sizes(exported, quantized, chain),
         "stages": {name: reduced(manifest) for name, manifest in chain.items()},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ from edgedistill import __version__
 from edgedistill.artifacts import Bundle, Exported, Identity, Student, write_atomic
 from edgedistill.pack.publishing import STAGE, publish
 from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe
 
 Json = Mapping[str, Any]
+USER = "WORDS"
 # Where a folder in optimum's layout is used, and what is said of each of its model files.
 OPTIMUM_README = """\
 # {name}, for ONNX Runtime
@@ -22,13 +25,31 @@ OPTIMUM_README = """\
 
 {table}
 
-KLD in nats, from the merged fp32 checkpoint, on validation prompts of the token mix.
+KLD in nats, from the merged fp32 checkpoint, on validation prompts of the token mix. Agreement with
+the teacher was not measured with these files.
 
-transformers.js: `pipeline("text-generation", "<this folder>", {{ dtype: "q8" }})`
+transformers.js:
 
-Python: `ORTModelForCausalLM.from_pretrained("<this folder>", file_name="model_quantized.onnx")`
+```js
+const student = await pipeline("text-generation", "<this folder>", {{ dtype: "q8" }});
+const messages = {messages_js};
+await student(messages, {{ max_new_tokens: {max_tokens}, do_sample: false }});
+```
 
-Answer greedily, without a repetition penalty: that is how it was measured.
+Python:
+
+```python
+tokenizer = AutoTokenizer.from_pretrained("<this folder>")
+model = ORTModelForCausalLM.from_pretrained("<this folder>", file_name="model_quantized.onnx")
+messages = {messages_python}
+asked = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+model.generate(**asked, max_new_tokens={max_tokens}, do_sample=False)
+```
+
+Give it these messages, with the user's words for {prompt}, and answer greedily without a repetition
+penalty: it was trained and measured so.
 `manifest.json` says what every file was made from.
 """
 
@@ -54,17 +75,27 @@ def pack_optimum(
     checked = chain["verify-optimum"]
     identity = Identity(
         stage=STAGE,
-        version=1,
-        spec={"layout": "optimum", "recipe": recipe.name, "description": recipe.description},
+        version=2,
+        spec={
+            "layout": "optimum",
+            "recipe": recipe.name,
+            "description": recipe.description,
+            "prompt": recipe.student.model_dump(mode="json", exclude={"weights"}),
+        },
         inputs={"exported": exported.digest, "checked": checked["key"], "student": student.digest},
         tools={"edgedistill": __version__},
     )
+    messages = StudentPrompt(student.folder, recipe.student).messages(USER)
     readme = OPTIMUM_README.format(
         name=recipe.name,
         base=student.name,
         licence=student.licence,
         description=recipe.description,
         table=_optimum_table(files, checked["facts"]["kld"]),
+        messages_js=json.dumps(messages, ensure_ascii=False),
+        messages_python=repr(messages),
+        max_tokens=recipe.student.max_tokens,
+        prompt=USER,
     )
 
     def fill(making: Path) -> None:

@@ -14,7 +14,8 @@ from edgedistill.report.units import NBSP, duration, label, megabytes, percent, 
 
 Json = Mapping[str, Any]
 MODELS = {
-    "base": "the student as it was published, asked in the same way",
+    "base": "the student as it was published, asked in the same way: without what only the "
+    "teacher is told",
     "adapter": "the base with its LoRA weights beside it",
     "merged": "LoRA weights added into the base, fp32",
     "exported": "the merged weights in the format of the device's runtime, before quantization",

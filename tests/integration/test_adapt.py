@@ -52,7 +52,11 @@ def test_adapt_and_update(world: World, tmp_path: Path) -> None:
     assert digest_of_file(model) == digest_of_file(world.bundle / model.name)
     assert f"--lora {lora.name}" in (new / "README.md").read_text("utf-8")
     assert f"ADAPTER ./{lora.name}\n" in (new / "Modelfile").read_text("utf-8")
+    assert f"| `{lora.name}` | its adapter |" in (new / "README.md").read_text("utf-8")
+    assert "rank 4,\nalpha 8, 1 epochs" in (new / "MODEL_CARD.md").read_text("utf-8")
+    assert "the report of the model without its adapter" in (new / "report.html").read_text("utf-8")
     figures = json.loads((new / "adapter.json").read_text("utf-8"))
+    assert figures["agreement"]["n"] == figures["rows"]
     assert figures["kld"]["mean_kld"] < 0.02  # an activation is rounded to 8 bits in llama.cpp
     held = Path(shutil.copytree(world.bundle, tmp_path / "held"))
     assert world.call("update", "make", str(held), str(new), "-o", str(update)).returncode == 0
@@ -73,6 +77,17 @@ def test_bad_input(world: World, recipe: str, output: str, message: str) -> None
     done = world.call("adapt", str(world.bundle), "--recipe", recipe, "-o", output)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_bundle_that_is_not_whole_is_refused_before_training(
+    world: World, tmp_path: Path
+) -> None:
+    torn = Path(shutil.copytree(world.bundle, tmp_path / "torn"))
+    (torn / "report.html").unlink()
+    done = world.call("adapt", str(torn), "--recipe", "recipe2", "-o", str(tmp_path / "v2"))
+    assert done.returncode == 1
+    assert "report.html is not there any more" in done.stderr
+    assert "running" not in done.stderr
 
 
 def test_the_adapter_alone(world: World, tmp_path: Path) -> None:

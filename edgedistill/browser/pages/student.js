@@ -180,9 +180,13 @@ async function read(answer, config, onProgress) {
   return new Blob(parts);
 }
 
+/** The file in its store, and no older one of this page: other pages of the site keep theirs. */
 async function keepOnly(store, url, file) {
+  const own = new URL('.', url).href;
   try {
-    for (const other of await store.keys()) await store.delete(other);
+    for (const { url: held } of await store.keys()) {
+      if (new URL('.', held).href === own) await store.delete(held);
+    }
     await store.put(url, new Response(file));
   } catch {
     // No room for it: it is fetched again next time.

@@ -1,0 +1,38 @@
+"""How the file that ships was made, for its model card and report: number formats, trimming and
+fitting, which a stock file has not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from edgedistill.artifacts import Quantized
+from edgedistill.gguf_header import read_header
+
+Json = Mapping[str, Any]
+
+
+def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
+    """`numbers`: the number formats of its matrices, in words; `fit`, `vocabulary` and
+    `drop_layers`: what its allocation asked for, None where nothing of that was done."""
+    of = f" of {quantized.format}"
+    own = {name.removesuffix(of): each for name, each in chain.items() if name.endswith(of)}
+    made: dict[str, Any] = {
+        "numbers": _numbers(quantized, own),
+        "fit": own["fit"]["spec"]["fit"] if "fit" in own else None,
+        "vocabulary": None,
+        "drop_layers": None,
+    }
+    for each in own.values():
+        if each["stage"] == "trim":
+            asked = {name: each["spec"].get(name) for name in ("vocabulary", "drop_layers")}
+            made |= {name: value for name, value in asked.items() if value}
+    return made
+
+
+def _numbers(quantized: Quantized, own: Mapping[str, Json]) -> str:
+    if quantized.model.is_dir():  # ONNX: a format says what it is, an allocation lists its types
+        return ", ".join(own["allocate"]["spec"]["types"]) if "allocate" in own else ""
+    held = Counter(t.type for t in read_header(quantized.model).tensors if len(t.shape) > 1)
+    return ", ".join(f"{kind} ({count})" for kind, count in held.most_common())
