@@ -71,6 +71,21 @@ try {
 } catch (error) { await send('failed', String(error)); }
 </script>"""
 
+# A visitor who was here for an older model, and on another page of the site.
+KEEP = """<!doctype html><script type="module">
+import { openStudent, readConfig } from './web/student.js';
+const send = (what, body) => fetch(what, { method: 'POST', body });
+try {
+  const store = await caches.open('edgedistill');
+  for (const old of ['old.gguf?sha256=0', 'elsewhere/other.gguf?sha256=1']) {
+    await store.put(new URL(old, location.href), new Response('x'));
+  }
+  await openStudent(await readConfig());
+  const names = (await store.keys()).map(({ url }) => new URL(url).pathname.split('/').pop());
+  await send('done', JSON.stringify(names.sort()));
+} catch (error) { await send('failed', String(error)); }
+</script>"""
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -139,6 +154,16 @@ def test_the_page_of_the_bundle_answers_as_llama_cpp_does(tiny: Tiny, native: Ll
             assert said is not None
             expected = native.generate(tiny.prompt.prompt_ids(text), MOST, tiny.prompt.stop_ids)
             assert json.loads(said) == expected.text.strip()
+
+
+def test_a_page_keeps_its_model_and_leaves_other_pages_theirs(tiny: Tiny) -> None:
+    assert BROWSER is not None
+    files = page_files(tiny.config, SHOWN, tiny.runtime)
+    served = {**files, tiny.model.name: tiny.model, "keep.html": KEEP.encode()}
+    with JobServer(served) as server, Chromium(BROWSER, server.url + "keep.html"):
+        said = server.result(120)
+    assert said is not None
+    assert json.loads(said) == ["other.gguf", tiny.model.name]
 
 
 def damaged(tiny: Tiny, folder: Path) -> Path:
