@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from edgedistill import machine
+from edgedistill.artifacts import digest_of
 from edgedistill.bench.agreement import agreement, judge
-from edgedistill.bench.models import DeviceRuns, supervised
+from edgedistill.bench.models import DeviceRuns, context_needed, supervised
 from edgedistill.checks import make_checker
 from edgedistill.errors import GateFailed
 from edgedistill.fidelity import (
@@ -61,10 +62,10 @@ class File:
     file: Path
     folder: Path
 
-    def open(self) -> Opened:
-        """In its runtime: an ONNX model is a folder."""
+    def open(self, needed: int = 0) -> Opened:
+        """In its runtime, with room for `needed` tokens: an ONNX model is a folder."""
         kind = ONNX if self.file.is_dir() else LLAMA
-        return open_runtime(kind, self.file, context_tokens=CONTEXT)
+        return open_runtime(kind, self.file, context_tokens=max(CONTEXT, needed))
 
     @property
     def kept(self) -> list[int] | None:
@@ -174,7 +175,8 @@ class _Measuring:
     def row(self, file: File) -> dict[str, Any]:
         print(f"measure {file.name}", file=sys.stderr)
         shown = StudentPrompt(file.folder, self._recipe.student)
-        with file.open() as model:
+        most, every = self._recipe.student.max_tokens, [*self._rows, *self._elsewhere]
+        with file.open(context_needed(shown, every, most)) as model:
             runs = DeviceRuns(model, shown, self._recipe.student.max_tokens)
             task = Silent().task("", None)
             texts = runs.answer(self._rows, task)
@@ -249,7 +251,7 @@ class _Measuring:
         }
 
     def _kept_row(self, name: str) -> Path:
-        return Path(self._scratch.name) / f"exported-{name}.f32"
+        return Path(self._scratch.name) / f"exported-{digest_of(name)[:16]}.f32"  # IDs are any text
 
 
 def _rates(files: Sequence[File], rounds: int) -> list[dict[str, Any]]:

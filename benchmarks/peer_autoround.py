@@ -1,6 +1,6 @@
 """A peer for bytes_and_fidelity.py: AutoRound's GGUF of a merged student, in its own environment.
 
-    python benchmarks/peer_autoround.py CHECKPOINT DATASET OUT [--format gguf:q4_0]
+    python benchmarks/peer_autoround.py CHECKPOINT DATASET OUT --system SQL [--format gguf:q4_0]
 
 CHECKPOINT is the folder of a merge stage, DATASET of a curate stage: AutoRound (arXiv 2309.05516)
 tunes its rounding on the training prompts with the teacher's answers, as edgedistill does. Needs
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--system", default="SQL", help="the student's system prompt")
+    parser.add_argument("--system", required=True, help="the student's system prompt")
     parser.add_argument("--format", default="gguf:q4_0")
     parser.add_argument("--iterations", type=int, default=200, help="AutoRound's default")
     parser.add_argument("--length", type=int, default=64, help="tokens of one sample")
@@ -53,7 +53,7 @@ def _batches(tokenizer: Any, given: Any) -> list[Any]:
     import torch
 
     ids: list[int] = []
-    for line in (given.dataset / "train.jsonl").read_text("utf-8").splitlines():
+    for line in (given.dataset / "train.jsonl").open(encoding="utf-8"):
         row = json.loads(line)
         messages = [
             {"role": "system", "content": given.system},

@@ -24,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+SHOWN_PROBLEMS = 20  # of one message
+
 
 class EdgedistillError(Exception):
     """Base of every error the CLI shows without a traceback."""
@@ -57,13 +59,21 @@ class Problem:
         )
 
 
+def listed(problems: Sequence[Problem]) -> str:
+    """One problem a line, and how many more there are: a file of another kind has one in each."""
+    lines = [str(problem) for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"and {len(problems) - SHOWN_PROBLEMS} more")
+    return "".join(f"\n  {line}" for line in lines)
+
+
 class ConfigError(EdgedistillError):
     """A recipe or target does not validate; `problems` holds all of them."""
 
     def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         count = len(problems)
-        lines = "\n".join(f"  {p}" for p in problems)
-        super().__init__(f"{count} problem{'s' if count != 1 else ''} found:\n{lines}", hint=hint)
+        super().__init__(f"{count} problem{'s' if count != 1 else ''} found:{listed(problems)}",
+                         hint=hint)  # fmt: skip
         self.problems = tuple(problems)
 
 

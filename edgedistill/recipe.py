@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.yamlfile import Document, Location, load, parse
@@ -51,12 +51,22 @@ class ApiTeacher(TeacherBase):
     """Any endpoint that speaks the OpenAI chat-completions API."""
 
     kind: Literal["api"] = Field(description="api, or local for a GGUF file on this machine")
-    base_url: str = Field(pattern=r"^https?://", description="e.g. https://host/v1")
+    base_url: str = Field(
+        pattern=r"^https?://",
+        description="what the client puts /chat/completions behind, e.g. https://host/v1",
+    )
     api_key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="name of the environment variable that holds the key; none for no key",
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_path(cls, url: str) -> str:
+        if url.rstrip("/").endswith("/chat/completions"):
+            raise ValueError("leave /chat/completions out: the client adds it")
+        return url
 
 
 class LocalTeacher(TeacherBase):

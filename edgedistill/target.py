@@ -62,10 +62,13 @@ class TargetGates(Strict):
         0.02, ge=0, le=1, description="largest loss of agreement with the teacher, as a share"
     )
     max_mean_kld: float | None = Field(
-        None, gt=0, description="highest mean KLD, nats a token; not for fitted files"
+        None,
+        gt=0,
+        description="highest mean KLD of quantizing, nats a token (docs/few-bytes.md: what it "
+        "holds for in a fitted file)",
     )
     max_p99_kld: float | None = Field(
-        None, gt=0, description="highest 99th percentile KLD, nats; not for fitted files"
+        None, gt=0, description="highest 99th percentile KLD, nats; for the same"
     )
     max_nll_rise: float | None = Field(
         0.05,

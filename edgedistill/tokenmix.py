@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import TokenMixEntry, digest_of
-from edgedistill.errors import Problem, TokenMixError
+from edgedistill.errors import Problem, TokenMixError, listed
 
 FIELDS = frozenset({"id", "prompt", "messages", "weight", "tags", "reference"})
 ROLES = ("system", "user", "assistant")
-SHOWN_PROBLEMS = 20
 MAX_WEIGHT = 1e9
 PHRASING = "phrasing:"
 
@@ -183,12 +182,8 @@ def _entry(values: Mapping[str, Any]) -> TokenMixEntry:
 
 def _broken(path: Path, problems: list[Problem]) -> TokenMixError:
     count = len(problems)
-    lines = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    if count > SHOWN_PROBLEMS:
-        lines.append(f"  and {count - SHOWN_PROBLEMS} more")
     noun = "problem" if count == 1 else "problems"
-    listed = "\n".join(lines)
-    what = f"{count} {noun} in the token mix:\n{listed}"
+    what = f"{count} {noun} in the token mix:{listed(problems)}"
     return TokenMixError(what, hint=_example(), problems=problems)
 
 

@@ -102,7 +102,7 @@ def _problem(document: Document, item: Any) -> Problem:
     if isinstance(raised, FieldError):
         location = (*location, *raised.field)
     if item["type"] == "extra_forbidden":
-        message = "unknown field (misspelt, or of another version?)"
+        message = "unknown field (misspelt, of another `kind`, or of another version?)"
     elif item["type"] == "union_tag_invalid":
         context = item["ctx"]
         location = (*location, context["discriminator"].strip("'"))

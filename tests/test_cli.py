@@ -229,6 +229,15 @@ def test_broken_prompt_lines_are_named(run: Run, tiny: Path) -> None:
         assert "prompts.jsonl:8: id: 'p-6' is already used in line 7" in result.err
 
 
+def test_a_prompts_file_of_another_kind_is_told_in_few_lines(run: Run, tiny: Path) -> None:
+    (tiny.parent / "prompts.jsonl").write_text("id,prompt\n" * 500, "utf-8")
+    result = run("validate", "--recipe", "tiny")
+    assert result.code == 1
+    assert "500 problems found" in result.err
+    assert "and 480 more" in result.err
+    assert len(result.err.splitlines()) < 30
+
+
 def test_recipe_and_target_must_fit(run: Run, tiny: Path) -> None:
     edit(tiny, "max_tokens: 8", "max_tokens: 4096")
     result = run("validate", "--recipe", "tiny", "--target", "small")

@@ -40,6 +40,7 @@ def test_paths_become_absolute(tiny: Path) -> None:
         ("description: S", "# description: S", 1, "description", "is required"),
         ("  kind: api", "  kind: apy", 5, "teacher.kind", "'apy'"),
         ("  base_url: http:", "  base_url: ftp:", 6, "teacher.base_url", "must match the pattern"),
+        (":9/v1", ":9/v1/chat/completions", 6, "teacher.base_url", "leave /chat/completions out"),
         ("  max_tokens: 8", "  max_tokens: many", 14, "student.max_tokens", "got 'many'"),
         ("prompts: prompts.jsonl", "prompts: no.jsonl", 3, "prompts", "there is no file"),
         ("  max_tokens: 8", "  prompt: hi", 12, "student", "must contain {prompt}"),
