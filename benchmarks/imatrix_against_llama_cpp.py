@@ -4,9 +4,9 @@
         [--chunks 4] [--context 512]
 
 CHECKPOINT is a finished `student-*` or `merge-*` folder of a workspace, TEXT any UTF-8 text. Both
-read the same tokens: llama.cpp from an F32 GGUF with an F32 cache, ours in torch. Prints JSON: of all
-matrices the largest difference of a column's mean square, as a share of that matrix's largest, and
-which matrices only one of the two has (we also weigh an embedding that is the head).
+read the same tokens, llama.cpp from an F32 GGUF with an F32 cache, ours in torch. Prints JSON: of
+all matrices the largest difference of a column's mean square, as a share of that matrix's largest,
+and which matrices only one of the two has (we also weigh an embedding that is the head).
 """
 
 from __future__ import annotations

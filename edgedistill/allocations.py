@@ -141,7 +141,7 @@ class AllocationSpec(Strict):
         None, gt=0, description="instead: decode rate to plan for, by the target's roofline"
     )
     importance: bool = Field(
-        True,
+        False,
         description="quantize with the importance matrix of the token mix (GGUF types only)",
     )
     vocabulary: int | None = Field(

@@ -490,7 +490,7 @@ def test_the_first_failed_step_is_named_with_all_figures(tmp_path: Path) -> None
     assert failure(gates[2:]) is None
     file = tmp_path / "report.json"
     file.write_text(json.dumps({"gates": [vars(gate) for gate in gates]}))
-    with pytest.raises(GateFailed, match=r"'export'.* 0\.2.*per second is 40") as caught:
+    with pytest.raises(GateFailed, match=r"'export'.* 0\.2.*_second is 40") as caught:
         require_gates(Report(tmp_path, "digest", file))
     assert caught.value.step == "export"
     file.write_text(json.dumps({"gates": [vars(gates[2])]}))
@@ -503,8 +503,8 @@ def test_only_what_another_file_may_do_better_refuses_this_one() -> None:
     fine = at_most("quantize", "mean_kld", 0.005, 0.004)
     assert refused_by([fine]) == ""
     assert refused_by([lost, fine, far]) == (
-        "quantize: agreement drop is 0.0455, the bound is 0.02; "
-        "aarch64: mean kld is 0.0123, the bound is 0.005"
+        "quantize: agreement_drop is 0.0455, the bound is 0.02; "
+        "aarch64: mean_kld is 0.0123, the bound is 0.005"
     )
     for step, name in (("distill", "merged_agreement"), ("bench", "tokens_per_second")):
         assert refused_by([lost, at_least(step, name, 0.9, 0.5)]) == ""
