@@ -119,6 +119,14 @@ def phone_report() -> BenchResult:
     )
 
 
+def fitted_report() -> BenchResult:
+    """As on a phone, of a fitted file: its chain goes on from the merged model."""
+    report = phone_report()
+    merge, export, quantize, emulated = report.links
+    fit = replace(quantize, step="fit", before="merged", after="fitted")
+    return replace(report, links=[merge, export, fit, replace(quantize, before="fitted"), emulated])
+
+
 def browser_report(measured: bool = True) -> BenchResult:
     """A browser build, on a machine with a browser or without one."""
     page = InBrowser(

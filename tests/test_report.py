@@ -143,7 +143,7 @@ def test_a_roofline_target_says_estimate_at_every_figure() -> None:
 def test_an_emulated_step_says_so_and_on_how_many_prompts() -> None:
     html = render(phone_report())
     assert "emulated aarch64<small>87.5" in html
-    assert "<dt>prompts</dt><dd>24 (before: 91.7" in html
+    assert '<dt>prompts</dt><dd class="wraps">24 (before: 91.7' in html
     assert "emulated aarch64" not in render(sample_report())
 
 

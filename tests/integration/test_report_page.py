@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sample_report import phone_report, sample_report
+from sample_report import fitted_report, phone_report, sample_report
 from test_report import render
 
 from edgedistill.results import BenchResult
@@ -32,7 +32,30 @@ def browse(page: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
 
-@pytest.fixture(params=[sample_report, phone_report], ids=["measured", "estimated"])
+SAMPLES = {"measured": sample_report, "estimated": phone_report, "fitted": fitted_report}
+# How many parts of the fidelity chain lie on one another.
+OVERLAPS = """
+const parts = [...document.querySelectorAll('.chain .model, .chain .box')].map(
+  (part) => part.getBoundingClientRect());
+const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+  && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+document.title = parts.filter((a, i) => parts.some((b, j) => i !== j && meet(a, b))).length
+  + ' of ' + parts.length;
+"""
+
+
+def title_by(page: Path, script: str, width: int) -> str:
+    """What a script makes of the page's title in a window of that width."""
+    scripted = page.with_name("scripted.html")
+    text = page.read_text("utf-8").replace("default-src 'none'", "default-src 'unsafe-inline'")
+    scripted.write_text(text.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+    done = browse(scripted, f"--window-size={width},800", "--dump-dom")
+    found = re.search(r"<title>(.*)</title>", done.stdout)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(params=list(SAMPLES.values()), ids=list(SAMPLES))
 def page(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     result: BenchResult = request.param()
     file = tmp_path / "report.html"
@@ -49,14 +72,13 @@ def test_the_report_opens_without_a_complaint(page: Path) -> None:
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_nothing_is_wider_than_the_window(page: Path, width: int) -> None:
-    measure = page.with_name("measured.html")
-    script = "<script>document.title = document.documentElement.scrollWidth</script></body>"
-    text = page.read_text("utf-8").replace("default-src 'none'", "default-src 'unsafe-inline'")
-    measure.write_text(text.replace("</body>", script), "utf-8")
-    done = browse(measure, f"--window-size={width},800", "--dump-dom")
-    found = re.search(r"<title>(\d+)</title>", done.stdout)
-    assert found is not None
-    assert int(found[1]) <= max(width, 500)  # Chromium's window is never narrower than 500
+    found = title_by(page, "document.title = document.documentElement.scrollWidth", width)
+    assert int(found) <= max(width, 500)  # Chromium's window is never narrower than 500
+
+
+@pytest.mark.parametrize("width", [1200, 900, 400])
+def test_no_part_of_the_chain_lies_on_another(page: Path, width: int) -> None:
+    assert re.fullmatch(r"0 of [789]|0 of 1\d", title_by(page, OVERLAPS, width))
 
 
 def test_the_report_can_be_drawn(page: Path) -> None:
