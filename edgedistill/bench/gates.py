@@ -87,7 +87,7 @@ def failure(gates: Sequence[Gate]) -> tuple[str, str] | None:
 
 def _figures(failed: Sequence[Gate]) -> str:
     return "; ".join(
-        f"{gate.step}: {gate.name} is {gate.measured:.3g}, the bound is {gate.bound:.3g}"
+        f"{gate.step}: {gate.name} is {gate.measured:.6g}, the bound is {gate.bound:.6g}"
         for gate in failed
     )
 
