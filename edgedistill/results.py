@@ -167,8 +167,11 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """One step of training; the validation figures only where they were measured (NLL in nats a
-    token)."""
+    """One step of training; the validation figures only where they were measured.
+
+    In nats a token: the NLL of the teacher's answers, and KL(unquantized student || this one) on
+    validation prompts with altered words.
+    """
 
     step: int
     epoch: float
@@ -176,6 +179,7 @@ class TrainingPoint:
     learning_rate: float | None
     validation_agreement: float | None
     validation_nll: float | None = None
+    validation_kld: float | None = None
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,40 @@ def test_the_last_that_is_as_good_as_any_is_chosen(
     assert choose_step(points, validation_rows=50) == chosen
 
 
+@pytest.mark.parametrize(
+    ("agreements", "likelihoods", "divergences", "chosen"),
+    [
+        # A student that loses nothing by rounding: likelier on what it has seen, worse elsewhere.
+        ((0.98, 0.84, 0.98), (0.032, 0.094, 0.021), (0.001, 0.060, 0.030), 0),
+        ((0.92, 0.96, 0.96), (0.022, 0.017, 0.015), (0.042, 0.034, 0.028), 2),
+        ((0.92, 0.96, 0.96), (0.022, 0.016, 0.015), (0.042, 0.028, 0.034), 1),
+    ],
+)
+def test_likeness_on_altered_prompts_counts(
+    agreements: tuple[float, ...],
+    likelihoods: tuple[float, ...],
+    divergences: tuple[float, ...],
+    chosen: int,
+) -> None:
+    found = zip(agreements, likelihoods, divergences, strict=True)
+    points = [TrainingPoint(i, 1.0, None, None, *figures) for i, figures in enumerate(found)]
+    assert choose_step(points, validation_rows=50) == chosen
+
+
+def test_altered_validation_prompts_are_compared(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    measured = points(run(checkpoint, dataset, tmp_path / "near"))
+    assert measured[0]["validation_kld"] > 0  # what rounding to Q4_0 costs
+    # The same prompts for every seed, so the start is the same.
+    other = SPEC.model_copy(update={"seed": 1, "epochs": 1})
+    start = points(run(checkpoint, dataset, tmp_path / "other", other))[0]
+    assert start["validation_kld"] == measured[0]["validation_kld"]
+    alone = SPEC.model_copy(update={"kl_weight": 0.0, "epochs": 1})
+    unlike = points(run(checkpoint, dataset, tmp_path / "unlike", alone))
+    assert [point["validation_kld"] for point in unlike] == [None] * len(unlike)
+
+
 @dataclass
 class StopsAt(Silent):
     """Interrupted when `label` begins for the `times`-th time."""

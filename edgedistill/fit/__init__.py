@@ -40,7 +40,7 @@ from edgedistill.training.examine import agreement
 __all__ = ["allocate", "fit", "measure_sensitivity", "prove"]
 
 TRAINING = "training.json"
-SAME = 0.05  # a share of the NLL; assumption: less than a few dozen prompts can tell
+SAME = 0.05  # a share of the loss; assumption: less than a few dozen prompts can tell
 
 
 def fit(
@@ -68,7 +68,7 @@ def fit(
     """
     identity = Identity(
         stage="fit",
-        version=4,
+        version=5,
         spec={
             "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
@@ -163,16 +163,25 @@ class _Job:
             for epoch in range(math.ceil(self.spec.epochs))
         ]
 
+    def _altered(self) -> list[TrainingRow]:
+        """Validation prompts with altered words, the same whatever the seed of the fitting."""
+        if not self.spec.kl_weight:
+            return []  # then being like the unquantized student is not wanted
+        rows = self.validation
+        return perturbed_rows(rows, self.shown, len(rows), self.longest_row, "validation")
+
     def _course(self, teaching: Any, epochs: list[list[TrainingRow]]) -> Any:
         from edgedistill.training.trainer import Course, Examined, Schedule
 
         spec, longest = self.spec, self.prompt.max_tokens
         asked = self._batches(training_rows(self.validation, self.shown, None))
+        altered = self._batches(self._altered())
 
         def examine(model: Any) -> Examined:
             model.refresh(exact=True)
             same = agreement(model.model, self.validation, self.shown, longest, self.checker)
-            return Examined(same, teaching.nll(model.model, asked))
+            apart = teaching.kld(model.model, altered) if altered else None
+            return Examined(same, teaching.nll(model.model, asked), apart)
 
         return Course(
             batches=plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed),
@@ -208,15 +217,23 @@ class _Job:
 def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
     """The last evaluation that is as good as any: its agreement no more than one standard error of
     a proportion below the highest (the one-standard-error rule: Breiman et al. 1984, section
-    3.4.3), and its NLL no more than SAME above the lowest of such. A few rows tell agreement
-    coarsely, and likelihood finely, but not that finely; the learning rate falls from one
+    3.4.3), and its loss no more than SAME above the lowest of such. A few rows tell agreement
+    coarsely, and the loss finely, but not that finely; the learning rate falls from one
     evaluation to the next, and with it what chance has in the weights. The start stays where
-    nothing is likelier.
+    nothing has a lower loss.
+
+    The loss is the NLL of the teacher's answers plus the KL divergence on altered prompts: most
+    validation prompts are worded like training ones, where a student that has become worse
+    elsewhere is likelier than before.
 
     It is applied to one evaluation after the other, and never comes back to an earlier one.
     """
     measured = [
-        (point.validation_agreement, point.validation_nll or 0.0, point.step)
+        (
+            point.validation_agreement,
+            (point.validation_nll or 0.0) + (point.validation_kld or 0.0),
+            point.step,
+        )
         for point in points
         if point.validation_agreement is not None
     ]
@@ -225,9 +242,9 @@ def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
     for point in measured[1:]:
         highest = max(highest, point[0])
         floor = highest - math.sqrt(highest * (1 - highest) / validation_rows)
-        likely = point[1] < start[1] if kept is start else point[1] <= bound
+        low = point[1] < start[1] if kept is start else point[1] <= bound
         if kept[0] < floor:
             kept, bound = point, point[1] * (1 + SAME)
-        elif point[0] >= floor and likely:
+        elif point[0] >= floor and low:
             kept, bound = point, min(bound, point[1] * (1 + SAME))
     return kept[2]

@@ -89,9 +89,20 @@ class Teaching:
         """Nats a token of the teacher's text under a model as it computes now."""
         total, count = 0.0, 0
         for batch in batches:
-            logits, labels, _ = _predictions(model, {n: t.to(device()) for n, t in batch.items()})
+            logits, labels, _ = _predictions(model, _on_device(batch))
             total += float(cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
+        return total / count
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def kld(self, model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
+        """KL(unquantized student || a model as it computes now), nats a token of the answers."""
+        total, count = 0.0, 0
+        for batch in map(_on_device, batches):
+            given = _predictions(model, batch)[0].log_softmax(-1)
+            wanted = _predictions(self._reference, batch)[0].log_softmax(-1)
+            total += float(kl_div(given, wanted, reduction="sum", log_target=True))
+            count += len(given)
         return total / count
 
     def keep(self, latent: Latent, folder: Path) -> None:
@@ -105,6 +116,10 @@ class Teaching:
             if not (tied and name == "lm_head.weight")
         }
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tensor.to(device()) for name, tensor in batch.items()}
 
 
 def _predictions(model: Any, part: Mapping[str, Any]) -> tuple[Any, Any, Any]:

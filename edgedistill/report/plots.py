@@ -333,10 +333,14 @@ def _training(figure: Figure, report: Report, narrow: bool) -> None:
 def _fitting(figure: Figure, report: Report, narrow: bool) -> None:
     upper, lower = _course(figure, report["fitting"], narrow)
     chosen = next(p for p in report["fitting"] if p["step"] == report["fitted_step"])
-    likely = [(p["step"], p["validation_nll"]) for p in report["fitting"] if p["validation_nll"]]
-    if likely:
-        upper.plot(*zip(*likely, strict=True), "D--", color=INK, label="teacher's text, validation")
-        upper.legend(loc="upper right")
+    for name, style, label in (
+        ("validation_nll", "D--", "teacher's text, validation"),
+        ("validation_kld", "s:", "KL divergence, altered validation prompts"),
+    ):
+        found = [(p["step"], p[name]) for p in report["fitting"] if p[name] is not None]
+        if found:
+            upper.plot(*zip(*found, strict=True), style, color=INK, label=label)
+            upper.legend(loc="upper right")
     lower.plot(chosen["step"], chosen["validation_agreement"], "*", color=INK, markersize=15)
 
 

@@ -27,7 +27,7 @@ EVALUATED = "evaluated"  # what was kept when validation agreement was measured
 # A batch goes through the model in parts of about this many tokens: the gradient is the same, the
 # activations in memory are not. Matrices of this many rows keep a core busy already.
 PART_TOKENS = {"cpu": 512, "cuda": 16384}
-AGREEMENT, NLL = "validation_agreement", "validation_nll"
+AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Examined:
-    """Validation rows: share whose greedy answer is the teacher's, and, where it is looked at, the
-    negative log-likelihood of the teacher's answers in nats a token."""
+    """Validation rows: share whose greedy answer is the teacher's, and, where they are looked at,
+    in nats a token, the negative log-likelihood of the teacher's answers and the KL divergence
+    from the unquantized student on altered prompts."""
 
     agreement: float
     nll: float | None = None
+    kld: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def training_points(history: Sequence[dict[str, Any]], per_epoch: int) -> list[T
             learning_rate=entry.get("learning_rate"),
             validation_agreement=entry.get(AGREEMENT),
             validation_nll=entry.get(NLL),
+            validation_kld=entry.get(KLD),
         )
         for step, entry in sorted(steps.items())
         if "loss" in entry or AGREEMENT in entry
@@ -275,7 +278,9 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         found = self._course.examine(model)
         model.train()
         # In the log, so that checkpoints carry it.
-        state.log_history.append({"step": step, AGREEMENT: found.agreement, NLL: found.nll})
+        state.log_history.append(
+            {"step": step, AGREEMENT: found.agreement, NLL: found.nll, KLD: found.kld}
+        )
         if not self._course.only_best or _chosen(state.log_history, self._course) == step:
             self._keep(step, model)
         self._evaluating += time.perf_counter() - started
