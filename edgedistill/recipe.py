@@ -181,7 +181,9 @@ class DistillSpec(Strict):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_length: int = Field(512, ge=16, description="longest row, in tokens; longer is an error")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: the faster of the two on this machine, measured once"
+        "auto",
+        description="in which is trained, fitting included; auto: the faster one on this machine, "
+        "measured once",
     )
     evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
     checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")

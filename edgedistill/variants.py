@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgedistill.allocations import AllocationSpec
 from edgedistill.artifacts import Checkpoint, Dataset, Importance, Student, Variant
+from edgedistill.distill import with_precision
 from edgedistill.export import export
 from edgedistill.fit import allocate, fit, measure_sensitivity
 from edgedistill.progress import Progress
@@ -49,11 +50,13 @@ def make_variant(
     trimmed = None if start is merged else start
     allocation = allocate(start, costs, weighed, spec, target, out, log)
     if spec.fit is not None:
-        lesson, check = recipe.distill, recipe.check
+        lesson = with_precision(data, student, prompt, recipe.distill, out, log)
         if spec.fit.start == "student":
             base = Checkpoint(student.folder, student.digest)
             start = base if trimmed is None else trim_alike(base, trimmed, out, log)
-        start = fit(start, whole, allocation, data, prompt, lesson, spec.fit, check, out, log)
+        start = fit(
+            start, whole, allocation, data, prompt, lesson, spec.fit, recipe.check, out, log
+        )
     fitted = spec.fit is not None
     encoding: Encoding = "F32" if fitted else "F16"
     exported = None

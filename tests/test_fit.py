@@ -62,10 +62,11 @@ def run(
     spec: FitSpec = SPEC,
     kind: str = "Q4_0",
     progress: Silent | None = None,
+    lesson: DistillSpec | None = None,
 ) -> Checkpoint:
     return fit(
-        checkpoint, checkpoint, allocation(checkpoint, kind), dataset, PROMPT, DistillSpec(), spec,
-        CHECK, out, progress or Silent(),
+        checkpoint, checkpoint, allocation(checkpoint, kind), dataset, PROMPT,
+        lesson or DistillSpec(), spec, CHECK, out, progress or Silent(),
     )  # fmt: skip
 
 
@@ -86,6 +87,18 @@ def test_fitting_learns_the_teachers_text_in_its_format(
     names = {p.name for p in fitted.folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer.gguf.json"} <= names
     assert not (fitted.folder / "resume").exists()
+
+
+def test_bf16_learns_the_same_and_is_measured_in_fp32(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    whole, half = (
+        points(run(checkpoint, dataset, tmp_path, lesson=DistillSpec(precision=precision)))
+        for precision in ("fp32", "bf16")
+    )
+    assert whole[0] == half[0]
+    assert whole[-1]["validation_nll"] != half[-1]["validation_nll"]
+    assert half[-1]["validation_nll"] < 0.9 * half[0]["validation_nll"]
 
 
 def test_the_start_wins_when_fitting_makes_it_worse(

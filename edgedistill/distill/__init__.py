@@ -29,7 +29,7 @@ from edgedistill.results import TrainingPoint
 from edgedistill.training.data import TrainingRow, plan_batches, training_rows
 from edgedistill.training.examine import agreement
 
-__all__ = ["distill"]
+__all__ = ["distill", "with_precision"]
 
 TRAINING = "training.json"
 
@@ -43,7 +43,7 @@ def distill(
     out: Path,
     progress: Progress,
 ) -> Adapter:
-    """Stage "distill", and before it "precision" where the recipe says `auto`.
+    """Stage "distill", and before it "precision" (`with_precision`).
 
     The loss is on the answer and its stop token. The adapter is the last one, unless an earlier
     evaluation on validation rows was better by more than one prompt. A run that was cut off goes
@@ -53,8 +53,7 @@ def distill(
         DatasetError: there is nothing to train on.
         TrainingError: a row breaks a promise of supervision, or the loss is not finite.
     """
-    from edgedistill.distill.precision import choose_precision
-
+    spec = with_precision(dataset, student, prompt, spec, out, progress)
     shown = StudentPrompt(student.folder, prompt)
     rows = training_rows(read_rows(dataset.folder / "train.jsonl"), shown, spec.max_length)
     validation = read_rows(dataset.folder / "validation.jsonl")
@@ -63,15 +62,33 @@ def distill(
             "no validation rows are left to choose an adapter by",
             hint="raise curate.split.validation, or give more prompts",
         )
-    precision = choose_precision(rows, student, spec, shown.stop_id, out, progress)
     lesson = _Lesson(rows, validation, shown, prompt, make_checker(check))
     done = run_stage(
-        _identity(dataset, student, prompt, spec, check, precision),
+        _identity(dataset, student, prompt, spec, check),
         out,
         progress,
-        lambda folder: _learn(lesson, student, spec, precision, folder, progress),
+        lambda folder: _learn(lesson, student, spec, folder, progress),
     )
     return Adapter(folder=done.folder, digest=done.digest, steps=int(done.facts["steps"]))
+
+
+def with_precision(
+    dataset: Dataset,
+    student: Student,
+    prompt: StudentSpec,
+    spec: DistillSpec,
+    out: Path,
+    progress: Progress,
+) -> DistillSpec:
+    """The spec with the precision that trains faster on this machine in place of `auto`."""
+    from edgedistill.distill.precision import choose_precision
+
+    if spec.precision != "auto":
+        return spec
+    shown = StudentPrompt(student.folder, prompt)
+    rows = training_rows(read_rows(dataset.folder / "train.jsonl"), shown, spec.max_length)
+    chosen = choose_precision(rows, student, spec, shown.stop_id, out, progress)
+    return spec.model_copy(update={"precision": chosen})
 
 
 @dataclass(frozen=True)
@@ -89,14 +106,13 @@ def _learn(
     lesson: _Lesson,
     student: Student,
     spec: DistillSpec,
-    precision: str,
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
     from edgedistill.distill.model import CONFIG, WEIGHTS
     from edgedistill.training.trainer import as_json, train
 
-    course = _course(lesson, student, spec, precision)
+    course = _course(lesson, student, spec)
     done = train(course, folder, progress)
     for name in (WEIGHTS, CONFIG):
         shutil.copyfile(done.kept / name, folder / name)
@@ -104,7 +120,7 @@ def _learn(
     last = done.facts["chosen_step"] == course.steps
     return {
         **done.facts,
-        "precision": precision,
+        "precision": spec.precision,
         "chosen_because": (
             "the last step" if last else "an earlier step agreed on more than one validation "
             "prompt more"
@@ -114,7 +130,7 @@ def _learn(
     }  # fmt: skip
 
 
-def _course(lesson: _Lesson, student: Student, spec: DistillSpec, precision: str) -> Any:
+def _course(lesson: _Lesson, student: Student, spec: DistillSpec) -> Any:
     from edgedistill.distill.model import lora_model, save_adapter, supervised_loss
     from edgedistill.training.loss import in_parts
     from edgedistill.training.trainer import Course, Examined, Schedule
@@ -123,7 +139,7 @@ def _course(lesson: _Lesson, student: Student, spec: DistillSpec, precision: str
 
     def backward(model: Any, batch: Any, run_backward: Callable[[Any], None]) -> Any:
         return in_parts(
-            batch, precision, run_backward, lambda part: supervised_loss(model, part, "sum")
+            batch, spec.precision, run_backward, lambda part: supervised_loss(model, part, "sum")
         )
 
     def examine(model: Any) -> Examined:
@@ -172,13 +188,12 @@ def _identity(
     prompt: StudentSpec,
     spec: DistillSpec,
     check: Check,
-    precision: str,
 ) -> Identity:
     return Identity(
         stage="distill",
         version=1,
         spec={
-            "distill": {**spec.model_dump(mode="json"), "precision": precision},
+            "distill": spec.model_dump(mode="json"),
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
             "check": check_identity(check),
         },

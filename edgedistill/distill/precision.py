@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgedistill import machine
 from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
@@ -30,10 +30,8 @@ def choose_precision(
     pad_id: int,
     out: Path,
     progress: Progress,
-) -> str:
-    """ "fp32" or "bf16"; stage "precision" for `auto`, told to `progress`."""
-    if spec.precision != "auto":
-        return spec.precision
+) -> Literal["fp32", "bf16"]:
+    """ "fp32" or "bf16"; stage "precision", told to `progress` when it is measured."""
     identity = Identity(
         stage="precision",
         version=1,
@@ -46,14 +44,15 @@ def choose_precision(
         measured = _measure(rows, student, spec, pad_id)
         gc.collect()  # its model must be gone before the one that is trained is loaded
         write_json(folder / "precision.json", measured)
+        bf16 = measured["bf16"]
+        progress.note(
+            f"training in {measured['chosen']}: measured here fp32 {measured['fp32']:.0f} "
+            f"tokens/s, bf16 {f'{bf16:.0f} tokens/s' if bf16 else measured['why_not_bf16']}"
+        )
         return measured
 
     facts = run_stage(identity, out, progress, work).facts
-    progress.note(
-        f"training in {facts['chosen']}: measured here fp32 {facts['fp32']:.0f} tokens/s, bf16 "
-        + (f"{facts['bf16']:.0f} tokens/s" if facts["bf16"] else facts["why_not_bf16"])
-    )
-    return str(facts["chosen"])
+    return "bf16" if facts["chosen"] == "bf16" else "fp32"
 
 
 def _measure(

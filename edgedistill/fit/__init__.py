@@ -60,7 +60,8 @@ def fit(
     The loss is the NLL of the teacher's text plus KL(reference || fitted), on training rows, and
     that KL alone on altered prompts and on general text. `reference` is the unquantized student
     with the same vocabulary. The weights are those of one evaluation on validation rows, the start
-    included: see `choose_step`.
+    included: see `choose_step`. Of the `lesson` the longest row and the precision count; steps are
+    computed in bf16 where it says so, evaluations always in fp32.
 
     Raises:
         DatasetError: there is nothing to train on or to choose by.
@@ -72,6 +73,7 @@ def fit(
         spec={
             "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
+            "precision": lesson.precision,
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
             "check": check_identity(check),
         },
@@ -96,8 +98,8 @@ def fit(
                 hint="raise curate.split.validation, or give more prompts",
             )
         return _Job(
-            checkpoint, reference, allocation, rows, validation, shown, prompt, lesson.max_length,
-            spec, make_checker(check), progress,
+            checkpoint, reference, allocation, rows, validation, shown, prompt, lesson, spec,
+            make_checker(check), progress,
         ).run(folder)  # fmt: skip
 
     done = run_stage(identity, out, progress, work)
@@ -113,7 +115,7 @@ class _Job:
     validation: list[EvalRow]
     shown: StudentPrompt
     prompt: StudentSpec
-    longest_row: int
+    lesson: DistillSpec
     spec: FitSpec
     checker: Checker
     progress: Progress
@@ -123,8 +125,9 @@ class _Job:
         from edgedistill.training.trainer import as_json, train
 
         teaching = Teaching(
-            self.checkpoint.folder, self.reference.folder, self.allocation, self.spec
-        )
+            self.checkpoint.folder, self.reference.folder, self.allocation, self.spec,
+            self.lesson.precision,
+        )  # fmt: skip
         general = teaching.general(self._count("general"), self.progress)
         epochs = self._epochs(general)
         course = self._course(teaching, epochs)
@@ -152,12 +155,14 @@ class _Job:
 
     def _epochs(self, general: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
         """The rows of each epoch; prompts are altered anew for each."""
-        known = training_rows(self.rows, self.shown, self.longest_row)
+        known = training_rows(self.rows, self.shown, self.lesson.max_length)
         count, seed = self._count("perturbed"), self.spec.seed
         return [
             [
                 *known,
-                *perturbed_rows(self.rows, self.shown, count, self.longest_row, f"{seed}-{epoch}"),
+                *perturbed_rows(
+                    self.rows, self.shown, count, self.lesson.max_length, f"{seed}-{epoch}"
+                ),
                 *general,
             ]
             for epoch in range(math.ceil(self.spec.epochs))
@@ -168,7 +173,7 @@ class _Job:
         if not self.spec.kl_weight:
             return []  # then being like the unquantized student is not wanted
         rows = self.validation
-        return perturbed_rows(rows, self.shown, len(rows), self.longest_row, "validation")
+        return perturbed_rows(rows, self.shown, len(rows), self.lesson.max_length, "validation")
 
     def _course(self, teaching: Any, epochs: list[list[TrainingRow]]) -> Any:
         from edgedistill.training.trainer import Course, Examined, Schedule

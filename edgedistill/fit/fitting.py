@@ -27,9 +27,15 @@ class Teaching:
     """The models of one fitting: the frozen, unquantized reference and the one that is fitted."""
 
     def __init__(
-        self, checkpoint: Path, reference: Path, allocation: Allocation, spec: FitSpec
+        self,
+        checkpoint: Path,
+        reference: Path,
+        allocation: Allocation,
+        spec: FitSpec,
+        precision: str,
     ) -> None:
         self._folder, self._allocation, self._spec = checkpoint, allocation, spec
+        self._precision = precision
         self._reference = load_model(reference).to(device()).eval().requires_grad_(False)
         self._reference.config.use_cache = False
 
@@ -66,8 +72,9 @@ class Teaching:
     ) -> Any:
         """The gradient of one batch; its mean loss a token."""
         latent.refresh()
-        precision = "bf16" if device().type == "cuda" else "fp32"
-        total = in_parts(batch, precision, run_backward, lambda part: self._loss(latent, part))
+        total = in_parts(
+            batch, self._precision, run_backward, lambda part: self._loss(latent, part)
+        )
         latent.collect()
         return total
 
