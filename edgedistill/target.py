@@ -6,6 +6,7 @@ Each field's description holds its unit; `sources` in the file says where its va
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +174,12 @@ class Target(Strict):
         for at, each in enumerate(self.allocations):
             self._require_types(at, each)
             self._require_budget(at, each)
+        self._require_sources()
+        if self.device_class == "phone" and self.latency == "measured":
+            said = (
+                "a phone is not the machine that builds, so nothing is timed on it: write roofline"
+            )
+            raise FieldError(said, "latency")
         if self.latency == "roofline" and self.roofline is None:
             raise FieldError("latency: roofline needs the field roofline", "latency")
         if self.runtime == "wllama":
@@ -180,6 +187,18 @@ class Target(Strict):
         elif self.latency == "browser":
             raise FieldError("latency: browser needs runtime: wllama", "latency")
         return self
+
+    def _require_sources(self) -> None:
+        """A source is of a field: what a typing error names would look proven, and not be."""
+        within = {"gates": TargetGates, "roofline": Roofline}
+        known = {*Target.model_fields} - {"sources"} | {
+            f"{name}.{field}" for name, model in within.items() for field in model.model_fields
+        }
+        for name in self.sources:
+            if name not in known:
+                near = difflib.get_close_matches(name, sorted(known), 1)
+                meant = f" (did you mean {near[0]}?)" if near else ""
+                raise FieldError(f"there is no field {name}{meant}", "sources", name)
 
     def _require_types(self, at: int, spec: AllocationSpec) -> None:
         place = ("allocations", at, "types")

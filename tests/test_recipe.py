@@ -88,6 +88,14 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
         ("[Q4_0, Q8_0]", "[Q4_0, Q9_9]", 5, "formats", "unknown formats Q9_9"),
         ("[Q4_0, Q8_0]", "[]", 5, "formats", "must not be empty"),
         ("latency: measured", "latency: roofline", 6, "latency", "needs the field roofline"),
+        ("class: board", "class: phone", 6, "latency", "a phone is not the machine that builds"),
+        (
+            "name: small",
+            "name: small\nsources: {gates.max_mean_kl: mine}",
+            2,
+            "sources.gates.max_mean_kl",
+            "did you mean gates.max_mean_kld?",
+        ),
         ("latency: measured", "latency: browser", 6, "latency", "needs runtime: wllama"),
         ("runtime: llama.cpp", "runtime: wllama", 6, "latency", "for wllama write browser"),
         (
