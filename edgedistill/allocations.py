@@ -56,18 +56,24 @@ class FitSpec(Strict):
     kl_weight: float = Field(
         1.0, ge=0, description="weight of KL(unquantized student || this one) beside the NLL"
     )
+    hidden_weight: float = Field(
+        60.0,
+        ge=0,
+        description="weight of the hidden states' squared error behind each layer, as a share of "
+        "the unquantized student's square, beside them",
+    )
     perturbed_share: float = Field(
         0.4,
         ge=0,
         lt=1,
-        description="share of rows that are training prompts with altered words (KL alone, so none "
-        "where kl_weight is 0)",
+        description="share of rows that are training prompts with altered words, which are only "
+        "compared with the unquantized student (none where both weights are 0)",
     )
     general_share: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="share of rows that are general text (KL alone, too)",
+        description="share of rows that are general text (only compared, too)",
     )
     evaluations: int = Field(6, ge=1, description="validation agreement is measured this often")
     patience: int | None = Field(
@@ -82,6 +88,11 @@ class FitSpec(Strict):
             said = "perturbed_share and general_share leave no row that the teacher answered"
             raise FieldError(said, "general_share")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether being like the unquantized student is part of the loss."""
+        return bool(self.kl_weight or self.hidden_weight)
 
     @property
     def rate(self) -> float:

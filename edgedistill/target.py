@@ -190,7 +190,7 @@ class Target(Strict):
 
     def _require_sources(self) -> None:
         """A source is of a field: what a typing error names would look proven, and not be."""
-        within = {"gates": TargetGates, "roofline": Roofline}
+        within: dict[str, type[Strict]] = {"gates": TargetGates, "roofline": Roofline}
         known = {*Target.model_fields} - {"sources"} | {
             f"{name}.{field}" for name, model in within.items() for field in model.model_fields
         }

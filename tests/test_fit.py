@@ -14,7 +14,7 @@ from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
 from edgedistill.errors import GateFailed
 from edgedistill.export import export
-from edgedistill.fit import choose_step, fit, prove
+from edgedistill.fit import choose_step, fit, fitting, prove
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.fit.latent import Latent
 from edgedistill.number_formats import usable
@@ -37,6 +37,7 @@ SPEC = FitSpec(
     general_share=0.2,
     evaluations=4,
 )
+ALONE = {"kl_weight": 0.0, "hidden_weight": 0.0}  # the teacher's text, and nothing beside it
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def points(fitted: Checkpoint) -> list[dict[str, Any]]:
 def test_fitting_learns_the_teachers_text_in_its_format(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, method: str, kind: str
 ) -> None:
-    spec = SPEC.model_copy(update={"method": method, "rank": 4, "kl_weight": 0.0})
+    spec = SPEC.model_copy(update={"method": method, "rank": 4, **ALONE})
     fitted = run(checkpoint, dataset, tmp_path, spec, kind)
     measured = points(fitted)
     assert measured[0]["step"] == 0
@@ -158,6 +159,36 @@ def test_likeness_on_altered_prompts_counts(
     assert choose_step(points, validation_rows=50) == chosen
 
 
+def test_hidden_states_come_nearer(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    weights = {"kl_weight": 0.0, "hidden_weight": 1000.0}
+    spec = SPEC.model_copy(update={**weights, "learning_rate": 1e-4})
+    near = points(run(checkpoint, dataset, tmp_path / "near", spec))
+    assert near[-1]["validation_kld"] < 0.9 * near[0]["validation_kld"]
+    # What is told is in nats a token all the same: a random student's are about log(vocabulary).
+    told = json.loads(next((tmp_path / "near").glob("fit-*/training.json")).read_text("utf-8"))
+    assert all(point["loss"] < 20 for point in told if point["loss"] is not None)
+
+
+def test_hidden_error_is_of_the_tokens_that_count() -> None:
+    part = {
+        "input_ids": torch.zeros(2, 5, dtype=torch.long),
+        "labels": torch.tensor([[-100, -100, 7, 8, -100], [-100, 9, -100, -100, -100]]),
+    }
+    # Those that lead to the answer; not the first one, where attention rests, and no padding.
+    assert fitting._compared(part).tolist() == [[False, True, True, False, False], [False] * 5]
+    wanted = [torch.full((2, 5, 3), 2.0), torch.full((2, 5, 3), 4.0)]
+    given = [state.clone() for state in wanted]
+    given[0][0, 1] += 1.0  # (3 x 1) / (3 x 4) of one of two tokens in one of two layers
+    given[1][0, 0] += 9.0
+    where = fitting._compared(part)
+    assert float(fitting.hidden_error(given, wanted, where)) == pytest.approx(0.25 / 4)
+    # A student without some layers is compared behind the last.
+    assert float(fitting.hidden_error(given[1:], wanted, where)) == 0.0
+    assert float(fitting.hidden_error(given[:1], wanted, where)) > 0.0
+
+
 def test_altered_validation_prompts_are_compared(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -167,7 +198,7 @@ def test_altered_validation_prompts_are_compared(
     other = SPEC.model_copy(update={"seed": 1, "epochs": 1})
     start = points(run(checkpoint, dataset, tmp_path / "other", other))[0]
     assert start["validation_kld"] == measured[0]["validation_kld"]
-    alone = SPEC.model_copy(update={"kl_weight": 0.0, "epochs": 1})
+    alone = SPEC.model_copy(update={**ALONE, "epochs": 1})
     unlike = points(run(checkpoint, dataset, tmp_path / "unlike", alone))
     assert [point["validation_kld"] for point in unlike] == [None] * len(unlike)
 

@@ -337,7 +337,7 @@ def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
 
 def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
     fit = {"method": "full", "rank": 32, "epochs": 2.5, "learning_rate": 3e-5, "batch_size": 16,
-           "seed": 0, "kl_weight": 1.0}  # fmt: skip
+           "seed": 0, "kl_weight": 1.0, "hidden_weight": 60.0}  # fmt: skip
     stages = {"trim": {"vocabulary": 8192, "drop_layers": 0}, "trim 2": {"drop_layers": 2},
               "allocate": {"types": ["Q4_0"]}, "fit": {"fit": fit}}  # fmt: skip
     chain = {f"{n} of mine": {"stage": n.split()[0], "spec": s} for n, s in stages.items()}

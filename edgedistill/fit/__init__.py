@@ -57,8 +57,9 @@ def fit(
 ) -> Checkpoint:
     """Stage "fit": the latent fp32 weights whose quantized values answer best.
 
-    The loss is the NLL of the teacher's text plus KL(reference || fitted), on training rows, and
-    that KL alone on altered prompts and on general text. `reference` is the unquantized student
+    The loss is the NLL of the teacher's text, plus KL(reference || fitted), plus the error of the
+    hidden states, on training rows; without the NLL on altered prompts and on general text.
+    `reference` is the unquantized student
     with the same vocabulary. The weights are those of one evaluation on validation rows, the start
     included: see `choose_step`. Of the `lesson` the longest row and the precision count; steps are
     computed in bf16 where it says so, evaluations always in fp32.
@@ -148,7 +149,7 @@ class _Job:
     def _count(self, kind: Literal["perturbed", "general"]) -> int:
         """Rows an epoch, beside the training rows, that are only compared."""
         spec = self.spec
-        if not spec.kl_weight:
+        if not spec.compares:
             return 0  # they would teach nothing: no teacher said them
         share = spec.perturbed_share if kind == "perturbed" else spec.general_share
         return round(len(self.rows) * share / (1 - spec.perturbed_share - spec.general_share))
@@ -170,7 +171,7 @@ class _Job:
 
     def _altered(self) -> list[TrainingRow]:
         """Validation prompts with altered words, the same whatever the seed of the fitting."""
-        if not self.spec.kl_weight:
+        if not self.spec.compares:
             return []  # then being like the unquantized student is not wanted
         rows = self.validation
         return perturbed_rows(rows, self.shown, len(rows), self.lesson.max_length, "validation")

@@ -20,7 +20,7 @@ from edgedistill.progress import Progress
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import device, load_model
 from edgedistill.training.data import IGNORED, TrainingRow
-from edgedistill.training.loss import in_parts, supervised_logits
+from edgedistill.training.loss import in_parts, supervised_head, supervised_logits
 
 
 class Teaching:
@@ -79,16 +79,24 @@ class Teaching:
         return total
 
     def _loss(self, latent: Latent, part: Mapping[str, Any]) -> Any:
-        """Sum over the supervised tokens of NLL (teacher's text only) + weight x KL."""
-        logits, labels, general = _predictions(latent.model, part)
-        loss = cross_entropy(logits[~general], labels[~general], reduction="sum")
-        if self._spec.kl_weight:
-            with torch.no_grad():
-                wanted = _predictions(self._reference, part)[0].log_softmax(-1)
-            given = logits.log_softmax(-1)
-            loss = loss + self._spec.kl_weight * kl_div(
-                given, wanted, reduction="sum", log_target=True
-            )
+        """Sum over the supervised tokens of NLL (teacher's text only) + weight x KL, in nats. The
+        gradient is also that of weight x the hidden states' error for each of these tokens."""
+        states, last = _hidden(latent.model, part)
+        logits, labels = supervised_head(latent.model, last, part)
+        answered = ~_is_general(part)
+        loss = cross_entropy(logits[answered], labels[answered], reduction="sum")
+        if not self._spec.compares:
+            return loss
+        with torch.no_grad():
+            wanted_states, wanted_last = _hidden(self._reference, part)
+            wanted = supervised_head(self._reference, wanted_last, part)[0].log_softmax(-1)
+        given = logits.log_softmax(-1)
+        loss = loss + self._spec.kl_weight * kl_div(given, wanted, reduction="sum", log_target=True)
+        compared = _compared(part)
+        if self._spec.hidden_weight and compared.any():
+            apart = hidden_error(states, wanted_states, compared)
+            apart = self._spec.hidden_weight * len(labels) * apart
+            loss = loss + apart - apart.detach()  # what is told stays in nats
         return loss
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -96,7 +104,7 @@ class Teaching:
         """Nats a token of the teacher's text under a model as it computes now."""
         total, count = 0.0, 0
         for batch in batches:
-            logits, labels, _ = _predictions(model, _on_device(batch))
+            logits, labels = supervised_logits(model, _on_device(batch))
             total += float(cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
         return total / count
@@ -106,8 +114,8 @@ class Teaching:
         """KL(unquantized student || a model as it computes now), nats a token of the answers."""
         total, count = 0.0, 0
         for batch in map(_on_device, batches):
-            given = _predictions(model, batch)[0].log_softmax(-1)
-            wanted = _predictions(self._reference, batch)[0].log_softmax(-1)
+            given = supervised_logits(model, batch)[0].log_softmax(-1)
+            wanted = supervised_logits(self._reference, batch)[0].log_softmax(-1)
             total += float(kl_div(given, wanted, reduction="sum", log_target=True))
             count += len(given)
         return total / count
@@ -129,8 +137,45 @@ def _on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tensor.to(device()) for name, tensor in batch.items()}
 
 
-def _predictions(model: Any, part: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """fp32 logits [n, vocab], labels [n] and "is general text" [n] of the n supervised tokens."""
-    logits, labels = supervised_logits(model, part)
+def hidden_error(
+    given: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], compared: torch.Tensor
+) -> torch.Tensor:
+    """Squared error of hidden states [rows, longest, width] as a share of the wanted ones' square,
+    the mean over layers and the tokens that are `compared` [rows, longest].
+
+    A student that lacks layers is compared behind the last one only. Predictions tell something of
+    the answer's tokens; this tells as much of each token of the prompt and of each layer (hidden
+    states as a teacher: Jiao et al. 2020, TinyBERT, arXiv 1909.10351; for rounding: Li et al. 2021,
+    BRECQ, arXiv 2102.05426).
+    """
+    if len(given) != len(wanted):
+        given, wanted = given[-1:], wanted[-1:]
+    shares = []
+    for mine, theirs in zip(given, wanted, strict=True):
+        own, other = mine[compared].float(), theirs[compared].float()
+        shares.append(((own - other).square().sum(-1) / other.square().sum(-1)).mean())
+    return torch.stack(shares).mean()
+
+
+def _hidden(model: Any, part: Mapping[str, Any]) -> tuple[Sequence[Any], Any]:
+    """[rows, longest, width] behind each layer, the last one normalised; the last one."""
+    decoder = model.get_decoder()
+    made = decoder(input_ids=part["input_ids"], use_cache=False, output_hidden_states=True)
+    last = made.last_hidden_state
+    return (*made.hidden_states[1:-1], last), last
+
+
+def _compared(part: Mapping[str, Any]) -> Any:
+    """Tokens [rows, longest] whose hidden states count: all that are no padding and lead to a
+    supervised one, but the first: attention rests on it for want of another (Xiao et al. 2024,
+    arXiv 2309.17453), so its states are large and the same in every row."""
+    kept = part["labels"] != IGNORED
+    at = torch.arange(kept.shape[1], device=kept.device)
+    last = (kept * at).max(1).values
+    return (at > 0) & (at < last[:, None])
+
+
+def _is_general(part: Mapping[str, Any]) -> Any:
+    """Whether each supervised token is of a text that no teacher answered: [n]."""
     kept = part["labels"][:, 1:] != IGNORED
-    return logits, labels, part["general"][:, None].expand_as(kept)[kept]
+    return part["general"][:, None].expand_as(kept)[kept]

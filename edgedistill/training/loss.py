@@ -16,10 +16,16 @@ def supervised_logits(model: Any, batch: Any) -> tuple[Any, Any]:
     would otherwise cost as much as many layers. Rows are padded on the right, where a causal model
     never looks, so no attention mask is needed.
     """
+    decoder = model.get_decoder()
+    return supervised_head(
+        model, decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state, batch
+    )
+
+
+def supervised_head(model: Any, hidden: Any, batch: Any) -> tuple[Any, Any]:
+    """The same of the decoder's output [rows, longest, width]."""
     import torch
 
-    decoder = model.get_decoder()
-    hidden = decoder(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     kept = labels != IGNORED
     logits = model.get_output_embeddings()(hidden[:, :-1][kept]).float()
