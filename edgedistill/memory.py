@@ -48,6 +48,14 @@ def freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Free memory goes back to the system, once. Blocks of many sizes leave holes that no other
+    block fits into, and kept ones would add up."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _glibc() -> ctypes.CDLL | None:
     try:
         libc = ctypes.CDLL(None)

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from edgedistill.artifacts import RESUME, sync_files, write_atomic
 from edgedistill.errors import TrainingError
-from edgedistill.memory import freed_memory_kept
+from edgedistill.memory import freed_memory_kept, give_back
 from edgedistill.progress import Progress, Task
 from edgedistill.results import TrainingPoint
 from edgedistill.torch_runtime import device
@@ -27,6 +27,8 @@ EVALUATED = "evaluated"  # what was kept when validation agreement was measured
 # A batch goes through the model in parts of about this many tokens: the gradient is the same, the
 # activations in memory are not. Matrices of this many rows keep a core busy already.
 PART_TOKENS = {"cpu": 512, "cuda": 16384}
+# Memory that steps freed goes back to the system so often: it costs them less than a hundredth.
+TRIMMED_STEPS = 8
 AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
 
 
@@ -248,6 +250,8 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         self._seconds += time.perf_counter() - self._begun
         self._tokens += sum(map(len, self._course.batches[step - 1]))
+        if step % TRIMMED_STEPS == 0:
+            give_back()
         if step in self._course.evaluated_steps:
             self._evaluate(step, state, model)
             control.should_training_stop |= _gone_stale(state.log_history, self._course)
