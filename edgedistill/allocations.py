@@ -12,9 +12,9 @@ from edgedistill.number_formats import FORMATS, MIXED_NAME
 from edgedistill.recipe import Strict
 from edgedistill.yamlfile import FieldError
 
-# From merged, the fitted figures of docs/few-bytes.md are at these (full 2e-5 and lora 2e-4 end
-# alike there, without the KL term); no search chose them. From student the first answers are
-# learnt, so they are higher.
+# From merged, full: of 1e-5, 3e-5 and 1e-4 the best in a short course, and what the fitted figures
+# of docs/few-bytes.md are at; lora at 2e-4 ended like full at 2e-5 there, without the KL term. From
+# student the first answers are learnt, so they are higher; no search chose them.
 RATES = {
     ("merged", "full"): 3e-5,
     ("merged", "lora"): 2e-4,
@@ -59,8 +59,8 @@ class FitSpec(Strict):
     hidden_weight: float = Field(
         60.0,
         ge=0,
-        description="weight of the hidden states' squared error behind each layer, as a share of "
-        "the unquantized student's square, beside them",
+        description="weight of the hidden states' squared error beside the NLL: as a share of the "
+        "unquantized student's square, the mean over layers (only the last one with drop_layers)",
     )
     perturbed_share: float = Field(
         0.4,
@@ -80,7 +80,9 @@ class FitSpec(Strict):
         3, ge=1, description="so many evaluations without a better one end the fitting"
     )
     checkpoints: int = Field(2, ge=1, description="resumable checkpoints over the run")
-    seed: int = Field(0, description="of the LoRA weights, the order of rows and the general text")
+    seed: int = Field(
+        0, description="of the LoRA weights, the order of rows, the altered and the general text"
+    )
 
     @model_validator(mode="after")
     def _rows_are_left(self) -> FitSpec:

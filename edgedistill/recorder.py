@@ -20,7 +20,8 @@ class Recorder(Passing):
     of: str = ""
 
     def stage(self, name: str, folder: Path, *, reused: bool) -> None:
-        if name != "candidate":
+        # Several allocations may have one made: a precision measured, a student prepared.
+        if name != "candidate" and self.folders.get(name) != folder:
             key, twice = name + self.of, 2
             while self.folders.get(key, folder) != folder:  # one allocation may be trimmed twice
                 key, twice = f"{name} {twice}{self.of}", twice + 1

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgedistill import onnx_formats
-from edgedistill.allocations import ONNX_TYPES, AllocationSpec, is_type, unknown_types
+from edgedistill.allocations import ONNX_TYPES, AllocationSpec, FitSpec, is_type, unknown_types
 from edgedistill.errors import ConfigError
 from edgedistill.number_formats import FORMATS
 from edgedistill.recipe import Strict
@@ -175,22 +175,23 @@ class Target(Strict):
             self._require_types(at, each)
             self._require_budget(at, each)
         self._require_sources()
-        if self.device_class == "phone" and self.latency == "measured":
-            said = (
-                "a phone is not the machine that builds, so nothing is timed on it: write roofline"
-            )
-            raise FieldError(said, "latency")
         if self.latency == "roofline" and self.roofline is None:
             raise FieldError("latency: roofline needs the field roofline", "latency")
         if self.runtime == "wllama":
             self._in_a_browser()
         elif self.latency == "browser":
             raise FieldError("latency: browser needs runtime: wllama", "latency")
+        elif self.device_class == "phone" and self.latency == "measured":
+            said = "a phone is not the machine that builds: nothing is timed there; write roofline"
+            raise FieldError(said, "latency")
         return self
 
     def _require_sources(self) -> None:
         """A source is of a field: what a typing error names would look proven, and not be."""
         within: dict[str, type[Strict]] = {"gates": TargetGates, "roofline": Roofline}
+        for each in self.allocations:
+            within[f"allocations.{each.name}"] = AllocationSpec
+            within[f"allocations.{each.name}.fit"] = FitSpec
         known = {*Target.model_fields} - {"sources"} | {
             f"{name}.{field}" for name, model in within.items() for field in model.model_fields
         }

@@ -207,9 +207,11 @@ def _training() -> list[TrainingPoint]:
 
 
 def _fitting() -> list[TrainingPoint]:
-    points = [TrainingPoint(0, 0.0, None, None, 0.74, 0.066)]
+    points = [TrainingPoint(0, 0.0, None, None, 0.74, 0.066, 0.09)]
     for step in range(1, 55):
-        seen = {18: (0.8, 0.041), 36: (0.86, 0.024), 54: (0.88, 0.019)}.get(step, (None, None))
+        seen = {18: (0.8, 0.041, 0.11), 36: (0.86, 0.024, 0.04), 54: (0.88, 0.019, 0.03)}.get(
+            step, (None, None, None)
+        )
         loss = 0.02 + 0.06 * math.exp(-step / 12) + 0.01 * math.sin(step * 1.7)
         points.append(TrainingPoint(step, step / 27, loss, 3e-5 * (1 - step / 55), *seen))
     return points

@@ -3,30 +3,36 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny
 import torch
 from safetensors.numpy import load_file, save_file
+from tiny_families import FAMILIES, family_student
 
 from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
 from edgedistill.errors import GateFailed
 from edgedistill.export import export
+from edgedistill.fidelity import read_rows
 from edgedistill.fit import choose_step, fit, fitting, prove
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.fit.latent import Latent
 from edgedistill.number_formats import usable
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent, SilentTask, Task
+from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize import weigh
 from edgedistill.recipe import DistillSpec, StudentSpec, TextCheck
 from edgedistill.results import TrainingPoint
 from edgedistill.runtime import quantize_file
 from edgedistill.tensors import matrices, read_layout
 from edgedistill.torch_runtime import load_model
+from edgedistill.training.data import collate, training_rows
+from edgedistill.training.trainer import PART_TOKENS
 
+LESSON = DistillSpec(precision="fp32")
 PROMPT = StudentSpec(weights="tiny", max_tokens=8)
 CHECK = TextCheck(kind="exact")
 SPEC = FitSpec(
@@ -67,7 +73,7 @@ def run(
 ) -> Checkpoint:
     return fit(
         checkpoint, checkpoint, allocation(checkpoint, kind), dataset, PROMPT,
-        lesson or DistillSpec(), spec, CHECK, out, progress or Silent(),
+        lesson or LESSON, spec, CHECK, out, progress or Silent(),
     )  # fmt: skip
 
 
@@ -166,9 +172,14 @@ def test_hidden_states_come_nearer(
     spec = SPEC.model_copy(update={**weights, "learning_rate": 1e-4})
     near = points(run(checkpoint, dataset, tmp_path / "near", spec))
     assert near[-1]["validation_kld"] < 0.9 * near[0]["validation_kld"]
-    # What is told is in nats a token all the same: a random student's are about log(vocabulary).
-    told = json.loads(next((tmp_path / "near").glob("fit-*/training.json")).read_text("utf-8"))
-    assert all(point["loss"] < 20 for point in told if point["loss"] is not None)
+    # What is told of the first step is in nats a token all the same.
+    run(checkpoint, dataset, tmp_path / "plain", spec.model_copy(update={"hidden_weight": 1e-6}))
+    first = [
+        next(point["loss"] for point in json.loads(file.read_text("utf-8")) if point["loss"])
+        for file in tmp_path.glob("*/fit-*/training.json")
+    ]
+    assert len(first) == 2
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
 def test_hidden_error_is_of_the_tokens_that_count() -> None:
@@ -177,16 +188,53 @@ def test_hidden_error_is_of_the_tokens_that_count() -> None:
         "labels": torch.tensor([[-100, -100, 7, 8, -100], [-100, 9, -100, -100, -100]]),
     }
     # Those that lead to the answer; not the first one, where attention rests, and no padding.
-    assert fitting._compared(part).tolist() == [[False, True, True, False, False], [False] * 5]
+    # In all they weigh as much as the answer has tokens: two, and none where nothing is left.
+    weights = fitting._token_weights(part)
+    assert weights.tolist() == [[0.0, 1.0, 1.0, 0.0, 0.0], [0.0] * 5]
     wanted = [torch.full((2, 5, 3), 2.0), torch.full((2, 5, 3), 4.0)]
     given = [state.clone() for state in wanted]
-    given[0][0, 1] += 1.0  # (3 x 1) / (3 x 4) of one of two tokens in one of two layers
+    given[0][0, 1] += 1.0  # (3 x 1) / (3 x 4) in one of two layers
     given[1][0, 0] += 9.0
-    where = fitting._compared(part)
-    assert float(fitting.hidden_error(given, wanted, where)) == pytest.approx(0.25 / 4)
+    assert float(fitting.hidden_error(given, wanted, weights)) == pytest.approx(0.25 / 2)
     # A student without some layers is compared behind the last.
-    assert float(fitting.hidden_error(given[1:], wanted, where)) == 0.0
-    assert float(fitting.hidden_error(given[:1], wanted, where)) > 0.0
+    assert float(fitting.hidden_error(given[1:], wanted, weights)) == 0.0
+    assert float(fitting.hidden_error(given[:1], wanted, weights)) > 0.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_those_behind_each_layer(family: str, tmp_path: Path) -> None:
+    model = load_model(family_student(tmp_path, family).folder)
+    part = {"input_ids": torch.tensor([[1, 5, 9, 7]])}
+    seen: list[Any] = []
+    layers = model.get_decoder().layers
+    layers[0].register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.no_grad():
+        states, last = fitting._hidden(model, part)
+    assert len(states) == len(layers)
+    assert states[-1] is last
+    first = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    if len(layers) > 1:
+        assert torch.equal(states[0], first)
+
+
+def test_the_gradient_does_not_depend_on_the_parts(
+    checkpoint: Checkpoint, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = StudentPrompt(checkpoint.folder, PROMPT)
+    rows = training_rows(read_rows(dataset.folder / "train.jsonl"), shown, 512)[:4]
+    batch = collate([rows], shown.stop_id)
+    taught = fitting.Teaching(
+        checkpoint.folder, checkpoint.folder, allocation(checkpoint, "Q4_0"), SPEC, "fp32"
+    )
+    found = []
+    for tokens in (1, 10**6):  # a row at a time, all at once
+        monkeypatch.setitem(PART_TOKENS, "cpu", tokens)
+        latent = taught.build()
+        taught.backward(latent, batch, lambda loss: loss.backward())
+        found.append([weight.grad for weight in latent.trained.values()])
+    assert any(grad.abs().max() > 0 for grad in found[0])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_altered_validation_prompts_are_compared(
@@ -224,14 +272,21 @@ class _Counting(SilentTask):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("Q4_0", "fp32"), ("Q4_K", "fp32"), ("Q4_0", "bf16")]
+)
 def test_a_killed_fitting_ends_with_the_same_bytes(
-    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, kind: str
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    tmp_path: Path,
+    kind: str,
+    precision: Literal["fp32", "bf16"],
 ) -> None:
-    whole = run(checkpoint, dataset, tmp_path / "whole", kind=kind)
+    lesson = DistillSpec(precision=precision)
+    whole = run(checkpoint, dataset, tmp_path / "whole", kind=kind, lesson=lesson)
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint, dataset, tmp_path / "killed", SPEC, kind, StopsAt("fit", 9))
-    again = run(checkpoint, dataset, tmp_path / "killed", kind=kind)
+        run(checkpoint, dataset, tmp_path / "killed", SPEC, kind, StopsAt("fit", 9), lesson)
+    again = run(checkpoint, dataset, tmp_path / "killed", kind=kind, lesson=lesson)
     facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
     assert facts["resumed_from_step"] > 0
     assert again.digest == whole.digest
@@ -301,7 +356,7 @@ def test_the_onnx_model_holds_what_was_fitted(
     types = {**given.types, "token_embd.weight": "int8-b32", OTHER: "int8-b32"}
     given = replace(given, types=types)
     fitted = fit(
-        checkpoint, checkpoint, given, dataset, PROMPT, DistillSpec(), SPEC, CHECK,
+        checkpoint, checkpoint, given, dataset, PROMPT, LESSON, SPEC, CHECK,
         tmp_path, Silent(),
     )  # fmt: skip
     variant = Variant("mine", fitted, None, given, None, True, None)

@@ -7,7 +7,7 @@ import platform
 import psutil
 import pytest
 
-from edgedistill.memory import freed_memory_kept
+from edgedistill.memory import freed_memory_kept, give_back
 
 BLOCK = 256 << 20
 
@@ -24,6 +24,16 @@ def test_freed_memory_stays_until_the_end() -> None:
         del block
         assert resident() - before > BLOCK * 0.9
     assert resident() - before < BLOCK * 0.1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_freed_memory_goes_back_when_it_is_asked_to() -> None:
+    before = resident()
+    with freed_memory_kept():
+        block = b"x" * BLOCK
+        del block
+        give_back()
+        assert resident() - before < BLOCK * 0.1
 
 
 def failing_work() -> None:
@@ -45,4 +55,4 @@ def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("edgedistill.memory.ctypes.CDLL", none_here)
     with freed_memory_kept():
-        pass
+        give_back()

@@ -91,8 +91,9 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
         ("class: board", "class: phone", 6, "latency", "a phone is not the machine that builds"),
         (
             "name: small",
-            "name: small\nsources: {gates.max_mean_kl: mine}",
-            2,
+            "name: small\nallocations: [{name: a, types: [Q8_0], fit: {}}]\n"
+            "sources: {allocations.a.fit.seed: mine, gates.max_mean_kl: mine}",
+            3,
             "sources.gates.max_mean_kl",
             "did you mean gates.max_mean_kld?",
         ),

@@ -86,7 +86,10 @@ def with_precision(
     if spec.precision != "auto":
         return spec
     shown = StudentPrompt(student.folder, prompt)
-    rows = training_rows(read_rows(dataset.folder / "train.jsonl"), shown, spec.max_length)
+
+    def rows() -> list[TrainingRow]:
+        return training_rows(read_rows(dataset.folder / "train.jsonl"), shown, spec.max_length)
+
     chosen = choose_precision(rows, student, spec, shown.stop_id, out, progress)
     return spec.model_copy(update={"precision": chosen})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ TIMED = 2
 
 
 def choose_precision(
-    rows: Sequence[TrainingRow],
+    rows: Callable[[], Sequence[TrainingRow]],
     student: Student,
     spec: DistillSpec,
     pad_id: int,
@@ -41,7 +41,7 @@ def choose_precision(
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        measured = _measure(rows, student, spec, pad_id)
+        measured = _measure(rows(), student, spec, pad_id)
         gc.collect()  # its model must be gone before the one that is trained is loaded
         write_json(folder / "precision.json", measured)
         bf16 = measured["bf16"]

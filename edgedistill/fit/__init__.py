@@ -70,7 +70,7 @@ def fit(
     """
     identity = Identity(
         stage="fit",
-        version=5,
+        version=6,
         spec={
             "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
@@ -210,7 +210,7 @@ class _Job:
             saved=lambda model: model.forget_scales(),
             only_best=True,
             label="fit",
-            hint="lower fit.learning_rate",
+            hint="lower fit.learning_rate, or set distill.precision to fp32",
         )
 
     def _batches(self, rows: list[TrainingRow]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from edgedistill.importance import read_importance
 from edgedistill.progress import Progress
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import device, load_model
-from edgedistill.training.data import IGNORED, TrainingRow
+from edgedistill.training.data import IGNORED, TrainingRow, split_batch
 from edgedistill.training.loss import in_parts, supervised_head, supervised_logits
+from edgedistill.training.trainer import PART_TOKENS
 
 
 class Teaching:
@@ -90,21 +91,22 @@ class Teaching:
         with torch.no_grad():
             wanted_states, wanted_last = _hidden(self._reference, part)
             wanted = supervised_head(self._reference, wanted_last, part)[0].log_softmax(-1)
-        given = logits.log_softmax(-1)
-        loss = loss + self._spec.kl_weight * kl_div(given, wanted, reduction="sum", log_target=True)
-        compared = _compared(part)
-        if self._spec.hidden_weight and compared.any():
-            apart = hidden_error(states, wanted_states, compared)
-            apart = self._spec.hidden_weight * len(labels) * apart
-            loss = loss + apart - apart.detach()  # what is told stays in nats
+        if self._spec.kl_weight:
+            given = logits.log_softmax(-1)
+            told = kl_div(given, wanted, reduction="sum", log_target=True)
+            loss = loss + self._spec.kl_weight * told
+        if self._spec.hidden_weight:
+            apart = hidden_error(states, wanted_states, _token_weights(part))
+            apart = self._spec.hidden_weight * apart
+            loss = loss + (apart - apart.detach())  # what is told stays in nats
         return loss
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def nll(self, model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
         """Nats a token of the teacher's text under a model as it computes now."""
         total, count = 0.0, 0
-        for batch in batches:
-            logits, labels = supervised_logits(model, _on_device(batch))
+        for part in _parts(batches):
+            logits, labels = supervised_logits(model, part)
             total += float(cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
         return total / count
@@ -113,9 +115,9 @@ class Teaching:
     def kld(self, model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
         """KL(unquantized student || a model as it computes now), nats a token of the answers."""
         total, count = 0.0, 0
-        for batch in map(_on_device, batches):
-            given = supervised_logits(model, batch)[0].log_softmax(-1)
-            wanted = supervised_logits(self._reference, batch)[0].log_softmax(-1)
+        for part in _parts(batches):
+            given = supervised_logits(model, part)[0].log_softmax(-1)
+            wanted = supervised_logits(self._reference, part)[0].log_softmax(-1)
             total += float(kl_div(given, wanted, reduction="sum", log_target=True))
             count += len(given)
         return total / count
@@ -133,15 +135,19 @@ class Teaching:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _on_device(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tensor.to(device()) for name, tensor in batch.items()}
+def _parts(batches: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What goes through a model at once, as in training: logits of a large vocabulary are large."""
+    where = device()
+    for batch in batches:
+        moved = {name: tensor.to(where) for name, tensor in batch.items()}
+        yield from split_batch(moved, PART_TOKENS[where.type])
 
 
 def hidden_error(
-    given: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], compared: torch.Tensor
+    given: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], weights: torch.Tensor
 ) -> torch.Tensor:
-    """Squared error of hidden states [rows, longest, width] as a share of the wanted ones' square,
-    the mean over layers and the tokens that are `compared` [rows, longest].
+    """Squared error of hidden states [rows, longest, width] as a share of the wanted ones' square:
+    the mean over layers of the sum over tokens, by their `weights` [rows, longest].
 
     A student that lacks layers is compared behind the last one only. Predictions tell something of
     the answer's tokens; this tells as much of each token of the prompt and of each layer (hidden
@@ -150,11 +156,12 @@ def hidden_error(
     """
     if len(given) != len(wanted):
         given, wanted = given[-1:], wanted[-1:]
-    shares = []
+    compared, sums = weights > 0, []
     for mine, theirs in zip(given, wanted, strict=True):
         own, other = mine[compared].float(), theirs[compared].float()
-        shares.append(((own - other).square().sum(-1) / other.square().sum(-1)).mean())
-    return torch.stack(shares).mean()
+        shares = (own - other).square().sum(-1) / other.square().sum(-1)
+        sums.append((shares * weights[compared]).sum())
+    return torch.stack(sums).mean()
 
 
 def _hidden(model: Any, part: Mapping[str, Any]) -> tuple[Sequence[Any], Any]:
@@ -165,14 +172,19 @@ def _hidden(model: Any, part: Mapping[str, Any]) -> tuple[Sequence[Any], Any]:
     return (*made.hidden_states[1:-1], last), last
 
 
-def _compared(part: Mapping[str, Any]) -> Any:
-    """Tokens [rows, longest] whose hidden states count: all that are no padding and lead to a
-    supervised one, but the first: attention rests on it for want of another (Xiao et al. 2024,
-    arXiv 2309.17453), so its states are large and the same in every row."""
+def _token_weights(part: Mapping[str, Any]) -> Any:
+    """How much each token's hidden states count [rows, longest]. Those of a row count alike, and
+    in all as much as it has supervised tokens, however the batch is cut into parts.
+
+    All count that are no padding and lead to a supervised one, but the first: attention rests on
+    it for want of another (Xiao et al. 2024, arXiv 2309.17453), so its states are large and the
+    same in every row.
+    """
     kept = part["labels"] != IGNORED
     at = torch.arange(kept.shape[1], device=kept.device)
     last = (kept * at).max(1).values
-    return (at > 0) & (at < last[:, None])
+    compared = (at > 0) & (at < last[:, None])
+    return compared * (kept.sum(1) / compared.sum(1).clamp(min=1))[:, None]
 
 
 def _is_general(part: Mapping[str, Any]) -> Any:

@@ -30,7 +30,7 @@ def broken_bounds(candidate: Candidate, target: Target) -> list[Broken]:
         ("memory", candidate.estimated_memory_bytes / 1e6, target.memory_budget_mb, " MB"),
         ("agreement drop", drop, gates.max_agreement_drop, ""),
     ]
-    if candidate.fitted:  # it was trained to answer alike, not to predict alike
+    if candidate.fitted:  # the teacher's answers taught it too, so it may be apart for the better
         rise = (candidate.nll or 0.0) - (candidate.nll_before or 0.0)
         bounds.append(("NLL rise", rise, gates.max_nll_rise, ""))
     else:

@@ -341,6 +341,8 @@ def _fitting(figure: Figure, report: Report, narrow: bool) -> None:
         if found:
             upper.plot(*zip(*found, strict=True), style, color=INK, label=label)
             upper.legend(loc="upper right")
+    upper.autoscale(axis="y")  # they may lie above the loss
+    upper.set_ylim(bottom=0)
     lower.plot(chosen["step"], chosen["validation_agreement"], "*", color=INK, markersize=15)
 
 

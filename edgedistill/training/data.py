@@ -118,7 +118,7 @@ def padding_share(batches: Sequence[Sequence[TrainingRow]], tokens: int) -> floa
 
 def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, Any]:
     """Tensors [rows, longest]: input_ids, attention_mask and labels, padded on the right; and
-    general [rows], true for running text."""
+    general [rows], true for text that no teacher answered."""
     import torch
 
     rows = [row for batch in items for row in batch]

@@ -8,6 +8,8 @@ from typing import Any
 from edgedistill.training.data import IGNORED, split_batch
 from edgedistill.training.trainer import PART_TOKENS
 
+BF16 = {"fp32": False, "bf16": True}  # `auto` must have been settled
+
 
 def supervised_logits(model: Any, batch: Any) -> tuple[Any, Any]:
     """fp32 logits [n, vocab] and labels [n] of the n supervised tokens of [rows, longest] tensors.
@@ -66,4 +68,4 @@ def autocast(where: Any, precision: str) -> Any:
     """Context that computes in `precision` on the torch device `where`; weights stay fp32."""
     import torch
 
-    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=BF16[precision])

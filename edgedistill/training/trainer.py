@@ -248,10 +248,10 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         step = state.global_step
-        self._seconds += time.perf_counter() - self._begun
-        self._tokens += sum(map(len, self._course.batches[step - 1]))
         if step % TRIMMED_STEPS == 0:
             give_back()
+        self._seconds += time.perf_counter() - self._begun
+        self._tokens += sum(map(len, self._course.batches[step - 1]))
         if step in self._course.evaluated_steps:
             self._evaluate(step, state, model)
             control.should_training_stop |= _gone_stale(state.log_history, self._course)
