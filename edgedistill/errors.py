@@ -21,10 +21,17 @@ EdgedistillError                exit 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SHOWN_PROBLEMS = 20  # of one message
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for the known name that is nearest to a mistyped one; "" where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 class EdgedistillError(Exception):

@@ -3,13 +3,12 @@ shipped ones (beside the package in a source checkout, inside it in an installed
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgedistill.errors import UsageError
+from edgedistill.errors import UsageError, did_you_mean
 
 Kind = Literal["recipe", "target"]
 DEFAULT_RECIPE = "support-sql"
@@ -56,11 +55,10 @@ def find(kind: Kind, name_or_path: str, here: Path | None = None) -> Path:
         path = path / "recipe.yaml"
     if path.is_file():
         return path
-    close = difflib.get_close_matches(name_or_path, known, n=1, cutoff=0.5)
-    suggestion = f"did you mean {close[0]}? " if close else ""
+    listed = f"known: {', '.join(known)}; or give the path of a {kind} file"
     raise UsageError(
         f"there is no {kind} '{name_or_path}'",
-        hint=f"{suggestion}known: {', '.join(known)}; or give the path of a {kind} file",
+        hint=f"{did_you_mean(name_or_path, known)} {listed}".lstrip(),
     )
 
 

@@ -6,7 +6,6 @@ Each field's description holds its unit; `sources` in the file says where its va
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgedistill import onnx_formats
 from edgedistill.allocations import ONNX_TYPES, AllocationSpec, FitSpec, is_type, unknown_types
-from edgedistill.errors import ConfigError
+from edgedistill.errors import ConfigError, did_you_mean
 from edgedistill.number_formats import FORMATS
 from edgedistill.recipe import Strict
 from edgedistill.yamlfile import FieldError, load, parse
@@ -197,9 +196,9 @@ class Target(Strict):
         }
         for name in self.sources:
             if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), 1)
-                meant = f" (did you mean {near[0]}?)" if near else ""
-                raise FieldError(f"there is no field {name}{meant}", "sources", name)
+                hint = did_you_mean(name, sorted(known))
+                said = f"there is no field {name}" + (f" ({hint})" if hint else "")
+                raise FieldError(said, "sources", name)
 
     def _require_types(self, at: int, spec: AllocationSpec) -> None:
         place = ("allocations", at, "types")

@@ -59,10 +59,9 @@ def fit(
 
     The loss is the NLL of the teacher's text, plus KL(reference || fitted), plus the error of the
     hidden states, on training rows; without the NLL on altered prompts and on general text.
-    `reference` is the unquantized student
-    with the same vocabulary. The weights are those of one evaluation on validation rows, the start
-    included: see `choose_step`. Of the `lesson` the longest row and the precision count; steps are
-    computed in bf16 where it says so, evaluations always in fp32.
+    `reference` is the unquantized student with the same vocabulary. The weights are those of one
+    evaluation on validation rows, the start included: see `choose_step`. Of the `lesson` the
+    longest row and the precision count: steps are in bf16 where it says so, evaluations in fp32.
 
     Raises:
         DatasetError: there is nothing to train on or to choose by.

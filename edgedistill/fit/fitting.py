@@ -90,10 +90,10 @@ class Teaching:
             return loss
         with torch.no_grad():
             wanted_states, wanted_last = _hidden(self._reference, part)
-            wanted = supervised_head(self._reference, wanted_last, part)[0].log_softmax(-1)
         if self._spec.kl_weight:
-            given = logits.log_softmax(-1)
-            told = kl_div(given, wanted, reduction="sum", log_target=True)
+            with torch.no_grad():
+                wanted = supervised_head(self._reference, wanted_last, part)[0].log_softmax(-1)
+            told = kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
             loss = loss + self._spec.kl_weight * told
         if self._spec.hidden_weight:
             apart = hidden_error(states, wanted_states, _token_weights(part))

@@ -27,7 +27,8 @@ EVALUATED = "evaluated"  # what was kept when validation agreement was measured
 # A batch goes through the model in parts of about this many tokens: the gradient is the same, the
 # activations in memory are not. Matrices of this many rows keep a core busy already.
 PART_TOKENS = {"cpu": 512, "cuda": 16384}
-# Memory that steps freed goes back to the system so often: it costs them less than a hundredth.
+# Memory that steps freed goes back to the system so often. A fitting of 108 steps peaked at 7.3 GB
+# instead of 8.7, and took no longer (1029 and 1055 seconds, one run each).
 TRIMMED_STEPS = 8
 AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
 

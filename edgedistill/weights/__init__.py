@@ -7,11 +7,10 @@ nothing of them is installed, imported or run. A fetch that is cut off goes on w
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgedistill.errors import WeightsError
+from edgedistill.errors import WeightsError, did_you_mean
 from edgedistill.progress import Progress
 from edgedistill.weights.cache import CACHE_VARIABLE, cache_folder, digest, size
 from edgedistill.weights.obtain import FOLDERS_VARIABLE, entry_folder, obtain, user_files
@@ -77,11 +76,10 @@ def locate(name_or_path: str, progress: Progress) -> ModelFile:
 def _pinned(name: str) -> Weights:
     weights = KNOWN.get(name)
     if weights is None:
-        close = difflib.get_close_matches(name, KNOWN, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
+        known = f"known: {', '.join(KNOWN)}; or give the path of a .gguf file"
         raise WeightsError(
             f"no pinned weights are called {name!r}",
-            hint=f"{meant}known: {', '.join(KNOWN)}; or give the path of a .gguf file",
+            hint=f"{did_you_mean(name, KNOWN)} {known}".lstrip(),
         )
     return weights
 
