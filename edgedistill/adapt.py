@@ -37,7 +37,7 @@ from edgedistill.pack.publishing import reduced
 from edgedistill.pipeline import Workspace, adapter_alone
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Recipe
+from edgedistill.recipe import Recipe, RecipeGates
 from edgedistill.results import Interval
 from edgedistill.runtime import LlamaCpp
 from edgedistill.update import read_bundle, require_gguf
@@ -107,7 +107,7 @@ def adapt(
     lora = stages["lora"].folder / stages["lora"].facts["file"]
     with locked(workspace.root):  # gc may not take away what is measured
         figures = measure(recipe, model, lora, stages, progress)
-    _require_gates(recipe, figures, lora)
+    require_gates(recipe.gates, figures, lora)
     return _pack(held, recipe, stages, lora, figures, into)
 
 
@@ -122,8 +122,13 @@ def _require_whole(held: Finished) -> None:
             )
 
 
-def _require_gates(recipe: Recipe, figures: Adapted, lora: Path) -> None:
-    bound, kld = recipe.gates.merged_agreement, figures.kld.mean_kld
+def require_gates(gates: RecipeGates, figures: Adapted, lora: Path) -> None:
+    """Raise when an adapter breaks a bound, or answers worse than the bundle does without it.
+
+    Raises:
+        GateFailed: names the figure and its bound.
+    """
+    bound, kld = gates.merged_agreement, figures.kld.mean_kld
     after, before = figures.agreement.value, figures.agreement_before.value
     found = f"agreement is {after:.3f} on held-out prompts"
     learn = "collect more traces, or change the recipe's distill; the bundle stays as it is"
@@ -132,11 +137,11 @@ def _require_gates(recipe: Recipe, figures: Adapted, lora: Path) -> None:
     if after < before:
         what = f"{found}, and {before:.3f} without the adapter"
         raise GateFailed("adapt", what, where=str(lora), hint=learn)
-    if kld > recipe.gates.adapter_mean_kld:
+    if kld > gates.adapter_mean_kld:
         raise GateFailed(
             "adapt",
             f"mean KLD is {kld:.2g} from what was trained to what the runtime computes, above "
-            f"{recipe.gates.adapter_mean_kld:g}",
+            f"{gates.adapter_mean_kld:g}",
             where=str(lora),
             hint="try --type F32; if the answers are good, raise the recipe's "
             "gates.adapter_mean_kld",

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgedistill.number_formats import FORMATS, MIXED_NAME
-from edgedistill.recipe import Strict
+from edgedistill.recipe import SEEDS, Strict
 from edgedistill.yamlfile import FieldError
 
-# From merged, full: of 1e-5, 3e-5 and 1e-4 the best in a short course, and what the fitted figures
-# of docs/few-bytes.md are at; lora at 2e-4 ended like full at 2e-5 there, without the KL term. From
+# From merged, full: better than 1e-5 and 1e-4 in a short course, and what the fitted figures of
+# docs/few-bytes.md are at; lora at 2e-4 ended like full at 2e-5 there, without the KL term. From
 # student the first answers are learnt, so they are higher; no search chose them.
 RATES = {
     ("merged", "full"): 3e-5,
@@ -81,7 +81,10 @@ class FitSpec(Strict):
     )
     checkpoints: int = Field(2, ge=1, description="resumable checkpoints over the run")
     seed: int = Field(
-        0, description="of the LoRA weights, the order of rows, the altered and the general text"
+        0,
+        ge=0,
+        lt=SEEDS,
+        description="of the LoRA weights, the order of rows, the altered and the general text",
     )
 
     @model_validator(mode="after")
@@ -126,7 +129,7 @@ class AllocationSpec(Strict):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$",
-        description="shown in the report and part of the file's name",
+        description="shown in the report and part of the file's name: letters, digits and _",
     )
     types: tuple[str, ...] = Field(
         min_length=1,
@@ -158,7 +161,10 @@ class AllocationSpec(Strict):
         description="quantize with the importance matrix of the token mix (GGUF types only)",
     )
     vocabulary: int | None = Field(
-        None, ge=256, description="keep so many of the most common tokens, and the token mix's"
+        None,
+        ge=0,
+        description="keep so many of the most common tokens, and those of the training prompts and "
+        "their answers",
     )
     drop_layers: int = Field(0, ge=0, description="leave out so many layers, the least missed")
     fit: FitSpec | None = Field(None, description="train the student for these formats")

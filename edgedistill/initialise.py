@@ -59,7 +59,7 @@ READ_ME = """\
 
 `recipe.yaml` says what to distil, `prompts.jsonl` holds the prompts, one JSON object a line:
 `id` and `prompt` (or `messages`, a conversation that ends with the user's turn), and if you like
-`tags` and `reference` (kept, not used yet). A tag `phrasing:NAME` marks
+`tags`, `reference` and `weight` (the last two are kept, not used yet). A tag `phrasing:NAME` marks
 prompts that are worded the same way, so that the report can tell seen from unseen wording.
 
 The four prompts here only show the form. Use the ones your users really send: a few hundred in

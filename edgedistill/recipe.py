@@ -15,9 +15,12 @@ from edgedistill.yamlfile import Document, Location, load, parse
 
 
 class Strict(BaseModel):
-    """Frozen, and a misspelt field is an error."""
+    """Frozen; a misspelt field is an error, and so is a number that is none (.inf, .nan)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SEEDS = 2**32  # what the libraries that take one can hold
 
 
 class Sampling(Strict):
@@ -187,7 +190,9 @@ class DistillSpec(Strict):
     )
     evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
     checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")
-    seed: int = Field(0, description="of the fresh LoRA weights and the order of rows")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="of the fresh LoRA weights and the order of rows"
+    )
 
 
 class BenchSpec(Strict):
@@ -208,7 +213,9 @@ class BenchSpec(Strict):
     browser_prompts: int = Field(
         48, ge=0, description="held-out prompts asked in the browser of a wllama target; 0: none"
     )
-    seed: int = Field(0, description="which prompts are timed or emulated, and of the bootstrap")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="which prompts are timed or emulated, and of the bootstrap"
+    )
 
 
 class RecipeGates(Strict):

@@ -227,3 +227,19 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def told_apart(measured: float, bound: float) -> tuple[str, str]:
+    """Both as text: three digits, or as many as it takes until they differ, and no exponent where
+    there are no more than six digits before the point."""
+    shown = "", ""
+    for digits in (3, 4, 6, 9, 17):
+        shown = _digits(measured, digits), _digits(bound, digits)
+        if shown[0] != shown[1]:
+            break
+    return shown
+
+
+def _digits(value: float, digits: int) -> str:
+    whole = len(f"{abs(value):.0f}")
+    return f"{value:.{max(digits, whole if whole <= 6 else 0)}g}"

@@ -102,7 +102,9 @@ def require_trimmable(folder: Path, vocabulary: int | None, drop_layers: int) ->
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if vocabulary is not None:
-        _require_bpe(_keys(folder), folder)
+        keys = _keys(folder)
+        _require_bpe(keys, folder)
+        _named_ids(keys, folder)
     _require_layers(config, drop_layers, folder)
     if drop_layers and len({*(config.get("layer_types") or ())}) > 1:
         raise ArtifactError(
@@ -121,6 +123,7 @@ def trim_alike(
         version=1,
         spec={"alike": True},
         inputs={"checkpoint": checkpoint.digest, "example": example.digest},
+        tools=tool_versions("tokenizers"),
     )
 
     def work(folder: Path) -> Mapping[str, Any]:

@@ -85,6 +85,12 @@ def test_what_is_not_is_refused_at_the_start(
         require_possible(changed(tmp_path, **config), [target])
 
 
+def test_a_tokenizer_that_names_a_token_it_lacks_cannot_be_trimmed(tmp_path: Path) -> None:
+    student, target = changed(tmp_path, eos_token_id=4000), {**MINE, "vocabulary": 256}
+    with pytest.raises(TargetError, match=r"names token 4000(?s:.*)leave vocabulary out"):
+        require_possible(student, [Target.model_validate({**TARGET, "allocations": [target]})])
+
+
 def test_another_kind_of_vocabulary_cannot_be_trimmed(tmp_path: Path) -> None:
     target = Target.model_validate({**TARGET, "allocations": [{**MINE, "vocabulary": 256}]})
     with pytest.raises(TargetError, match="only a byte-level BPE vocabulary can be trimmed"):

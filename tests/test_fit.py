@@ -291,6 +291,46 @@ def test_a_killed_fitting_ends_with_the_same_bytes(
     assert again.digest == whole.digest
 
 
+@dataclass
+class KilledBehind(Silent):
+    """Interrupted when the task `label` is done."""
+
+    label: str
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return _Killed() if label == self.label else SilentTask()
+
+
+class _Killed(SilentTask):
+    def __exit__(self, *_: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_fitting_killed_where_patience_ended_it_is_not_trained_on(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    ruinous = {"learning_rate": 0.5, "patience": 1, "checkpoints": SPEC.evaluations}
+    spec = SPEC.model_copy(update=ruinous)
+    whole = run(checkpoint, dataset, tmp_path / "whole", spec)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, dataset, tmp_path / "killed", spec, progress=KilledBehind("fit"))
+    again = run(checkpoint, dataset, tmp_path / "killed", spec)
+    facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert facts["steps"] == facts["resumed_from_step"] == points(whole)[-1]["step"]
+    assert again.digest == whole.digest
+
+
+def test_what_the_last_checkpoint_leads_to_is_kept(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    """A run that goes on from there on another machine may not choose the newer one again."""
+    steps = [point["step"] for point in points(run(checkpoint, dataset, tmp_path / "whole"))]
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, dataset, tmp_path, SPEC, "Q4_0", StopsAt("fit", steps[3]))
+    kept = {int(folder.name) for folder in tmp_path.glob("fit-*/resume/evaluated/*")}
+    assert kept == {steps[2], steps[3]}
+
+
 @pytest.mark.parametrize("rank", [None, 4])
 def test_the_gradient_passes_straight_through(checkpoint: Checkpoint, rank: int | None) -> None:
     model = load_model(checkpoint.folder)

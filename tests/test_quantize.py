@@ -28,7 +28,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize import exam, quantize
 from edgedistill.quantize.bounds import CANDIDATES, broken_bounds
 from edgedistill.recipe import StudentSpec, TextCheck
-from edgedistill.results import Candidate
+from edgedistill.results import Candidate, told_apart
 from edgedistill.runtime import LlamaCpp
 from edgedistill.runtimes import asked_ids
 from edgedistill.target import Target, TargetGates
@@ -246,9 +246,18 @@ def test_a_fitted_file_is_held_to_the_teachers_text_and_not_to_kld(
     found = table(run(target("F16", **tight, max_nll_rise=9.0), tmp_path, None, fitted).folder)
     assert found["mine"]["passed"]
     assert found["mine"]["nll"] != found["mine"]["nll_before"] == found["F16"]["nll"]
-    refused = table(run(target("F16", max_nll_rise=0.0), tmp_path, None, fitted).folder)["mine"]
-    rises = refused["nll"] > refused["nll_before"]
-    assert ("NLL rise" in refused["why_not"]) == rises
+
+
+def test_the_same_file_is_judged_anew_where_it_is_no_longer_called_fitted(
+    run: Callable[..., Quantized], variant: Variant, tmp_path: Path
+) -> None:
+    tight = target("F16", max_mean_kld=1e-9, max_nll_rise=9.0)
+    fitted, plain = (
+        table(run(tight, tmp_path, None, replace(variant, fitted=fitted)).folder)["mine"]
+        for fitted in (True, False)
+    )
+    assert fitted["passed"]
+    assert "mean KLD" in plain["why_not"]
 
 
 def test_a_speed_gate_belongs_to_bench(run: Callable[..., Quantized], made: Quantized) -> None:
@@ -276,8 +285,9 @@ CANDIDATE = Candidate(
     ("given", "broken"),
     [
         ({"budget_mb": 200.0, "max_file_mb": 90.0, "max_agreement_drop": 0.02}, []),
-        ({"budget_mb": 199.9}, ["memory 200.0 MB > 199.9 MB"]),
-        ({"budget_mb": 200.0, "max_file_mb": 89.9}, ["file 90 MB > 89.9 MB"]),
+        ({"budget_mb": 199.9}, ["memory 200 MB > 199.9 MB"]),
+        ({"budget_mb": 0.5}, ["memory 200 MB > 0.5 MB"]),
+        ({"budget_mb": 200.0, "max_file_mb": 89.98}, ["file 90 MB > 89.98 MB"]),
         ({"budget_mb": 300.0, "max_mean_kld": 0.01}, ["mean KLD 0.02 > 0.01"]),
         ({"budget_mb": 300.0, "max_p99_kld": 0.1}, ["p99 KLD 0.5 > 0.1"]),
         ({"budget_mb": 300.0, "max_agreement_drop": 0.01}, ["agreement drop 0.02 > 0.01"]),
@@ -285,6 +295,31 @@ CANDIDATE = Candidate(
 )
 def test_bounds(given: dict[str, float], broken: list[str]) -> None:
     assert [bound.text for bound in broken_bounds(CANDIDATE, target("Q4_0", **given))] == broken
+
+
+@pytest.mark.parametrize(
+    ("measured", "bound", "shown"),
+    [
+        (1000.4, 1000.0, ("1000.4", "1000")),
+        (1000.4, 500.0, ("1000", "500")),
+        (92.04, 92.0, ("92.04", "92")),
+        (0.04545454, 0.02, ("0.0455", "0.02")),
+        (1e-9, 1e-12, ("1e-09", "1e-12")),
+        (float("nan"), 1.0, ("nan", "1")),
+    ],
+)
+def test_a_figure_and_its_bound_are_told_apart(
+    measured: float, bound: float, shown: tuple[str, str]
+) -> None:
+    assert told_apart(measured, bound) == shown
+
+
+def test_a_fitted_candidate_is_held_to_its_likelihood() -> None:
+    fitted = replace(CANDIDATE, fitted=True, nll=0.5, nll_before=0.25)
+    gates = {"budget_mb": 300.0, "max_mean_kld": 1e-9, "max_p99_kld": 1e-9}
+    assert not broken_bounds(fitted, target("Q4_0", **gates, max_nll_rise=0.25))
+    (broken,) = broken_bounds(fitted, target("Q4_0", **gates, max_nll_rise=0.2))
+    assert broken.text == "NLL rise 0.25 > 0.2"
 
 
 def test_no_figure_passes_by_being_absent() -> None:

@@ -87,6 +87,20 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
     [
         ("[Q4_0, Q8_0]", "[Q4_0, Q9_9]", 5, "formats", "unknown formats Q9_9"),
         ("[Q4_0, Q8_0]", "[]", 5, "formats", "must not be empty"),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - {name: a, types: [Q8_0], fit: {seed: -1}}",
+            3,
+            "allocations[0].fit.seed",
+            "greater than or equal to 0",
+        ),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - {name: a, types: [Q8_0], fit: {epochs: .inf}}",
+            3,
+            "allocations[0].fit.epochs",
+            "finite number",
+        ),
         ("latency: measured", "latency: roofline", 6, "latency", "needs the field roofline"),
         ("class: board", "class: phone", 6, "latency", "a phone is not the machine that builds"),
         (

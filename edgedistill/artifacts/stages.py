@@ -165,7 +165,9 @@ def link_or_copy(source: Path, destination: Path) -> None:
     try:
         os.link(source, destination)
     except OSError:
-        shutil.copyfile(source, destination)
+        part = destination.with_name(f"{destination.name}.part")  # a kill leaves no torn file
+        shutil.copyfile(source, part)
+        os.replace(part, destination)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgedistill.bench.chain import measured_by
 from edgedistill.recipe import RecipeGates
-from edgedistill.results import Candidate, Gate, Link, LlamaBench
+from edgedistill.results import Candidate, Gate, Link, LlamaBench, told_apart
 from edgedistill.target import Target
 
 STEPS = (
@@ -87,7 +87,9 @@ def failure(gates: Sequence[Gate]) -> tuple[str, str] | None:
 
 def _figures(failed: Sequence[Gate]) -> str:
     return "; ".join(
-        f"{gate.step}: {gate.name} is {gate.measured:.6g}, the bound is {gate.bound:.6g}"
+        "{}: {} is {}, the bound is {}".format(
+            gate.step, gate.name, *told_apart(gate.measured, gate.bound)
+        )
         for gate in failed
     )
 

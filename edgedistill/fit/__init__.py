@@ -225,7 +225,7 @@ def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
     3.4.3), and its loss no more than SAME above the lowest of such. A few rows tell agreement
     coarsely, and the loss finely, but not that finely; the learning rate falls from one
     evaluation to the next, and with it what chance has in the weights. The start stays where
-    nothing has a lower loss.
+    nothing has a lower loss, unless its agreement is more than that error below the highest.
 
     The loss is the NLL of the teacher's answers plus the KL divergence on altered prompts: most
     validation prompts are worded like training ones, where a student that has become worse

@@ -94,8 +94,13 @@ def quantize(
     ]
     identity = Identity(
         stage="quantize",
-        version=4,
-        spec={"target": _target_spec(target), **({"refused": dict(refused)} if refused else {})},
+        version=5,
+        spec={
+            "target": _target_spec(target),
+            # Other bounds hold for them; a fitting that kept its start may make the same file.
+            "fitted": sorted(each.name for each in made if each.fitted),
+            **({"refused": dict(refused)} if refused else {}),
+        },
         inputs={
             "baseline": baseline.digest,
             **{f"candidate {each.name}": each.digest for each in made},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill.errors import GateFailed
-from edgedistill.results import Candidate
+from edgedistill.results import Candidate, told_apart
 from edgedistill.target import Target
 
 CANDIDATES = "candidates.json"
@@ -37,14 +37,13 @@ def broken_bounds(candidate: Candidate, target: Target) -> list[Broken]:
         bounds.append(("mean KLD", candidate.mean_kld, gates.max_mean_kld, ""))
         bounds.append(("p99 KLD", candidate.p99_kld, gates.max_p99_kld, ""))
     return [
-        Broken(f"{name} {_shown(value)}{unit} > {_shown(bound)}{unit}", _factor(value, bound))
+        Broken(
+            "{} {}{unit} > {}{unit}".format(name, *told_apart(value, bound), unit=unit),
+            _factor(value, bound),
+        )
         for name, value, bound, unit in bounds
         if bound is not None and not value <= bound
     ]
-
-
-def _shown(value: float) -> str:
-    return f"{value:.1f}" if value >= 100 else f"{value:.3g}"
 
 
 def _factor(value: float, bound: float) -> float:

@@ -6,6 +6,7 @@ Each is a stage of its own, so that targets which want the same candidate share 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -63,6 +64,11 @@ class Baseline:
     @property
     def logits(self) -> Path:
         return self.folder / LOGITS
+
+    @property
+    def tokens(self) -> int:
+        """Answer tokens of all rows, as the exported file cuts them."""
+        return self.logits.stat().st_size // (np.dtype(np.float32).itemsize * self.shape.vocabulary)
 
     def places(self) -> dict[str, Place]:
         """By row ID, in the order of the logits."""
@@ -259,7 +265,7 @@ class _Candidate:
         # Two targets may call the same allocation by two names: the name is not in the identity.
         identity = Identity(
             stage="candidate",
-            version=2,
+            version=3,
             spec={**spec, **self.exam.identity()},
             inputs={
                 **inputs,
@@ -296,10 +302,18 @@ class _Candidate:
         if not kept.exists():
             with self.progress.task(f"make {self.name}", None):
                 if self.name == self.exam.traits.unquantized:  # no allocation is called so
-                    link_or_copy(self.exported.model, kept)
+                    self._take_exported(kept)
                 else:
                     write(kept)
         link_or_copy(kept, file)
+
+    def _take_exported(self, kept: Path) -> None:
+        """All of it or nothing: an ONNX model is a folder of several files."""
+        part = kept.with_name(f"{kept.name}.part")
+        if part.is_dir():
+            shutil.rmtree(part)
+        link_or_copy(self.exported.model, part)
+        os.replace(part, kept)
 
     def _measure(self, file: Path, folder: Path) -> tuple[dict[str, float], Shape]:
         student = StudentPrompt(self.exported.folder, self.exam.prompt)
@@ -334,14 +348,18 @@ class _Candidate:
                 f"{self.name}: no validation prompt is cut into the same tokens as before",
                 hint="raise vocabulary of this allocation",
             )
-        measured = asdict(summarise(np.concatenate(klds), np.concatenate(same)))
         figures = {
-            **measured,
+            **asdict(summarise(np.concatenate(klds), np.concatenate(same))),
             "agreement": agreed / len(cases),
-            "nll": float(np.concatenate(likelihood).mean()),
+            "nll": self._nll(np.concatenate(likelihood)),
             "bytes": size_of(file),
         }
         return figures, shape
+
+    def _nll(self, tokens: Any) -> float:
+        """By the exported file's tokens: a trimmed vocabulary may cut an answer into more of them,
+        most of which are certain."""
+        return float(tokens.mean()) * (len(tokens) / self.baseline.tokens)
 
     def _same_tokens(
         self, runtime: Runtime, student: StudentPrompt, case: Case, file: Path

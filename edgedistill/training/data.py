@@ -85,7 +85,8 @@ def plan_batches(
 def plan_epochs(
     rows_of: Sequence[Sequence[TrainingRow]], size: int, epochs: float, seed: int
 ) -> list[list[TrainingRow]]:
-    """The same where each epoch has rows of its own, as many as the first.
+    """The same where each epoch has rows of its own; the run is as long as if each had as many as
+    the first, which only those differ from whose altered prompts became too long.
 
     In each epoch rows are shuffled, sorted by length within groups of BUCKET batches, cut into
     batches, and the batches shuffled: little padding, and no order by length.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 import shutil
@@ -77,7 +78,7 @@ class Course:
     keep: Callable[[Any, Path], None]
     choose: Callable[[Sequence[TrainingPoint]], int]
     saved: Callable[[Any], None] = lambda model: None  # told when a checkpoint is written
-    only_best: bool = False  # judge the start too, and keep no folder but the best one's
+    only_best: bool = False  # judge the start too, and keep the best folder, not each
     label: str = "train"
     hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
 
@@ -109,25 +110,41 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     resume = folder / RESUME
     resume.mkdir(parents=True, exist_ok=True)
     begin = last_complete(resume)
-    model = course.build()
+    model, history = course.build(), _history(begin)
     with progress.task(course.label, course.steps, "steps") as task:
         watcher = _Watcher(course, resume, task)
-        trainer = _OwnLossTrainer(
-            course,
-            model=model,
-            args=_arguments(course, resume),
-            train_dataset=list(course.batches),
-            data_collator=functools.partial(collate, pad_id=course.pad_id),
-            callbacks=[watcher],
-        )
-        trainer.remove_callback(PrinterCallback)
-        with freed_memory_kept():
-            trainer.train(resume_from_checkpoint=str(begin) if begin else None)
-    points = training_points(trainer.state.log_history, course.batches_per_epoch)
+        if not _gone_stale(history, course):  # Trainer looks at that only behind one step more
+            history = _run(course, model, watcher, resume, begin)
+    points = training_points(history, course.batches_per_epoch)
     chosen = course.choose(points)
-    return Trained(
-        resume / EVALUATED / str(chosen), points, _facts(course, watcher, model, chosen, begin)
+    facts = _facts(course, watcher, model, points[-1].step, chosen, begin)
+    return Trained(resume / EVALUATED / str(chosen), points, facts)
+
+
+def _history(begin: Path | None) -> list[dict[str, Any]]:
+    """What was logged up to a checkpoint."""
+    if begin is None:
+        return []
+    state = json.loads((begin / "trainer_state.json").read_text("utf-8"))
+    return list(state["log_history"])
+
+
+def _run(
+    course: Course, model: Any, watcher: _Watcher, resume: Path, begin: Path | None
+) -> list[dict[str, Any]]:
+    """Every step from `begin` on; what is logged."""
+    trainer = _OwnLossTrainer(
+        course,
+        model=model,
+        args=_arguments(course, resume),
+        train_dataset=list(course.batches),
+        data_collator=functools.partial(collate, pad_id=course.pad_id),
+        callbacks=[watcher],
     )
+    trainer.remove_callback(PrinterCallback)
+    with freed_memory_kept():
+        trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    return list(trainer.state.log_history)
 
 
 def last_complete(resume: Path) -> Path | None:
@@ -194,14 +211,17 @@ def _arguments(course: Course, resume: Path) -> Any:
 
 
 def _facts(
-    course: Course, watcher: _Watcher, model: Any, chosen: int, begin: Path | None
+    course: Course, watcher: _Watcher, model: Any, steps: int, chosen: int, begin: Path | None
 ) -> dict[str, Any]:
+    seen = course.batches[:steps]
     return {
-        "steps": course.steps,
+        "steps": steps,
         "device": str(device()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "padding_share": round(padding_share(course.batches, PART_TOKENS[device().type]), 4),
-        "supervised_tokens": sum(len(row.answer) for batch in course.batches for row in batch),
+        "padding_share": round(padding_share(seen, PART_TOKENS[device().type]), 4),
+        "supervised_tokens": sum(
+            len(row.answer) for batch in seen for row in batch if not row.general
+        ),
         "chosen_step": chosen,
         "resumed_from_step": int(begin.name.split("-")[1]) if begin else 0,
         **watcher.timing(),
@@ -237,12 +257,15 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self._course, self._resume, self._task = course, resume, task
         self._tokens, self._seconds, self._begun = 0, 0.0, 0.0
         self._evaluating = 0.0
+        self._needed: int | None = None  # the step whose kept folder the last checkpoint leads to
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         self._task.advance(state.global_step)
-        if self._course.only_best and not state.log_history:
-            self._evaluate(0, state, model)
-        control.should_training_stop |= _gone_stale(state.log_history, self._course)
+        if self._course.only_best:
+            if state.log_history:
+                self._needed = _chosen(state.log_history, self._course)
+            else:
+                self._evaluate(0, state, model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begun = time.perf_counter()
@@ -267,6 +290,8 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         folder = self._resume / f"checkpoint-{state.global_step}"
         sync_files(folder)
         write_atomic(folder / COMPLETE, b"")
+        if self._course.only_best:
+            self._needed = _chosen(state.log_history, self._course)
 
     def timing(self) -> dict[str, float]:
         """Of this process only: steps done before a resume are not in it."""
@@ -299,8 +324,10 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self._course.keep(model, part)
         sync_files(part)
         os.replace(part, whole)
+        # A run that goes on from the last checkpoint may round otherwise, and choose otherwise.
+        needed = whole.with_name(str(self._needed))
         for other in whole.parent.iterdir() if self._course.only_best else ():
-            if other != whole:
+            if other not in (whole, needed):
                 shutil.rmtree(other)
 
 
