@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from gguf import GGUFReader
 
 from edgedistill.artifacts import (
@@ -33,6 +34,9 @@ from edgedistill.runtime import LlamaCpp
 from edgedistill.runtimes import asked_ids
 from edgedistill.target import Target, TargetGates
 from edgedistill.tensors import matrices, read_layout
+from edgedistill.torch_runtime import load_model
+from edgedistill.training.data import collate, training_rows
+from edgedistill.training.loss import supervised_logits
 from edgedistill.trim import kept_tokens, trim
 
 SPEC = StudentSpec(weights="tiny", max_tokens=4)
@@ -348,6 +352,17 @@ def test_memory_is_what_llama_cpp_reports(
     assert run_time_bytes(shape, context) == (cache_mib + buffers_mib) * 2**20
 
 
+def trimmed_to(dataset: Dataset, merges: int, tmp_path: Path) -> Variant:
+    """The exported student with what a training part needs of its vocabulary, in f16."""
+    student = tiny.tiny_student(tmp_path / "student")
+    whole = Checkpoint(student.folder, "checkpoint")
+    small = trim(whole, dataset, SPEC, merges, 0, tmp_path, Silent())
+    own = export(small, student, "recipe", tmp_path, Silent())
+    types = dict.fromkeys(matrices(read_layout(small.folder)), "F16")
+    allocation = Allocation(small.folder, "f16", types, None)
+    return Variant("mine", small, small, allocation, own, False, kept_tokens(small.folder))
+
+
 def test_a_trimmed_candidate_is_measured_on_the_rows_of_its_baseline(
     exported: Exported,
     dataset: Dataset,
@@ -356,14 +371,7 @@ def test_a_trimmed_candidate_is_measured_on_the_rows_of_its_baseline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With fewer tokens more rows would fit into the same scratch space."""
-    student = tiny.tiny_student(tmp_path / "student")
-    whole = Checkpoint(student.folder, "checkpoint")
-    small = trim(whole, dataset, SPEC, 2, 0, tmp_path, Silent())
-    own = export(small, student, "recipe", tmp_path, Silent())
-    types = dict.fromkeys(matrices(read_layout(small.folder)), "F16")
-    allocation = Allocation(small.folder, "f16", types, None)
-    kept = kept_tokens(small.folder)
-    trimmed = Variant("mine", small, small, allocation, own, False, kept)
+    trimmed = trimmed_to(dataset, 2, tmp_path)
     prompt = StudentPrompt(exported.folder, SPEC)
     rows = read_rows(dataset.folder / "validation.jsonl")
     fits = sorted(rows, key=lambda row: shuffled(row.id, 0))[: len(rows) // 2]
@@ -373,3 +381,24 @@ def test_a_trimmed_candidate_is_measured_on_the_rows_of_its_baseline(
     found = table(run(target("Q8_0"), tmp_path, None, trimmed).folder)["mine"]
     # The same predictions among the tokens that were kept: rounding to f16 alone lies between.
     assert found["mean_kld"] < 1e-4
+
+
+def test_a_trimmed_candidates_likelihood_is_per_token_of_the_exported_file(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """Cut into more tokens, an answer is no likelier."""
+    trained = tiny.tiny_dataset(tmp_path / "trained", 6, ["42"])
+    asked = tiny.tiny_dataset(tmp_path / "asked", 6, ["using us", "42"])
+    small = trimmed_to(trained, 0, tmp_path)
+    made = quantize(exported, (small,), None, asked, SPEC, CHECK, target("F16"), tmp_path, Silent())
+    rows = read_rows(asked.folder / "validation.jsonl")
+    shown = StudentPrompt(small.checkpoint.folder, SPEC)
+    batch = collate([training_rows(rows, shown, None)], shown.stop_id)
+    with torch.inference_mode():
+        model = load_model(small.checkpoint.folder).eval()
+        logits, labels = supervised_logits(model, batch)
+    before = StudentPrompt(exported.folder, SPEC)
+    count = sum(len(before.answer_ids(row.answer)) for row in rows)
+    assert count < len(labels)
+    total = float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    assert table(made.folder)["mine"]["nll"] == pytest.approx(total / count, rel=1e-3)
