@@ -62,6 +62,15 @@ class FitSpec(Strict):
         description="weight of the hidden states' squared error beside the NLL: as a share of the "
         "unquantized student's square, the mean over layers (only the last one with drop_layers)",
     )
+    min_kld: float = Field(
+        0.005,
+        ge=0,
+        description="nothing is trained where the quantized student is closer to the unquantized "
+        "one than this, by the KL divergence on altered validation prompts in nats a token: there "
+        "is nothing to win back, and other text to lose. 0: train whatever it is, as with start: "
+        "student and where both weights are 0. Assumption: fitting harmed a student at 0.002, and "
+        "helped all at 0.025 and above",
+    )
     perturbed_share: float = Field(
         0.4,
         ge=0,

@@ -49,18 +49,20 @@ def make_variant(
         costs = measure_sensitivity(start, data, prompt, sorted(types), weighed, out, log)
     trimmed = None if start is merged else start
     allocation = allocate(start, costs, weighed, spec, target, out, log)
+    fitted = None
     if spec.fit is not None:
         lesson = with_precision(data, student, prompt, recipe.distill, out, log)
+        begin = start
         if spec.fit.start == "student":
             base = Checkpoint(student.folder, student.digest)
-            start = base if trimmed is None else trim_alike(base, trimmed, out, log)
-        start = fit(
-            start, whole, allocation, data, prompt, lesson, spec.fit, recipe.check, out, log
+            begin = base if trimmed is None else trim_alike(base, trimmed, out, log)
+        fitted = fit(
+            begin, whole, allocation, data, prompt, lesson, spec.fit, recipe.check, out, log
         )
-    fitted = spec.fit is not None
+        start = fitted or start
     encoding: Encoding = "F32" if fitted else "F16"
     exported = None
     if not spec.onnx:
         exported = export(start, student, recipe.name, out, log, encoding)
     kept = kept_tokens(start.folder)
-    return Variant(spec.name, start, trimmed, allocation, exported, fitted, kept)
+    return Variant(spec.name, start, trimmed, allocation, exported, fitted is not None, kept)

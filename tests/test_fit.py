@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ SPEC = FitSpec(
     perturbed_share=0.2,
     general_share=0.2,
     evaluations=4,
+    min_kld=0.0,
 )
 ALONE = {"kl_weight": 0.0, "hidden_weight": 0.0}  # the teacher's text, and nothing beside it
 
@@ -71,10 +72,17 @@ def run(
     progress: Silent | None = None,
     lesson: DistillSpec | None = None,
 ) -> Checkpoint:
-    return fit(
+    """What was fitted, or where the start stays what holds it."""
+    made = fit(
         checkpoint, checkpoint, allocation(checkpoint, kind), dataset, PROMPT,
         lesson or LESSON, spec, CHECK, out, progress or Silent(),
     )  # fmt: skip
+    if made is not None:
+        return made
+    (folder,) = out.glob("fit-*")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["facts"]["start_stays"]
+    return Checkpoint(folder, manifest["digest"])
 
 
 def points(fitted: Checkpoint) -> list[dict[str, Any]]:
@@ -120,6 +128,51 @@ def test_the_start_wins_when_fitting_makes_it_worse(
     same = load_model(checkpoint.folder).state_dict()
     for name, tensor in load_model(fitted.folder).state_dict().items():
         assert torch.equal(tensor, same[name])
+
+
+@dataclass
+class Notes(Silent):
+    said: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_loses_nothing_is_not_trained(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, method: str
+) -> None:
+    notes = Notes()
+    spec = SPEC.model_copy(update={"method": method, "rank": 4, "min_kld": 1e9})
+    fitted = run(checkpoint, dataset, tmp_path, spec, progress=notes)
+    (start,) = points(fitted)
+    facts = json.loads((fitted.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert (start["step"], facts["steps"], facts["chosen_step"]) == (0, 0, 0)
+    assert any("not fitted, it stays as allocated" in said for said in notes.said)
+    same = load_model(checkpoint.folder).state_dict()
+    for name, tensor in load_model(fitted.folder).state_dict().items():
+        assert torch.equal(tensor, same[name])
+    # As far as that is not closer.
+    far = spec.model_copy(update={"min_kld": start["validation_kld"], "epochs": 1})
+    assert len(points(run(checkpoint, dataset, tmp_path / "far", far))) > 1
+
+
+@pytest.mark.parametrize("given", [ALONE, {"start": "student"}])
+def test_what_is_trained_whatever_it_loses(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    """Where nothing is compared, and where the start is no distilled student."""
+    spec = SPEC.model_copy(update={"min_kld": 1e9, "epochs": 1, **given})
+    assert len(points(run(checkpoint, dataset, tmp_path, spec))) > 1
+
+
+def test_a_base_student_is_what_was_fitted_even_where_it_stays(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    ruinous = {"learning_rate": 0.5, "patience": 1, "start": "student"}
+    fitted = run(checkpoint, dataset, tmp_path, SPEC.model_copy(update=ruinous))
+    facts = json.loads((fitted.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert (facts["chosen_step"], facts["start_stays"]) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +370,23 @@ def test_a_fitting_killed_where_patience_ended_it_is_not_trained_on(
     again = run(checkpoint, dataset, tmp_path / "killed", spec)
     facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
     assert facts["steps"] == facts["resumed_from_step"] == points(whole)[-1]["step"]
+    assert again.digest == whole.digest
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_a_fitting_killed_before_its_first_checkpoint_begins_anew(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path, near: bool
+) -> None:
+    spec = SPEC.model_copy(update={"min_kld": 1e9 if near else 0.0})
+    whole = run(checkpoint, dataset, tmp_path / "whole", spec)
+    stop = KilledBehind("fit") if near else StopsAt("fit", 0)  # at its first step
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, dataset, tmp_path / "killed", spec, progress=stop)
+    kept = [folder.name for folder in tmp_path.glob("killed/fit-*/resume/evaluated/*")]
+    assert kept == ["0"]
+    again = run(checkpoint, dataset, tmp_path / "killed", spec)
+    facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert facts["resumed_from_step"] == 0
     assert again.digest == whole.digest
 
 

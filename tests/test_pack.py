@@ -53,7 +53,8 @@ CHAIN: dict[str, Any] = {
     }
 }  # fmt: skip
 
-STOCK = {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "vocabulary": None, "drop_layers": None}
+STOCK = {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "left_unfitted": None,
+         "vocabulary": None, "drop_layers": None}  # fmt: skip
 PROVENANCE = {"edgedistill": "0", "makeup": STOCK}
 
 
@@ -340,9 +341,14 @@ def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
            "seed": 0, "kl_weight": 1.0, "hidden_weight": 60.0}  # fmt: skip
     stages = {"trim": {"vocabulary": 8192, "drop_layers": 0}, "trim 2": {"drop_layers": 2},
               "allocate": {"types": ["Q4_0"]}, "fit": {"fit": fit}}  # fmt: skip
-    chain = {f"{n} of mine": {"stage": n.split()[0], "spec": s} for n, s in stages.items()}
-    made = makeup(replace(parts.quantized, format="mine"), {**CHAIN, **chain})
-    assert made == {"numbers": "F32 (9)", "fit": fit, "vocabulary": 8192, "drop_layers": 2}
+    chain: dict[str, Any] = {
+        f"{n} of mine": {"stage": n.split()[0], "spec": s} for n, s in stages.items()
+    }
+    facts = {"start_stays": False, "steps": 0, "start_kld": 0.00199}
+    chain["fit of mine"]["facts"] = facts
+    mine = replace(parts.quantized, format="mine")
+    made = makeup(mine, {**CHAIN, **chain})
+    assert made == {**STOCK, "numbers": "F32 (9)", "fit": fit, "vocabulary": 8192, "drop_layers": 2}
     figures = json.loads(json.dumps(replace(sample_report(), fitted_step=86).to_json()))
     given = {"edgedistill": "0", "makeup": made}
     card = Card(make_recipe(), make_target(), parts.student, figures, given).model_card()
@@ -353,6 +359,12 @@ def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
     assert "- Fitted: trained on in all its matrices while" in card
     assert "the weights are those of step 86)" in card
     assert "- Written as GGUF f32, quantized by llama.cpp." in card
+    facts["start_stays"] = True
+    left = {"edgedistill": "0", "makeup": makeup(mine, {**CHAIN, **chain})}
+    unfitted = Card(make_recipe(), make_target(), parts.student, figures, left).model_card()
+    assert "- Not fitted, though its allocation asks for it: rounded to its" in unfitted
+    assert "as it was (KL divergence 0.002 nats a token)." in unfitted
+    assert "- Written as GGUF f16, quantized by llama.cpp." in unfitted
     assert "- It was cut down to this token mix" in card
     stock = Card(make_recipe(), make_target(), parts.student, figures, PROVENANCE).model_card()
     assert "- Written as GGUF f16, quantized by llama.cpp." in stock

@@ -62,7 +62,16 @@ def test_rows_are_compared_only_and_decided_by_the_seed(tmp_path: Path) -> None:
     assert perturbed_rows(ROWS, prompt, 0, 500, "0-1") == []
 
 
-def test_rows_that_became_too_long_are_left_out(tmp_path: Path) -> None:
+def test_rows_that_became_too_long_are_altered_anew(tmp_path: Path) -> None:
+    prompt = shown(tmp_path)
+    lengths = sorted(len(row) for row in perturbed_rows(ROWS, prompt, 40, 500, "0-1"))
+    middle = lengths[len(lengths) // 2]
+    made = perturbed_rows(ROWS, prompt, 40, middle, "0-1")
+    assert max(len(row) for row in made) <= middle
+    assert sum(length <= middle for length in lengths) < len(made) - 5
+
+
+def test_rows_that_become_too_long_each_time_are_left_out(tmp_path: Path) -> None:
     prompt = shown(tmp_path)
     long = replace(ROWS[0], prompt=" ".join(["word"] * 300))
     made = perturbed_rows([*ROWS, long], prompt, 6, 200, "0-1")

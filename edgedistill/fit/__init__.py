@@ -33,7 +33,7 @@ from edgedistill.fit.sensitivity import measure_sensitivity
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, DistillSpec, StudentSpec
-from edgedistill.results import TrainingPoint
+from edgedistill.results import TrainingPoint, told_apart
 from edgedistill.training.data import TrainingRow, collate, plan_epochs, training_rows
 from edgedistill.training.examine import agreement
 
@@ -54,14 +54,16 @@ def fit(
     check: Check,
     out: Path,
     progress: Progress,
-) -> Checkpoint:
+) -> Checkpoint | None:
     """Stage "fit": the latent fp32 weights whose quantized values answer best.
 
     The loss is the NLL of the teacher's text, plus KL(reference || fitted), plus the error of the
     hidden states, on training rows; without the NLL on altered prompts and on general text.
     `reference` is the unquantized student with the same vocabulary. The weights are those of one
-    evaluation on validation rows, the start included: see `choose_step`. Of the `lesson` the
-    longest row and the precision count: steps are in bf16 where it says so, evaluations in fp32.
+    evaluation on validation rows, the start included: see `choose_step`. Where the start is closer
+    to the reference than `spec.min_kld` no step is done. None where the start stays: then
+    `checkpoint` is as good as fitted, unless that is the base student. Of the `lesson` the longest
+    row and the precision count: steps are in bf16 where it says so, evaluations in fp32.
 
     Raises:
         DatasetError: there is nothing to train on or to choose by.
@@ -69,7 +71,7 @@ def fit(
     """
     identity = Identity(
         stage="fit",
-        version=6,
+        version=7,
         spec={
             "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
             "max_length": lesson.max_length,
@@ -103,7 +105,22 @@ def fit(
         ).run(folder)  # fmt: skip
 
     done = run_stage(identity, out, progress, work)
+    if done.facts["start_stays"]:
+        progress.note(_why_it_stays(done.facts, spec))
+        return None
     return Checkpoint(done.folder, done.digest)
+
+
+def _why_it_stays(facts: Mapping[str, Any], spec: FitSpec) -> str:
+    steps, kld = facts["steps"], facts["start_kld"]
+    why = f"none of {steps} steps led to better weights"
+    if not steps:
+        shown, bound = told_apart(kld, spec.min_kld)
+        why = (
+            f"rounded, the student is {shown} nats a token from the unquantized one on altered "
+            f"prompts, less than fit.min_kld ({bound}; 0 trains all the same)"
+        )
+    return f"not fitted, it stays as allocated: {why}"
 
 
 @dataclass(frozen=True)
@@ -142,6 +159,8 @@ class _Job:
             "train_rows": answered,
             "perturbed_rows": len(epochs[0]) - answered - len(general),
             "general_rows": len(general),
+            "start_kld": done.points[0].validation_kld,
+            "start_stays": self.spec.start == "merged" and not done.facts["chosen_step"],
         }
         return {**done.facts, **counts}
 
@@ -188,6 +207,10 @@ class _Job:
             apart = teaching.kld(model.model, altered) if altered else None
             return Examined(same, teaching.nll(model.model, asked), apart)
 
+        def enough(found: Examined) -> bool:
+            near = found.kld is not None and found.kld < spec.min_kld
+            return near and spec.start == "merged"
+
         return Course(
             batches=plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed),
             batches_per_epoch=math.ceil(len(epochs[0]) / spec.batch_size),
@@ -208,6 +231,7 @@ class _Job:
             choose=lambda points: choose_step(points, len(self.validation)),
             saved=lambda model: model.forget_scales(),
             only_best=True,
+            enough=enough,
             label="fit",
             hint="lower fit.learning_rate, or set distill.precision to fp32",
         )

@@ -20,6 +20,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.training.data import TrainingRow, training_rows
 
 RATE = 0.06  # of each of the five alterations, a word
+TRIES = 8  # to alter a prompt so that its row is short enough
 WORD = re.compile(r"\s*\S+")
 
 
@@ -31,16 +32,20 @@ def perturbed_rows(
     seed: str,
 ) -> list[TrainingRow]:
     """`count` of the rows (all, and some again, where that is more) with altered prompts, marked as
-    text that no teacher answered; without those of more than `longest` tokens. Decided by the
-    seed alone."""
+    text that no teacher answered. Those that become longer than `longest` tokens are altered anew,
+    and left out if they do each time. Decided by the seed alone."""
     chance = random.Random(seed)
     words = sorted({word for row in rows for word in _pieces(row.prompt)})
-    chosen = [*rows] * (count // len(rows)) + chance.sample(list(rows), count % len(rows))
-    altered = [replace(row, prompt=perturb(row.prompt, words, chance)) for row in chosen]
-    made = training_rows(altered, shown, None) if altered else []
-    return [
-        replace(row, id=f"perturbed-{row.id}", general=True) for row in made if len(row) <= longest
-    ]
+    waiting = [*rows] * (count // len(rows)) + chance.sample(list(rows), count % len(rows))
+    made: list[TrainingRow] = []
+    for _ in range(TRIES):
+        if not waiting:
+            break
+        altered = [replace(row, prompt=perturb(row.prompt, words, chance)) for row in waiting]
+        tried = list(zip(waiting, training_rows(altered, shown, None), strict=True))
+        made += [row for _, row in tried if len(row) <= longest]
+        waiting = [row for row, cut in tried if len(cut) > longest]
+    return [replace(row, id=f"perturbed-{row.id}", general=True) for row in made]
 
 
 def perturb(prompt: str, words: Sequence[str], chance: random.Random) -> str:

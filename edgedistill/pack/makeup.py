@@ -15,16 +15,21 @@ Json = Mapping[str, Any]
 
 def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
     """`numbers`: the number formats of its matrices, in words; `fit`, `vocabulary` and
-    `drop_layers`: what its allocation asked for, None where nothing of that was done."""
+    `drop_layers`: what its allocation asked for, None where nothing of that was done;
+    `left_unfitted`: the facts of a fitting that left the student as it was, or None."""
     of = f" of {quantized.format}"
     own = {name.removesuffix(of): each for name, each in chain.items() if name.endswith(of)}
     made: dict[str, Any] = {
         "numbers": _numbers(quantized, own),
-        "fit": own["fit"]["spec"]["fit"] if "fit" in own else None,
+        "fit": None,
+        "left_unfitted": None,
         "vocabulary": None,
         "drop_layers": None,
     }
     for each in own.values():
+        if each["stage"] == "fit":
+            stays = each["facts"]["start_stays"]
+            made |= {"left_unfitted": each["facts"]} if stays else {"fit": each["spec"]["fit"]}
         if each["stage"] == "trim":
             asked = {name: each["spec"].get(name) for name in ("vocabulary", "drop_layers")}
             made |= {name: value for name, value in asked.items() if value}

@@ -86,7 +86,7 @@ def plan_epochs(
     rows_of: Sequence[Sequence[TrainingRow]], size: int, epochs: float, seed: int
 ) -> list[list[TrainingRow]]:
     """The same where each epoch has rows of its own; the run is as long as if each had as many as
-    the first, which only those differ from whose altered prompts became too long.
+    the first, which only those differ from whose altered prompts became too long each time.
 
     In each epoch rows are shuffled, sorted by length within groups of BUCKET batches, cut into
     batches, and the batches shuffled: little padding, and no order by length.
@@ -106,7 +106,8 @@ def plan_epochs(
 
 
 def padding_share(batches: Sequence[Sequence[TrainingRow]], tokens: int) -> float:
-    """Share of the tokens computed that are padding, with batches split as `split_batch` does."""
+    """Share of the tokens computed that are padding, with batches split as `split_batch` does; 0
+    where none are."""
     real = padded = 0
     for batch in batches:
         size = max(1, tokens // max(map(len, batch)))
@@ -114,7 +115,7 @@ def padding_share(batches: Sequence[Sequence[TrainingRow]], tokens: int) -> floa
             part = batch[start : start + size]
             real += sum(map(len, part))
             padded += len(part) * max(map(len, part))
-    return 1 - real / padded
+    return 1 - real / padded if padded else 0.0
 
 
 def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, Any]:

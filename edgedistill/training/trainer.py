@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    enable_full_determinism,
+)
 
 from edgedistill.artifacts import RESUME, sync_files, write_atomic
 from edgedistill.errors import TrainingError
@@ -65,7 +71,8 @@ class Course:
     `backward(model, batch, run_backward)` adds the gradient of one batch and returns its mean
     loss; `examine(model)` measures it on validation rows; `keep(model, folder)` writes what is
     wanted of it as it is now; `choose(points)` names the step whose kept folder is the result. With
-    `only_best` it is asked after each evaluation, and must never come back to an earlier step.
+    `only_best` it is asked after each evaluation, and must never come back to an earlier step; and
+    nothing is trained where the start is `enough`.
     """
 
     batches: Sequence[Sequence[TrainingRow]]
@@ -79,6 +86,7 @@ class Course:
     choose: Callable[[Sequence[TrainingPoint]], int]
     saved: Callable[[Any], None] = lambda model: None  # told when a checkpoint is written
     only_best: bool = False  # judge the start too, and keep the best folder, not each
+    enough: Callable[[Examined], bool] = lambda found: False
     label: str = "train"
     hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
 
@@ -110,11 +118,16 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     resume = folder / RESUME
     resume.mkdir(parents=True, exist_ok=True)
     begin = last_complete(resume)
-    model, history = course.build(), _history(begin)
+    if device().type != "cpu":  # what Trainer does, but before the start is judged
+        enable_full_determinism(course.schedule.seed)
+    model, history = course.build().to(device()), _history(begin)
     with progress.task(course.label, course.steps, "steps") as task:
         watcher = _Watcher(course, resume, task)
-        if not _gone_stale(history, course):  # Trainer looks at that only behind one step more
-            history = _run(course, model, watcher, resume, begin)
+        with freed_memory_kept():
+            if course.only_best and begin is None:
+                history = watcher.judge_start(model)
+            if not _is_over(history, course):  # Trainer looks at that only behind one step more
+                history = _run(course, model, watcher, resume, begin)
     points = training_points(history, course.batches_per_epoch)
     chosen = course.choose(points)
     facts = _facts(course, watcher, model, points[-1].step, chosen, begin)
@@ -142,8 +155,7 @@ def _run(
         callbacks=[watcher],
     )
     trainer.remove_callback(PrinterCallback)
-    with freed_memory_kept():
-        trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    trainer.train(resume_from_checkpoint=str(begin) if begin else None)
     return list(trainer.state.log_history)
 
 
@@ -217,7 +229,9 @@ def _facts(
     return {
         "steps": steps,
         "device": str(device()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if steps
+        else 0,
         "padding_share": round(padding_share(seen, PART_TOKENS[device().type]), 4),
         "supervised_tokens": sum(
             len(row.answer) for batch in seen for row in batch if not row.general
@@ -257,15 +271,20 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self._course, self._resume, self._task = course, resume, task
         self._tokens, self._seconds, self._begun = 0, 0.0, 0.0
         self._evaluating = 0.0
+        self._start: list[dict[str, Any]] = []  # the log of a run's start
         self._needed: int | None = None  # the step whose kept folder the last checkpoint leads to
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+    def judge_start(self, model: Any) -> list[dict[str, Any]]:
+        """What there is to log before the first step."""
+        self._evaluate(0, self._start, model)
+        return list(self._start)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._task.advance(state.global_step)
-        if self._course.only_best:
-            if state.log_history:
-                self._needed = _chosen(state.log_history, self._course)
-            else:
-                self._evaluate(0, state, model)
+        if self._start:
+            state.log_history.extend(self._start)
+        elif self._course.only_best:
+            self._needed = _chosen(state.log_history, self._course)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begun = time.perf_counter()
@@ -277,7 +296,7 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self._seconds += time.perf_counter() - self._begun
         self._tokens += sum(map(len, self._course.batches[step - 1]))
         if step in self._course.evaluated_steps:
-            self._evaluate(step, state, model)
+            self._evaluate(step, state.log_history, model)
             control.should_training_stop |= _gone_stale(state.log_history, self._course)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
@@ -302,16 +321,14 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
             "evaluation_seconds": round(self._evaluating, 1),
         }
 
-    def _evaluate(self, step: int, state: Any, model: Any) -> None:
+    def _evaluate(self, step: int, history: list[dict[str, Any]], model: Any) -> None:
         started = time.perf_counter()
         model.eval()
         found = self._course.examine(model)
         model.train()
         # In the log, so that checkpoints carry it.
-        state.log_history.append(
-            {"step": step, AGREEMENT: found.agreement, NLL: found.nll, KLD: found.kld}
-        )
-        if not self._course.only_best or _chosen(state.log_history, self._course) == step:
+        history.append({"step": step, AGREEMENT: found.agreement, NLL: found.nll, KLD: found.kld})
+        if not self._course.only_best or _chosen(history, self._course) == step:
             self._keep(step, model)
         self._evaluating += time.perf_counter() - started
 
@@ -334,6 +351,14 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
 def _chosen(history: Sequence[dict[str, Any]], course: Course) -> int:
     """The step whose weights would be the result if the run ended here."""
     return course.choose(training_points(history, course.batches_per_epoch))
+
+
+def _is_over(history: Sequence[dict[str, Any]], course: Course) -> bool:
+    """Whether there is no step to do."""
+    if history and history[-1]["step"] == 0:  # judged, and not trained yet
+        start = history[-1]
+        return course.enough(Examined(start[AGREEMENT], start[NLL], start[KLD]))
+    return _gone_stale(history, course)
 
 
 def _gone_stale(history: Sequence[dict[str, Any]], course: Course) -> bool:

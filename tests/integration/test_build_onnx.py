@@ -86,6 +86,7 @@ def test_the_readme_gives_the_reported_answer(bundle: Path) -> None:
 def test_an_allocation_is_fitted_for_the_kernels_of_onnx(built: World, bundle: Path) -> None:
     target = json.loads((built.home / "onnx.yaml").read_text("utf-8"))
     fit = {"method": "full", "epochs": 2, "batch_size": 8, "evaluations": 2}
+    fit |= {"min_kld": 0.0}
     mixed = {"name": "mixed", "types": ["int4-b32", "int8-b32"], "budget_mb": 1.1}
     mixed |= {"vocabulary": 2, "fit": fit}
     gates = {"max_agreement_drop": 1.0, "max_nll_rise": 50.0}
