@@ -118,7 +118,11 @@ def loads(version: str, code: str) -> Finding:
     """Run `code`, which loads the native library, in a child; its death becomes a finding."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=LOAD_SECONDS
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=LOAD_SECONDS,
+            env=machine.child_environment(),
         )
     except subprocess.TimeoutExpired:
         why = f"still loading after {LOAD_SECONDS} s"

@@ -58,10 +58,11 @@ def threads() -> int:
 
 def child_environment() -> dict[str, str]:
     """The environment of a Python child of ours: it finds this package wherever we were found,
-    installed or not, and speaks UTF-8."""
+    installed or not, takes no module from the folder it is started in, and speaks UTF-8."""
     package = str(Path(__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    return {**os.environ, **ours}
 
 
 def _digest(hardware: dict[str, Any]) -> str:

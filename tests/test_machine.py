@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +38,17 @@ def test_fingerprint_ignores_a_few_megabytes_and_sees_another_cpu() -> None:
     digest = machine._digest(here)
     assert machine._digest({**here, "memory_bytes": 16_001_000_000}) == digest
     assert machine._digest({**here, "cpu": "B"}) != digest
+
+
+def test_a_child_takes_no_module_from_the_folder_it_is_started_in(tmp_path: Path) -> None:
+    for name in ("json", "edgedistill"):  # a user's own script of such a name
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    code = "import edgedistill.errors, json; print(json.dumps('found'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=machine.child_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == '"found"\n', done.stderr

