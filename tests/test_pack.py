@@ -158,10 +158,10 @@ class Parts:
 
     def pack(self, listener: Listener | None = None, **changes: Any) -> Bundle:
         given: dict[str, Any] = {"recipe": make_recipe(), "target": make_target()}
-        given |= {"report": self.report} | changes
+        given |= {"report": self.report, "chain": CHAIN} | changes
         return pack(
             **given, quantized=self.quantized, exported=self.exported, student=self.student,
-            chain=CHAIN, out=self.root / "dist", progress=listener or Silent(),
+            out=self.root / "dist", progress=listener or Silent(),
         )  # fmt: skip
 
 
@@ -236,6 +236,21 @@ def test_same_bundle_is_reused_and_a_changed_recipe_is_not(fresh: Parts) -> None
     assert listener.reused == [True, False]
     card = fresh.root / "dist" / "support-sql-laptop" / "MODEL_CARD.md"
     assert "Other words." in card.read_text("utf-8")
+
+
+def test_a_bundle_is_made_anew_where_a_fitting_left_the_student_for_another_reason(
+    fresh: Parts,
+) -> None:
+    listener = Listener()
+    for steps, said in ((0, "the student was close"), (43, "none of 43 steps")):
+        facts = {"start_stays": True, "steps": steps, "start_kld": None}
+        name = f"fit of {fresh.quantized.format}"
+        fit = {**CHAIN["distill"], "stage": "fit", "facts": facts}
+        fresh.pack(listener, chain={**CHAIN, name: fit})
+        for file in ("MODEL_CARD.md", "report.html"):
+            text = fresh.root / "dist" / "support-sql-laptop" / file
+            assert said in text.read_text("utf-8")
+    assert listener.reused == [False, False]
 
 
 def edit(folder: Path) -> None:
@@ -363,7 +378,7 @@ def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
     left = {"edgedistill": "0", "makeup": makeup(mine, {**CHAIN, **chain})}
     unfitted = Card(make_recipe(), make_target(), parts.student, figures, left).model_card()
     assert "- Not fitted, though its allocation asks for it: rounded to its" in unfitted
-    assert "as it was (KL divergence 0.002 nats a token)." in unfitted
+    assert "as it was (KL divergence 0.002 nats a token on altered prompts)." in unfitted
     assert "- Written as GGUF f16, quantized by llama.cpp." in unfitted
     assert "- It was cut down to this token mix" in card
     stock = Card(make_recipe(), make_target(), parts.student, figures, PROVENANCE).model_card()

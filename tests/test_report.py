@@ -19,8 +19,8 @@ PROVENANCE: dict[str, Any] = {
     "teacher": {"model": "big-model", "licence": "Apache-2.0"},
     "student": {"base": "org/small-135M", "licence": "Apache-2.0"},
     "data": {"prompts": "prompts.jsonl", "licence": "CC0-1.0"},
-    "makeup": {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "vocabulary": None,
-               "drop_layers": None},
+    "makeup": {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "left_unfitted": None,
+               "vocabulary": None, "drop_layers": None},
     "prompt_template": "<|im_start|>user\n{prompt}<|im_end|>\n",
     "sizes": {"exported": 270_900_000, "quantized": 112_104_448},
     "stages": {

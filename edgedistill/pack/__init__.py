@@ -69,7 +69,7 @@ def pack(
         StorageError: no space or no permission.
     """
     folder = out / f"{recipe.name}-{target.name}"
-    identity = _identity(recipe, target, report, quantized, student)
+    identity = _identity(recipe, target, report, quantized, student, chain)
 
     def fill(making: Path) -> None:
         _fill(making, recipe, target, report, quantized, exported, student, chain, progress)
@@ -79,7 +79,12 @@ def pack(
 
 
 def _identity(
-    recipe: Recipe, target: Target, report: Report, quantized: Quantized, student: Student
+    recipe: Recipe,
+    target: Target,
+    report: Report,
+    quantized: Quantized,
+    student: Student,
+    chain: Mapping[str, Json],
 ) -> Identity:
     shown = {"name", "description", "language", "data_licence", "teacher", "student", "distill"}
     return Identity(
@@ -90,6 +95,8 @@ def _identity(
             "target": target.model_dump(
                 mode="json", include={"name", "description", "context_tokens"}
             ),
+            # Of a fitting that left the student as it was, nothing is in the inputs.
+            "makeup": makeup(quantized, chain),
         },
         inputs={"report": report.digest, "quantized": quantized.digest, "student": student.digest},
         tools={"edgedistill": __version__, **_runtime(target)},

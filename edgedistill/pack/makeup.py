@@ -16,7 +16,7 @@ Json = Mapping[str, Any]
 def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
     """`numbers`: the number formats of its matrices, in words; `fit`, `vocabulary` and
     `drop_layers`: what its allocation asked for, None where nothing of that was done;
-    `left_unfitted`: the facts of a fitting that left the student as it was, or None."""
+    `left_unfitted`: why a fitting that was asked for left the student as it was, or None."""
     of = f" of {quantized.format}"
     own = {name.removesuffix(of): each for name, each in chain.items() if name.endswith(of)}
     made: dict[str, Any] = {
@@ -28,12 +28,24 @@ def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
     }
     for each in own.values():
         if each["stage"] == "fit":
-            stays = each["facts"]["start_stays"]
-            made |= {"left_unfitted": each["facts"]} if stays else {"fit": each["spec"]["fit"]}
+            facts = each["facts"]
+            left = {"left_unfitted": _why_left(facts)}
+            made |= left if facts["start_stays"] else {"fit": each["spec"]["fit"]}
         if each["stage"] == "trim":
             asked = {name: each["spec"].get(name) for name in ("vocabulary", "drop_layers")}
             made |= {name: value for name, value in asked.items() if value}
     return made
+
+
+def _why_left(facts: Json) -> str:
+    kld = facts["start_kld"]
+    apart = "" if kld is None else f" (KL divergence {kld:.2g} nats a token on altered prompts)"
+    if not facts["steps"]:
+        return (
+            "rounded to its number formats, the student was close to the unquantized one as it "
+            f"was{apart}"
+        )
+    return f"none of {facts['steps']} steps made it better than it was when rounded{apart}"
 
 
 def _numbers(quantized: Quantized, own: Mapping[str, Json]) -> str:
