@@ -276,8 +276,8 @@ def test_targets_explains_each_field(run: Run) -> None:
     assert "GB/s" in bandwidth["meaning"]
     assert "Qualcomm" in bandwidth["source"]
     assert rows["gates.max_file_mb"]["source"] == "default"
-    assert rows["allocations.fitted.types"]["value"] == ["Q4_0", "IQ4_NL", "Q8_0"]
-    assert rows["allocations.fitted.fit.epochs"]["value"] == 2.5
+    assert rows["allocations.mixed.types"]["value"] == ["Q4_0", "IQ4_NL", "Q8_0"]
+    assert rows["allocations.mixed.fit.epochs"]["value"] == 2.5
     assert "roofline.bandwidth_gb_s" in run("targets", "phone").out
 
 
