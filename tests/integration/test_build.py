@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,27 @@ def test_allocations_go_a_way_of_their_own(world: World) -> None:
     assert len(list(world.workspace.glob("unquantized-*"))) == 1  # whatever target is measured
     again = world.run()
     assert again.stderr.count(": running") == 0, again.stderr
+
+
+def test_what_fitting_left_ships_as_an_allocated_file(world: World) -> None:
+    target = json.loads(world.target.read_text("utf-8"))
+    left = {"name": "left", "types": ["Q4_0", "Q5_0", "Q8_0"], "budget_mb": 1.1}
+    left |= {"fit": {"min_kld": 1e9}}
+    gates = {"max_agreement_drop": 1.0}
+    changed = {**target, "formats": ["Q8_0"], "allocations": [left]}
+    world.target.write_text(json.dumps({**changed, "gates": gates}), "utf-8")
+    world.run()
+    report = json.loads((world.bundle / "report.json").read_text("utf-8"))
+    assert report["format"] == "left"
+    assert [link["step"] for link in report["links"]] == ["merge", "export", "quantize"]
+    for file in ("MODEL_CARD.md", "report.html"):
+        text = (world.bundle / file).read_text("utf-8")
+        assert "rounded to its number formats, the student was close" in text
+    # It is held to what a stock file is held to: the teacher's answers did not move it.
+    world.target.write_text(json.dumps({**changed, "gates": {**gates, "max_mean_kld": 1e-9}}))
+    refused = world.run(check=False)
+    assert refused.returncode == 3
+    assert re.search(r"left: mean KLD \S+ > 1e-09", refused.stderr), refused.stderr
 
 
 def test_one_changed_prompt_is_one_call(world: World, teacher: FakeTeacher) -> None:
