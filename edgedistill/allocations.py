@@ -68,8 +68,8 @@ class FitSpec(Strict):
         description="nothing is trained where the quantized student is closer to the unquantized "
         "one than this, by the KL divergence on altered validation prompts in nats a token: there "
         "is nothing to win back, and other text to lose. 0: train whatever it is, as with start: "
-        "student and where both weights are 0. Assumption: fitting harmed a student at 0.002, and "
-        "helped all at 0.025 and above",
+        "student and where both weights are 0. Assumption: fitting helped all students at "
+        "0.025 and above, and harmed one at 0.002 (at 0.009 no step was better than the start)",
     )
     perturbed_share: float = Field(
         0.4,

@@ -126,7 +126,9 @@ def test_what_fitting_left_ships_as_an_allocated_file(world: World) -> None:
         text = (world.bundle / file).read_text("utf-8")
         assert "rounded to its number formats, the student was close" in text
     # It is held to what a stock file is held to: the teacher's answers did not move it.
-    world.target.write_text(json.dumps({**changed, "gates": {**gates, "max_mean_kld": 1e-9}}))
+    world.target.write_text(
+        json.dumps({**changed, "gates": {**gates, "max_mean_kld": 1e-9}}), "utf-8"
+    )
     refused = world.run(check=False)
     assert refused.returncode == 3
     assert re.search(r"left: mean KLD \S+ > 1e-09", refused.stderr), refused.stderr
