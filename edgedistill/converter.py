@@ -6,18 +6,21 @@ source) is named by an environment variable. They run in a child process (conver
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from edgedistill.artifacts import is_full, storing
 from edgedistill.errors import MissingTool, RuntimeFailure, UsageError
 from edgedistill.machine import child_environment
 
 VARIABLE = "EDGEDISTILL_LLAMA_CPP"
 SCRIPT = "convert_hf_to_gguf.py"
 PACKAGE = "conversion"  # since 2026 the script's classes are in here
+CONVERTER = "llama.cpp converter"  # how facts name it, before its digest
 CONVERT_SECONDS = 2 * 3600.0
 LAST_LINES = 8
 HINT = (
@@ -46,9 +49,11 @@ def checkout() -> Path | None:
 
 
 def converter_digest(folder: Path) -> str:
-    """sha256 (short) of the converter's own code."""
+    """sha256 (short) of the converter's own code, and of the checkout's gguf package, which it
+    writes with."""
     known = hashlib.sha256()
-    for file in [folder / SCRIPT, *sorted((folder / PACKAGE).glob("*.py"))]:
+    ours = sorted((folder / PACKAGE).glob("*.py")), sorted((folder / "gguf-py").rglob("*.py"))
+    for file in [folder / SCRIPT, *ours[0], *ours[1]]:
         known.update(file.name.encode() + b"\0" + file.read_bytes())
     return known.hexdigest()[:16]
 
@@ -64,7 +69,7 @@ def convert(
 
     Raises:
         RuntimeFailure: the converter refused, died, or took longer than `seconds`.
-        MissingTool: it needs a package that is not installed.
+        MissingTool: it needs a package that is not installed. StorageError: the disk is full.
     """
     command = [sys.executable, "-m", "edgedistill.converter_child", str(folder)]
     command += [str(checkpoint), "--outtype", encoding.lower(), "--outfile", str(destination)]
@@ -84,6 +89,9 @@ def convert(
             f"llama.cpp's converter needs a package: {last.split(': ', 1)[1]}",
             hint='in the checkout: pip install -e ".[converter]"; some models need more',
         )
+    if is_full(destination.parent):
+        with storing(destination):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
     said = "".join(f"\n    {line}" for line in lines[-LAST_LINES:])
     raise RuntimeFailure(
         f"llama.cpp's converter cannot convert this checkpoint; its last lines:{said}",

@@ -54,7 +54,7 @@ CHAIN: dict[str, Any] = {
 }  # fmt: skip
 
 STOCK = {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "left_unfitted": None,
-         "vocabulary": None, "drop_layers": None}  # fmt: skip
+         "vocabulary": None, "drop_layers": None, "converter": None}  # fmt: skip
 PROVENANCE = {"edgedistill": "0", "makeup": STOCK}
 
 
@@ -361,29 +361,43 @@ def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
     }
     facts = {"start_stays": False, "steps": 0, "start_kld": 0.00199}
     chain["fit of mine"]["facts"] = facts
+    chain["trim of mine"]["facts"] = {"tokens": 8683}  # more than asked: the prompts' own, too
     mine = replace(parts.quantized, format="mine")
     made = makeup(mine, {**CHAIN, **chain})
-    assert made == {**STOCK, "numbers": "F32 (9)", "fit": fit, "vocabulary": 8192, "drop_layers": 2}
+    assert made == {**STOCK, "numbers": "F32 (9)", "fit": fit, "vocabulary": 8683, "drop_layers": 2}
     figures = json.loads(json.dumps(replace(sample_report(), fitted_step=86).to_json()))
     given = {"edgedistill": "0", "makeup": made}
     card = Card(make_recipe(), make_target(), parts.student, figures, given).model_card()
     assert "Number formats of its matrices: F32 (9)." in card
     assert (
-        "- Trimmed to this token mix: 8,192 tokens of the vocabulary are left, layers dro" in card
+        "- Trimmed to this token mix: 8,683 tokens of the vocabulary are left, layers dro" in card
     )
     assert "- Fitted: trained on in all its matrices while" in card
     assert "the weights are those of step 86)" in card
-    assert "- Written as GGUF f32, quantized by llama.cpp." in card
+    assert "- Written as GGUF f32 by edgedistill, quantized by llama.cpp." in card
     facts["start_stays"] = True
     left = {"edgedistill": "0", "makeup": makeup(mine, {**CHAIN, **chain})}
     unfitted = Card(make_recipe(), make_target(), parts.student, figures, left).model_card()
     assert "- Not fitted, though its allocation asks for it: rounded to its" in unfitted
     assert "as it was (KL divergence 0.002 nats a token on altered prompts)." in unfitted
-    assert "- Written as GGUF f16, quantized by llama.cpp." in unfitted
+    assert "- Written as GGUF f16 by edgedistill, quantized by llama.cpp." in unfitted
     assert "- It was cut down to this token mix" in card
     stock = Card(make_recipe(), make_target(), parts.student, figures, PROVENANCE).model_card()
-    assert "- Written as GGUF f16, quantized by llama.cpp." in stock
+    assert "- Written as GGUF f16 by edgedistill, quantized by llama.cpp." in stock
     assert not any(word in stock for word in ("Fitted", "Trimmed", "cut down"))
+
+
+def test_model_card_says_which_converter_wrote_the_file(parts: Parts) -> None:
+    path = "llama.cpp converter 0123456789abcdef"
+    ours = {"export": {"stage": "export", "facts": {"path": "edgedistill"}}}
+    theirs = {"export of mine": {"stage": "export", "facts": {"path": path}}}
+    assert makeup(parts.quantized, {**CHAIN, **ours, **theirs})["converter"] is None
+    made = makeup(replace(parts.quantized, format="mine"), {**CHAIN, **ours, **theirs})
+    assert made["converter"] == path
+    figures = json.loads(json.dumps(sample_report().to_json()))
+    given = {"edgedistill": "0", "makeup": made}
+    card = Card(make_recipe(), make_target(), parts.student, figures, given).model_card()
+    assert f"- Written as GGUF f16 by {path}, quantized by llama.cpp." in card
 
 
 def test_texts_of_a_browser_bundle_name_the_page_and_the_runtimes_licence(parts: Parts) -> None:

@@ -20,7 +20,7 @@ PROVENANCE: dict[str, Any] = {
     "student": {"base": "org/small-135M", "licence": "Apache-2.0"},
     "data": {"prompts": "prompts.jsonl", "licence": "CC0-1.0"},
     "makeup": {"numbers": "Q5_K (180), Q6_K (31)", "fit": None, "left_unfitted": None,
-               "vocabulary": None, "drop_layers": None},
+               "vocabulary": None, "drop_layers": None, "converter": None},
     "prompt_template": "<|im_start|>user\n{prompt}<|im_end|>\n",
     "sizes": {"exported": 270_900_000, "quantized": 112_104_448},
     "stages": {

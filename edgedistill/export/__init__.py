@@ -15,7 +15,7 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
-from edgedistill.converter import HINT, checkout, convert, converter_digest
+from edgedistill.converter import CONVERTER, HINT, checkout, convert, converter_digest
 from edgedistill.errors import ArtifactError
 from edgedistill.export.gguf import VERSION, Provenance, Written, rewrite_gguf, write_gguf
 from edgedistill.families import is_own, known_names
@@ -96,7 +96,7 @@ def _path(checkpoint: Path) -> tuple[str, Path | None]:
             where=str(checkpoint),
             hint=HINT,
         )
-    return f"llama.cpp converter {converter_digest(folder)}", folder
+    return f"{CONVERTER} {converter_digest(folder)}", folder
 
 
 def _own(

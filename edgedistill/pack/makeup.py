@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgedistill.artifacts import Quantized
+from edgedistill.converter import CONVERTER
 from edgedistill.gguf_header import read_header
 
 Json = Mapping[str, Any]
 
 
 def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
-    """`numbers`: the number formats of its matrices, in words; `fit`, `vocabulary` and
-    `drop_layers`: what its allocation asked for, None where nothing of that was done;
-    `left_unfitted`: why a fitting that was asked for left the student as it was, or None."""
+    """`numbers`: the number formats of its matrices, in words; `fit` and `drop_layers`: what its
+    allocation asked for, and `vocabulary`: how many tokens are left, None where nothing of that
+    was done;
+    `left_unfitted`: why a fitting that was asked for left the student as it was, or None;
+    `converter`: "llama.cpp converter <digest>" where that wrote the file before it was quantized,
+    None where edgedistill itself or another runtime's builder did."""
     of = f" of {quantized.format}"
     own = {name.removesuffix(of): each for name, each in chain.items() if name.endswith(of)}
     made: dict[str, Any] = {
@@ -25,6 +29,7 @@ def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
         "left_unfitted": None,
         "vocabulary": None,
         "drop_layers": None,
+        "converter": _converter({**chain, **own}),
     }
     for each in own.values():
         if each["stage"] == "fit":
@@ -32,8 +37,21 @@ def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
             left = {"left_unfitted": _why_left(facts)}
             made |= left if facts["start_stays"] else {"fit": each["spec"]["fit"]}
         if each["stage"] == "trim":
-            asked = {name: each["spec"].get(name) for name in ("vocabulary", "drop_layers")}
-            made |= {name: value for name, value in asked.items() if value}
+            made |= _trimmed(each)
+    return made
+
+
+def _converter(chain: Mapping[str, Json]) -> str | None:
+    path = str(chain["export"]["facts"].get("path")) if "export" in chain else ""
+    return path if path.startswith(CONVERTER) else None
+
+
+def _trimmed(each: Json) -> dict[str, Any]:
+    made, spec = {}, each["spec"]
+    if spec.get("vocabulary") is not None:  # 0 keeps what the training prompts use
+        made["vocabulary"] = each["facts"]["tokens"]
+    if spec.get("drop_layers"):
+        made["drop_layers"] = spec["drop_layers"]
     return made
 
 
