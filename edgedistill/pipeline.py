@@ -130,24 +130,32 @@ def run_stages(
     page: bool = True,
 ) -> list[BuildResult]:
     """`build` without its lock, which a plan (planning.py) does not take; without `page` a missed
-    gate draws no report."""
+    gate draws no report. A gate that one target misses keeps no other from being made; it is
+    raised when all are done."""
     merged = _merged(recipe, workspace.root, log, until, retry_failed, targets)
     if merged is None or until == "merge":
         return [BuildResult(target, log.manifests()) for target in targets]
-    kinds = [target.runtime == ONNX for target in targets]  # llama.cpp and wllama run one file
-    started = {
-        onnx: _export(recipe, onnx, merged, workspace.root, log.branch())
-        for onnx in dict.fromkeys(kinds)
-    }
-    if until == "export":
-        return [
-            BuildResult(target, started[onnx].log.manifests())
-            for target, onnx in zip(targets, kinds, strict=True)
-        ]
-    return [
-        _for_target(recipe, target, merged, started[onnx], workspace, until, page)
-        for target, onnx in zip(targets, kinds, strict=True)
-    ]
+    started: dict[bool, _Started] = {}
+    results: list[BuildResult] = []
+    missed: list[GateFailed] = []
+    for target in targets:
+        onnx = target.runtime == ONNX  # llama.cpp and wllama run one file
+        try:
+            if onnx not in started:
+                started[onnx] = _export(recipe, onnx, merged, workspace.root, log.branch())
+            results.append(
+                _for_target(recipe, target, merged, started[onnx], workspace, until, page)
+            )
+        except GateFailed as error:
+            missed.append(error)
+            if len(targets) > 1:  # the others are made all the same
+                log.note(f"{target.name}: {error.what}")
+    if missed:
+        for made in results:
+            if made.bundle is not None:
+                log.note(f"{made.target.name}: made, {made.bundle.folder}")
+        raise missed[0]
+    return results
 
 
 def optimum_stages(
@@ -236,6 +244,8 @@ def _for_target(
     until: str,
     page: bool,
 ) -> BuildResult:
+    if until == "export":
+        return BuildResult(target, started.log.manifests())
     out, exported, log = workspace.root, started.exported, started.log.branch()
     logs = {spec.name: log.branch(f" of {spec.name}") for spec in target.allocations}
     merged = made.checkpoint, made.student, made.dataset

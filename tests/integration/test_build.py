@@ -156,6 +156,19 @@ def test_a_missed_gate_ends_the_build_and_leaves_the_report(world: World) -> Non
     assert "merged_agreement is" in shown.stdout
 
 
+def test_a_gate_that_one_target_misses_keeps_no_other_from_being_made(world: World) -> None:
+    target = json.loads(world.target.read_text("utf-8"))
+    strict = json.dumps({**target, "name": "strict", "gates": {"max_file_mb": 0.01}})
+    (world.home / "strict.yaml").write_text(strict, "utf-8")
+    shutil.rmtree(world.bundle)
+    asked = ("--target", "strict.yaml", "--target", "target.yaml")
+    done = world.call("build", "--recipe", "recipe", *asked)
+    assert done.returncode == 3
+    assert "strict: gate failed at step 'quantize'" in done.stderr
+    assert re.search(r"tiny: made, \S*tiny-tiny", done.stderr)
+    assert (world.bundle / MANIFEST).is_file()
+
+
 def test_the_next_larger_candidate_is_tried_when_held_out_prompts_refuse_the_smallest(
     world: World, teacher: FakeTeacher
 ) -> None:
