@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgedistill.bench.device import try_emulated
 from edgedistill.bench.emulated import (
     Emulated,
     cannot,
@@ -23,6 +24,7 @@ from edgedistill.bench.emulated import (
 )
 from edgedistill.bench.gates import failure, without_clock
 from edgedistill.bench.models import Model, Recorded, Runs
+from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import EvalRow, Kld
 from edgedistill.library import find
 from edgedistill.progress import Silent, Task
@@ -39,11 +41,20 @@ def target(name: str, **changes: object) -> Target:
 
 
 @dataclass
+class Told(Silent):
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@dataclass
 class FakeRuns:
     """One row of logits a prompt; it breaks at the prompt `breaks`."""
 
     shift: float = 0.0
     breaks: str = ""
+    by: BaseException = field(default_factory=KeyboardInterrupt)
     asked: list[str] = field(default_factory=list)
 
     def answer(self, rows: Sequence[EvalRow], task: Task) -> list[str]:
@@ -52,7 +63,7 @@ class FakeRuns:
     def record(self, rows: Sequence[EvalRow], into: Path, task: Task) -> Recorded:
         (row,) = rows
         if row.id == self.breaks:
-            raise KeyboardInterrupt
+            raise self.by
         self.asked.append(row.id)
         logits = np.arange(4, dtype=np.float32) * (1 + self.shift)
         with into.open("ab") as stream:
@@ -118,6 +129,15 @@ def test_a_killed_measurement_goes_on_with_the_row_it_was_in(tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.f32"))
     again = FakeRuns(breaks="p0")
     assert measure_emulated(again.model(), again.model(), ROWS, tmp_path, Silent()) == found
+
+
+def test_an_emulator_that_dies_ends_no_build(tmp_path: Path) -> None:
+    dying = FakeRuns(breaks="p6", by=RuntimeFailure("llama.cpp died: signal SIGILL"))
+    resume, told = tmp_path / "resume", Told()
+    found, notes = try_emulated(FakeRuns().model(), dying.model(), ROWS, resume, told)
+    assert found is None
+    assert notes == ["fidelity on aarch64 kernels was not measured: llama.cpp died: signal SIGILL"]
+    assert told.notes == [f"{notes[0]}; remove {tmp_path} to try again"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from edgedistill.bench.models import Model, device_model
 from edgedistill.bench.roofline import estimate, load_of
 from edgedistill.bench.serving import Measured, Sitting, measure
 from edgedistill.checks import Checker
-from edgedistill.errors import MissingTool, RuntimeFailure, WeightsError
+from edgedistill.errors import EdgedistillError, MissingTool, RuntimeFailure, WeightsError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -94,7 +94,9 @@ def _emulated(seen: Seen, resume: Path, progress: Progress) -> tuple[list[Link],
         for name, command in ((emulated.BEFORE, None), (emulated.AFTER, child.command))
     )
     chosen = emulated.choose(seen.rows, spec)
-    found = emulated.measure_emulated(here, there, chosen, resume, progress)
+    found, notes = try_emulated(here, there, chosen, resume, progress)
+    if found is None:
+        return [], notes
     after = judge(seen.checker, chosen, found.answers)
     count = len(chosen)
     shares = sum(seen.same[row.id] for row in chosen) / count, sum(after.values()) / count
@@ -116,10 +118,26 @@ def _processor(
         return emulator.prepare_aarch64(target.device_class, progress), []
     except (MissingTool, WeightsError, RuntimeFailure) as error:
         # A tool, the network for llama.cpp's sources, a compiler: none is worth the whole build.
-        told = f"{emulated.NOT_MEASURED}{error.what}"
-        again = "" if isinstance(error, MissingTool) else f"; remove {resume.parent} to try again"
-        progress.note(told + again)
-        return None, [told]
+        return None, [_without_emulator(error, resume, progress)]
+
+
+def try_emulated(
+    here: Model, there: Model, chosen: Sequence[EvalRow], resume: Path, progress: Progress
+) -> tuple[emulated.Emulated | None, list[str]]:
+    """What was measured; or None and a note: an emulator that dies ends no build. `here` has
+    answered every held-out prompt before."""
+    try:
+        return emulated.measure_emulated(here, there, chosen, resume, progress), []
+    except RuntimeFailure as error:
+        return None, [_without_emulator(error, resume, progress)]
+
+
+def _without_emulator(error: EdgedistillError, resume: Path, progress: Progress) -> str:
+    """What the report says of it; the user is told, too, how to have it tried again."""
+    told = f"{emulated.NOT_MEASURED}{error.what}"
+    again = "" if isinstance(error, MissingTool) else f"; remove {resume.parent} to try again"
+    progress.note(told + again)
+    return told
 
 
 def _speed(

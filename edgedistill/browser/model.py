@@ -52,7 +52,8 @@ class WllamaModel:
             raise RuntimeFailure(
                 f"the browser does not start: {error.strerror or error}",
                 where=browser,
-                hint=f"set {BROWSER_VARIABLE} to a program of the Chromium family",
+                hint=f"set {BROWSER_VARIABLE} to a program of the Chromium family; "
+                "bench.browser_prompts: 0 in the recipe goes without",
             ) from error
         try:
             self.facts: Mapping[str, Any] = json.loads(self._wait("load", load_seconds))
@@ -126,7 +127,8 @@ class WllamaModel:
             f"{what}; its last lines:{said}" if said else what,
             where=str(self._model),
             hint="the file may be damaged, or larger than this browser's memory; "
-            f"another browser is taken with {BROWSER_VARIABLE}",
+            f"another browser is taken with {BROWSER_VARIABLE}; bench.browser_prompts: 0 in the "
+            "recipe goes without one",
         )
 
     def close(self) -> None:
