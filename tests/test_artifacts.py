@@ -20,6 +20,7 @@ from edgedistill.artifacts import (
     load_finished,
     run_stage,
     storing,
+    swap_folders,
     write_atomic,
 )
 from edgedistill.errors import ArtifactError, StorageError
@@ -167,6 +168,20 @@ def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
         write_atomic(file, "not bytes")  # type: ignore[arg-type]
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_whose_successor_cannot_be_moved_stays(tmp_path: Path) -> None:
+    folder, old = tmp_path / "bundle", tmp_path / ".bundle.old"
+    folder.mkdir()
+    (folder / "file").write_text("old", "utf-8")
+    with pytest.raises(FileNotFoundError):
+        swap_folders(tmp_path / "nothing", folder, old)
+    assert (folder / "file").read_text("utf-8") == "old"
+    new = tmp_path / ".bundle.making"
+    new.mkdir()
+    swap_folders(new, folder, old)
+    assert not list(folder.iterdir())
+    assert (old / "file").is_file()
 
 
 def test_canonical_json_does_not_depend_on_order() -> None:

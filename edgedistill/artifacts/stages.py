@@ -170,6 +170,21 @@ def link_or_copy(source: Path, destination: Path) -> None:
         os.replace(part, destination)
 
 
+def swap_folders(new: Path, folder: Path, old: Path) -> None:
+    """`new` takes the place of `folder`, which becomes `old`; where the system refuses the second
+    rename (on Windows, while another program reads a file in `new`), `folder` stays what it was.
+
+    Raises:
+        OSError: it refused one of them.
+    """
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows cannot open a folder to sync it
         return

@@ -20,6 +20,7 @@ from edgedistill.artifacts import (
     load_finished,
     manifest_of,
     storing,
+    swap_folders,
     sync_files,
     write_json,
 )
@@ -117,8 +118,7 @@ def _swap(making: Path, folder: Path, progress: Progress) -> None:
         if changed:
             old = _free_name(folder)
             progress.note(f"{folder.name} had been changed ({changed[0]}); kept as {old.name}")
-        os.replace(folder, old)
-        os.replace(making, folder)
+        swap_folders(making, folder, old)
         if not changed:
             shutil.rmtree(old, ignore_errors=True)
     else:

@@ -23,6 +23,7 @@ from edgedistill.artifacts import (
     link_or_copy,
     load_finished,
     storing,
+    swap_folders,
     sync_files,
 )
 from edgedistill.errors import ArtifactError, GateFailed, UsageError
@@ -211,8 +212,7 @@ def _old(folder: Path) -> Path:
 def _swap(making: Path, folder: Path) -> None:
     old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
-    os.replace(folder, old)
-    os.replace(making, folder)
+    swap_folders(making, folder, old)
     shutil.rmtree(old, ignore_errors=True)
 
 
