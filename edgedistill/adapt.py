@@ -72,8 +72,8 @@ def adapt(
     stored as `type` (F32, F16 or Q8_0).
 
     Raises:
-        UsageError: the recipe's student is not the bundle's model, its runtime takes no adapter,
-            or `into` is there already.
+        UsageError: the recipe's student is not the bundle's model, or asked otherwise; its runtime
+            takes no adapter, or `into` is there already.
         ArtifactError: it is no bundle, or has an adapter already.
         GateFailed: step "adapt": agreement is below the recipe's gate or the old bundle's, or the
             runtime's predictions are not those that were trained.
@@ -103,12 +103,27 @@ def adapt(
             where=recipe.student.weights,
             hint=f"set student.weights to {model.absolute()}",
         )
+    _require_its_prompt(held, recipe)
     stages = adapter_alone(recipe, workspace, progress, type)
     lora = stages["lora"].folder / stages["lora"].facts["file"]
     with locked(workspace.root):  # gc may not take away what is measured
         figures = measure(recipe, model, lora, stages, progress)
     require_gates(recipe.gates, figures, lora)
     return _pack(held, recipe, stages, lora, figures, into)
+
+
+def _require_its_prompt(held: Finished, recipe: Recipe) -> None:
+    """Run instructions, card and Modelfile of the bundle go along: they name the old prompt."""
+    known = held.manifest["spec"]["recipe"]["student"]
+    given = recipe.student.model_dump(mode="json")
+    for field in ("system", "prompt", "max_tokens"):
+        if given[field] != known[field]:
+            raise UsageError(
+                f"student.{field} is {given[field]!r}, and {known[field]!r} in the bundle, whose "
+                "instructions tell apps to ask so",
+                where=recipe.name,
+                hint="take the bundle's, or build a new bundle from this recipe",
+            )
 
 
 def _require_whole(held: Finished) -> None:

@@ -32,6 +32,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         recipe["student"]["weights"] = str(model)
         recipe["distill"] |= {"lora": {"rank": 4, "alpha": 8}, "epochs": 1}
         file.write_text(json.dumps(recipe), "utf-8")
+        shutil.copytree(home / "recipe2", home / "recipe3")
+        recipe["student"]["system"] = "Otherwise"
+        (home / "recipe3" / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
         yield made
 
 
@@ -71,6 +74,7 @@ def test_adapt_and_update(world: World, tmp_path: Path) -> None:
     [
         ("recipe", "dist/other", "the recipe's student is not the model of this bundle"),
         ("recipe2", "dist", "something is here already"),
+        ("recipe3", "dist/other", "student.system is 'Otherwise', and None in the bundle"),
     ],
 )
 def test_bad_input(world: World, recipe: str, output: str, message: str) -> None:
