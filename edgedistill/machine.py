@@ -56,6 +56,13 @@ def threads() -> int:
     return min(psutil.cpu_count(logical=False) or 1, _usable_cores())
 
 
+def memory_bytes() -> int | None:
+    """Memory and swap that a process here could use; None where a GPU has its own."""
+    if _gpus() and platform.system() != "Darwin":
+        return None
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
+
+
 def child_environment() -> dict[str, str]:
     """The environment of a Python child of ours: it finds this package wherever we were found,
     installed or not, takes no module from the folder it is started in, and speaks UTF-8."""

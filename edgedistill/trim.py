@@ -105,6 +105,12 @@ def require_trimmable(folder: Path, vocabulary: int | None, drop_layers: int) ->
         keys = _keys(folder)
         _require_bpe(keys, folder)
         _named_ids(keys, folder)
+        if vocabulary >= (count := len(keys[TOKENS].value)):
+            raise ArtifactError(
+                f"vocabulary is {vocabulary}, and the model has {count} tokens: nothing is trimmed",
+                where=str(folder),
+                hint="keep fewer, or leave vocabulary out of the allocation",
+            )
     _require_layers(config, drop_layers, folder)
     if drop_layers and len({*(config.get("layer_types") or ())}) > 1:
         raise ArtifactError(

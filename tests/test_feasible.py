@@ -7,16 +7,20 @@ from typing import Any
 import pytest
 import tiny
 
+from edgedistill.allocations import AllocationSpec
 from edgedistill.artifacts import Student
-from edgedistill.errors import TargetError
-from edgedistill.feasible import require_possible
+from edgedistill.errors import ArtifactError, TargetError
+from edgedistill.feasible import require_memory, require_possible
 from edgedistill.target import Target
+from edgedistill.tensors import read_layout
 
 TARGET: dict[str, Any] = {
     "name": "small", "description": "a small device", "device_class": "board",
     "runtime": "llama.cpp", "formats": ["Q8_0"], "latency": "measured", "memory_budget_mb": 100,
 }  # fmt: skip
 MINE = {"name": "mine", "types": ["Q8_0"]}
+FAST = {"name": "fast", "types": ["Q4_0", "Q8_0"]}
+ROOFLINE = {"roofline": {"bandwidth_gb_s": 50, "efficiency": 0.5, "compute_gflops": 100}}
 ONNX_MINE = {"name": "mine", "types": ["int4-b32"]}
 ONNX = {"runtime": "onnxruntime-genai", "formats": ["int8-b32"]}
 
@@ -74,6 +78,21 @@ def test_what_is_possible_passes(tmp_path: Path) -> None:
             {},
             r"0.1: cache and buffers alone need more, and the file adds .* lower context_tokens",
         ),
+        (
+            {**ROOFLINE, "allocations": [{**FAST, "budget_tokens_per_second": 3e4}]},
+            {},
+            r"30000, a file of \S+ MB, is below the smallest .* lower it, or add smaller types",
+        ),
+        (
+            {**ROOFLINE, "allocations": [{**FAST, "budget_tokens_per_second": 1e9}]},
+            {},
+            r"cache and buffers alone take longer to read, and the file adds .* lower it, or",
+        ),
+        (
+            {"allocations": [{**MINE, "vocabulary": 10**6}]},
+            {},
+            r"small: allocations.mine: vocabulary is 1000000, .* nothing is trimmed",
+        ),
         (ONNX, {"architectures": ["OddForCausalLM"]}, "OddForCausalLM cannot be exported to ONNX"),
     ],
 )
@@ -83,6 +102,19 @@ def test_what_is_not_is_refused_at_the_start(
     target = Target.model_validate({**TARGET, **given})
     with pytest.raises(TargetError, match=f"(?s){message}"):
         require_possible(changed(tmp_path, **config), [target])
+
+
+def test_a_fitting_that_the_system_would_kill(tmp_path: Path) -> None:
+    student = tiny.tiny_student(tmp_path)
+    weights = read_layout(student.folder).parameters
+    for method, each in (("full", 24), ("lora", 12)):
+        spec = AllocationSpec.model_validate({**MINE, "fit": {"method": method}})
+        target = Target.model_validate(TARGET)
+        require_memory(student, spec, target, weights * each)
+        require_memory(student, spec, target, None)
+        with pytest.raises(ArtifactError, match=r"fitting takes \S+ GB(?s:.*)leave fit"):
+            require_memory(student, spec, target, weights * each - 1)
+    require_memory(student, AllocationSpec.model_validate(MINE), target, 0)
 
 
 def test_a_tokenizer_that_names_a_token_it_lacks_cannot_be_trimmed(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ class _Job:
             return near and spec.start == "merged"
 
         return Course(
-            batches=plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed),
+            batches=plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed)[: spec.max_steps],
             batches_per_epoch=math.ceil(len(epochs[0]) / spec.batch_size),
             schedule=Schedule(
                 learning_rate=spec.rate,

@@ -232,7 +232,7 @@ def require_allocatable(folder: Path, spec: AllocationSpec, target: Target) -> N
     Raises:
         ConfigError: names the field, and the budget with that size.
     """
-    layout = _cut(read_layout(folder), spec)
+    layout = cut(read_layout(folder), spec)
     together = stored_together(layout, spec.onnx)
     if spec.onnx and spec.embedding and EMBEDDING not in together:
         raise _no_embedding(spec, target)
@@ -248,7 +248,7 @@ def require_allocatable(folder: Path, spec: AllocationSpec, target: Target) -> N
         raise _too_small(spec, target, smallest, budget, "at least ")
 
 
-def _cut(layout: Layout, spec: AllocationSpec) -> Layout:
+def cut(layout: Layout, spec: AllocationSpec) -> Layout:
     """The layout as it will be at least, with the layers and vocabulary that the spec leaves."""
     config = layout.config
     layers = config["num_hidden_layers"] - spec.drop_layers
@@ -268,9 +268,12 @@ def _too_small(
     spec: AllocationSpec, target: Target, smallest: int, budget: int, bound: str
 ) -> ConfigError:
     field = next(name for name in BUDGETS if getattr(spec, name) is not None)
-    says, unset = f"{getattr(spec, field):g}", ["raise it", "add smaller types"]
+    rate = field == "budget_tokens_per_second"  # the one that a smaller number makes wider
+    says = f"{getattr(spec, field):g}"
+    unset = ["lower it" if rate else "raise it", "add smaller types"]
     if budget <= 0:
-        says += ": cache and buffers alone need more, and the file"
+        alone = "take longer to read" if rate else "need more"
+        says += f": cache and buffers alone {alone}, and the file"
         unset.append("lower context_tokens")
     elif field != "budget_mb":
         says += f", a file of {budget / 1e6:.1f} MB,"

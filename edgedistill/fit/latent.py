@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgedistill.fit.formats import (
+    FUSED,
     Grid,
     freeze,
     is_searched,
@@ -99,6 +100,8 @@ class Latent(torch.nn.Module):  # type: ignore[misc]
                 if search:
                     self._grids[name] = freeze(weight, number_format, importance)
                 value = quantize_on(weight, self._grids[name])
+                if exact and FUSED:  # where compilers fuse, only the library computes as it will
+                    value = quantize_dequantize(weight, number_format, importance)
             self._own[name].copy_(value)
             self._own[name].grad = None
 
