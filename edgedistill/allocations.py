@@ -3,14 +3,14 @@ lost in them. `target.py` has the file that it stands in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from edgedistill.number_formats import FORMATS, MIXED_NAME
 from edgedistill.recipe import SEEDS, Strict
-from edgedistill.yamlfile import FieldError
+from edgedistill.yamlfile import FieldError, refuse
 
 # From merged, full: better than 1e-5 and 1e-4 in a short course, and what the fitted figures of
 # docs/few-bytes.md are at; lora at 2e-4 ended like full at 2e-5 there, without the KL term. From
@@ -52,6 +52,12 @@ class FitSpec(Strict):
         "ten times and twice that with start: student",
     )
     epochs: float = Field(2.5, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(
+        200,
+        ge=1,
+        description="no more steps than this, however many rows there are; None: all epochs. "
+        "Assumption: half an hour for 135M on two cores; 108 and 175 were measured to be enough",
+    )
     batch_size: int = Field(16, ge=1, description="rows a step")
     kl_weight: float = Field(
         1.0, ge=0, description="weight of KL(unquantized student || this one) beside the NLL"
@@ -197,25 +203,37 @@ class AllocationSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> AllocationSpec:
-        named = self.named_types
-        mixed = [name for name in named if MIXED_NAME.fullmatch(name)]
-        if unknown := [name for name in named if not is_type(name)]:
-            raise FieldError(unknown_types(unknown), "types")
-        if mixed and (len(mixed) < len(named) or len({n.split("-")[1] for n in mixed}) > 1):
-            raise FieldError("ONNX types go with ONNX types of the same block alone", "types")
-        self._one_budget()
+        refuse(self._problems())
         return self
 
-    def _one_budget(self) -> None:
+    def _problems(self) -> Iterator[FieldError]:
+        for field, names in (
+            ("types", self.types),
+            ("embedding", self.named_types[len(self.types) :]),
+        ):
+            if unknown := [name for name in names if not is_type(name)]:
+                yield FieldError(unknown_types(unknown), field)
+        if twice := sorted({name for name in self.types if self.types.count(name) > 1}):
+            yield FieldError(f"{', '.join(twice)} is given twice", "types")
+        named = self.named_types
+        mixed = [name for name in named if MIXED_NAME.fullmatch(name)]
+        if mixed and (len(mixed) < len(named) or len({n.split("-")[1] for n in mixed}) > 1):
+            said = "ONNX types go with ONNX types of the same block alone (where none are given, "
+            yield FieldError(f"{said}all of the target's kernels are taken)", "types")
+        if mixed and self.importance:
+            said = "ONNX types have no search that an importance matrix could weigh; leave it out"
+            yield FieldError(said, "importance")
+        yield from self._about_budgets()
+
+    def _about_budgets(self) -> Iterator[FieldError]:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(self.types) == 1 and given:
-            raise FieldError("one type leaves nothing to choose, so it takes no budget", given[0])
-        if len(given) > 1:
-            raise FieldError(
-                f"there are two budgets, {given[0]} and {given[1]}: leave one", given[1]
-            )
-        if len(self.types) > 1 and not given:
-            raise FieldError(
+            yield FieldError("one type leaves nothing to choose, so it takes no budget", given[0])
+        elif len(given) > 1:
+            said = f"there are two budgets, {given[0]} and {given[1]}: leave one"
+            yield FieldError(said, given[1])
+        elif len(self.types) > 1 and not given:
+            yield FieldError(
                 f"{len(self.types)} types need a budget to choose by: one of {', '.join(BUDGETS)}",
                 "types",
             )

@@ -6,7 +6,7 @@ Each field's description holds its unit; `sources` in the file says where its va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from edgedistill.allocations import ONNX_TYPES, AllocationSpec, FitSpec, is_type
 from edgedistill.errors import ConfigError, did_you_mean
 from edgedistill.number_formats import FORMATS
 from edgedistill.recipe import Strict
-from edgedistill.yamlfile import FieldError, load, parse
+from edgedistill.yamlfile import FieldError, load, parse, refuse
 
 GGUF_FORMATS = (
     "F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M "
@@ -151,6 +151,26 @@ class Target(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Target:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> Iterator[FieldError]:
+        yield from self._about_formats()
+        for at, each in enumerate(self.allocations):
+            if is_stock(each.name) or each.name == onnx_formats.UNQUANTIZED:
+                said = f"{each.name} is a format's name; choose another"
+                yield FieldError(said, "allocations", at, "name")
+        names = [*self.formats, *(each.name for each in self.allocations)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            place = "allocations" if self.allocations else "formats"
+            yield FieldError(f"two candidates are called {', '.join(twice)}", place)
+        for at, each in enumerate(self.allocations):
+            yield from self._about_types(at, each)
+            yield from self._about_budget(at, each)
+        yield from self._about_sources()
+        yield from self._about_latency()
+
+    def _about_formats(self) -> Iterator[FieldError]:
         takes, known = TAKES[self.runtime]
         if unknown := [name for name in self.formats if not takes(name)]:
             written, _, more = unknown[0].upper().partition(":")
@@ -159,33 +179,22 @@ class Target(Strict):
             meant = [name for name in meant if takes(name)]
             hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
             said = f"unknown formats {', '.join(unknown)}{hint}; {self.runtime} takes {known}"
-            raise FieldError(said, "formats")
+            yield FieldError(said, "formats")
         if unknown := [name for name in self.kernels if not is_type(name)]:
-            raise FieldError(unknown_types(unknown), "kernels")
-        for at, each in enumerate(self.allocations):
-            if is_stock(each.name):
-                said = f"{each.name} is a format's name; choose another"
-                raise FieldError(said, "allocations", at, "name")
-        names = [*self.formats, *(each.name for each in self.allocations)]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            place = "allocations" if self.allocations else "formats"
-            raise FieldError(f"two candidates are called {', '.join(twice)}", place)
-        for at, each in enumerate(self.allocations):
-            self._require_types(at, each)
-            self._require_budget(at, each)
-        self._require_sources()
+            yield FieldError(unknown_types(unknown), "kernels")
+
+    def _about_latency(self) -> Iterator[FieldError]:
         if self.latency == "roofline" and self.roofline is None:
-            raise FieldError("latency: roofline needs the field roofline", "latency")
+            yield FieldError("latency: roofline needs the field roofline", "latency")
         if self.runtime == "wllama":
-            self._in_a_browser()
+            yield from self._in_a_browser()
         elif self.latency == "browser":
-            raise FieldError("latency: browser needs runtime: wllama", "latency")
+            yield FieldError("latency: browser needs runtime: wllama", "latency")
         elif self.device_class == "phone" and self.latency == "measured":
             said = "a phone is not the machine that builds: nothing is timed there; write roofline"
-            raise FieldError(said, "latency")
-        return self
+            yield FieldError(said, "latency")
 
-    def _require_sources(self) -> None:
+    def _about_sources(self) -> Iterator[FieldError]:
         """A source is of a field: what a typing error names would look proven, and not be."""
         within: dict[str, type[Strict]] = {"gates": TargetGates, "roofline": Roofline}
         for each in self.allocations:
@@ -198,24 +207,25 @@ class Target(Strict):
             if name not in known:
                 hint = did_you_mean(name, sorted(known))
                 said = f"there is no field {name}" + (f" ({hint})" if hint else "")
-                raise FieldError(said, "sources", name)
+                yield FieldError(said, "sources", name)
 
-    def _require_types(self, at: int, spec: AllocationSpec) -> None:
-        place = ("allocations", at, "types")
+    def _about_types(self, at: int, spec: AllocationSpec) -> Iterator[FieldError]:
+        place = ("allocations", at)
         if spec.onnx != (self.runtime == "onnxruntime-genai"):
             known = ONNX_TYPES if self.runtime == "onnxruntime-genai" else " ".join(FORMATS)
-            raise FieldError(f"{self.runtime} has no {spec.types[0]}; it has {known}", *place)
-        if self.kernels and (slow := sorted({*spec.named_types} - {*self.kernels})):
-            raise FieldError(
-                f"no fast kernels for {', '.join(slow)} (this target's kernels: "
-                f"{', '.join(self.kernels)})",
-                *place,
-            )
+            said = f"{self.runtime} has no {spec.types[0]}; it has {known}"
+            yield FieldError(said, *place, "types")
+            return  # its kernels are those of the other runtime, too
+        named = {"types": {*spec.types}, "embedding": {*spec.named_types} - {*spec.types}}
+        for field, names in named.items():
+            if slow := sorted(names - {*self.kernels}) if self.kernels else []:
+                said = f"no fast kernels for {', '.join(slow)} (this target's kernels: "
+                yield FieldError(f"{said}{', '.join(self.kernels)})", *place, field)
         if spec.budget_tokens_per_second and self.roofline is None:
             said = "needs the target's field roofline, which the rate is reckoned by"
-            raise FieldError(said, "allocations", at, "budget_tokens_per_second")
+            yield FieldError(said, *place, "budget_tokens_per_second")
 
-    def _require_budget(self, at: int, spec: AllocationSpec) -> None:
+    def _about_budget(self, at: int, spec: AllocationSpec) -> Iterator[FieldError]:
         """What is planned for must be allowed to ship."""
         for name, bound, limit in (
             ("budget_mb", self.gates.max_file_mb, "gates.max_file_mb"),
@@ -225,15 +235,15 @@ class Target(Strict):
             planned = getattr(spec, name)
             if planned is not None and bound is not None and planned > bound:
                 said = f"{planned:g} is more than {limit} allows: {bound:g}"
-                raise FieldError(said, "allocations", at, name)
+                yield FieldError(said, "allocations", at, name)
 
-    def _in_a_browser(self) -> None:
+    def _in_a_browser(self) -> Iterator[FieldError]:
         if self.latency == "measured":
             said = "latency: measured times llama.cpp itself; for wllama write browser"
-            raise FieldError(said, "latency")
+            yield FieldError(said, "latency")
         most = self.gates.max_file_mb
         if most is None or most > WLLAMA_FILE_MB:
-            raise FieldError(
+            yield FieldError(
                 "runtime: wllama needs gates.max_file_mb, what a visitor may have to download, of "
                 f"at most {WLLAMA_FILE_MB} (wllama reads no larger file)",
                 "gates",

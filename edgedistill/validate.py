@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgedistill.errors import ConfigError, Problem, TokenMixError
+from edgedistill.errors import ArtifactError, ConfigError, Problem, TokenMixError
+from edgedistill.gguf_header import read_header
 from edgedistill.initialise import MODEL_ID
 from edgedistill.library import shown
-from edgedistill.recipe import ApiTeacher, Recipe, load_recipe
+from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
 from edgedistill.target import Target, load_target
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.weights import KNOWN
 from edgedistill.yamlfile import Location, dotted, load
+
+SQLITE = b"SQLite format 3\0"  # the file format's first 16 bytes
 
 Read = TypeVar("Read", Recipe, Target)
 
@@ -149,7 +152,30 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
             known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
             text = f"'{weights}' cannot be a student yet; those that can: {known}"
             problems.append(_problem(path, location, text))
+        elif weights.endswith(".gguf") and (wrong := _about_file(Path(weights))):
+            problems.append(_problem(path, location, wrong))
+    if isinstance(recipe.check, SqlExecutionCheck) and not _is_sqlite(recipe.check.database):
+        text = f"{recipe.check.database} is no SQLite database"
+        problems.append(_problem(path, ("check", "database"), text))
     return problems
+
+
+def _about_file(file: Path) -> str:
+    """What is wrong with a model file that no pin vouches for; "" where nothing is."""
+    try:
+        read_header(file)
+    except ArtifactError as error:
+        return f"{file}: {error.what}"
+    return ""
+
+
+def _is_sqlite(file: Path) -> bool:
+    """An empty file is one, too."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(SQLITE)) in (SQLITE, b"")
+    except OSError:
+        return False
 
 
 def _about_target(path: Path, target: Target) -> list[Problem]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,21 @@ class FieldError(ValueError):
     def __init__(self, message: str, *field: str | int) -> None:
         super().__init__(message)
         self.field: Location = field
+
+
+class FieldErrors(ValueError):
+    """All of them at once, of one model."""
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+def refuse(errors: Iterable[FieldError]) -> None:
+    """Raise FieldErrors where there are any."""
+    found = list(errors)
+    if found:
+        raise FieldErrors(found)
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,9 @@ def _walk(node: yaml.Node, at: Location, lines: dict[Location, int]) -> list[tup
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*at, str(key.value))
-            if here in lines:
+            if here in lines:  # what is below it was given twice for that reason
                 twice.append((dotted(here), key.start_mark.line + 1))
+                continue
             lines[here] = key.start_mark.line + 1
             twice += _walk(value, here, lines)
     elif isinstance(node, yaml.SequenceNode):
@@ -92,15 +108,23 @@ def parse(model: type[Model], document: Document) -> tuple[Model | None, list[Pr
     try:
         return model.model_validate(document.values), []
     except ValidationError as error:
-        return None, [_problem(document, item) for item in error.errors()]
+        return None, [each for item in error.errors() for each in _problems(document, item)]
 
 
-def _problem(document: Document, item: Any) -> Problem:
+def _problems(document: Document, item: Any) -> Iterator[Problem]:
     location = tuple(part for part in item["loc"] if not _is_union_tag(document, item["loc"], part))
-    message = item["msg"].removeprefix("Value error, ")
     raised = item.get("ctx", {}).get("error")
-    if isinstance(raised, FieldError):
-        location = (*location, *raised.field)
+    errors = raised.errors if isinstance(raised, FieldErrors) else [raised]
+    told = [error for error in errors if isinstance(error, FieldError)]
+    for error in told:
+        place = (*location, *error.field)
+        yield Problem(document.file, document.line(place), dotted(place), str(error))
+    if not told:
+        yield _problem(document, item, location)
+
+
+def _problem(document: Document, item: Any, location: Location) -> Problem:
+    message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field (misspelt, of another `kind`, or of another version?)"
     elif item["type"] == "union_tag_invalid":
@@ -125,9 +149,21 @@ def _in_words(item: Any) -> str:
         "model_type": "must be a mapping of fields to values",
         "model_attributes_type": "must be a mapping of fields to values",
         "too_short": "must not be empty",
-        "string_pattern_mismatch": f"must match the pattern {item.get('ctx', {}).get('pattern')}",
+        "string_pattern_mismatch": _allowed(item.get("ctx", {}).get("pattern", "")),
     }
     return told.get(item["type"], item["msg"])
+
+
+def _allowed(pattern: str) -> str:
+    """The character class of a name's pattern, `^[first][more]*$`, in words."""
+    more = pattern.rpartition("[")[2].partition("]")[0]
+    words = {"A-Z": "letters", "a-z": "letters" if "A-Z" in more else "lower-case letters",
+             "0-9": "digits", "_": "_", ".": "."}  # fmt: skip
+    named = list(dict.fromkeys(word for part, word in words.items() if part in more))
+    named += ["-"] * more.endswith("-")
+    if not named or not pattern.startswith("^["):
+        return f"must match the pattern {pattern}"
+    return f"may have {', '.join(named[:-1])} and {named[-1]}, and begins with a letter or digit"
 
 
 def _is_union_tag(document: Document, location: Location, part: str | int) -> bool:

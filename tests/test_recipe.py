@@ -35,7 +35,7 @@ def test_paths_become_absolute(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "field", "said"),
     [
-        ("name: tiny", "name: Tiny Recipe", 1, "name", "must match the pattern"),
+        ("name: tiny", "name: Tiny Recipe", 1, "name", "may have lower-case letters, digits and -"),
         ("  max_tokens: 8", "  max_tokns: 8", 14, "student.max_tokns", "unknown field"),
         ("description: S", "# description: S", 1, "description", "is required"),
         ("  kind: api", "  kind: apy", 5, "teacher.kind", "'apy'"),
@@ -112,7 +112,13 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
             "did you mean gates.max_mean_kld?",
         ),
         ("latency: measured", "latency: browser", 6, "latency", "needs runtime: wllama"),
-        ("runtime: llama.cpp", "runtime: wllama", 6, "latency", "for wllama write browser"),
+        (
+            "runtime: llama.cpp",
+            "runtime: wllama\ngates: {max_file_mb: 80}",
+            7,
+            "latency",
+            "for wllama write browser",
+        ),
         (
             "runtime: llama.cpp\nformats: [Q4_0, Q8_0]\nlatency: measured",
             "runtime: wllama\nformats: [Q4_0]\nlatency: browser\ngates: {max_file_mb: 3000}",
@@ -153,6 +159,56 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
         ),
         (
             "name: small",
+            "name: small\nallocations:\n  - {name: fp32, types: [Q8_0]}",
+            3,
+            "allocations[0].name",
+            "fp32 is a format's name; choose another",
+        ),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - {name: my-own, types: [Q8_0]}",
+            3,
+            "allocations[0].name",
+            "may have letters, digits and _, and begins with a letter or digit (got 'my-own')",
+        ),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - name: a\n    types: [Q8_0]\n    embedding: Q8",
+            5,
+            "allocations[0].embedding",
+            "unknown types Q8",
+        ),
+        (
+            "name: small",
+            "name: small\nkernels: [Q8_0]\nallocations:\n  - name: a\n    types: [Q8_0]\n"
+            "    embedding: Q4_0",
+            6,
+            "allocations[0].embedding",
+            "no fast kernels for Q4_0",
+        ),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - {name: a, types: [Q4_0, Q4_0], budget_mb: 9}",
+            3,
+            "allocations[0].types",
+            "Q4_0 is given twice",
+        ),
+        (
+            "name: small",
+            "name: small\nallocations:\n  - {name: a, types: [int4-b32], importance: true}",
+            3,
+            "allocations[0].importance",
+            "no search that an importance matrix could weigh",
+        ),
+        (
+            "name: small",
+            "name: small\ngates: {max_kl: 1}\ngates: {max_kl: 2, max_kld: 3}",
+            3,
+            "gates",
+            "is given twice",  # and what is in it is not told again
+        ),
+        (
+            "name: small",
             "name: small\ngates: {max_file_mb: 80}\nallocations:\n"
             "  - {name: a, types: [Q4_0, Q8_0], budget_mb: 92}",
             4,
@@ -185,6 +241,28 @@ def test_target_problem(
     (problem,) = caught.value.problems
     assert (problem.line, problem.field) == (line, field)
     assert said in problem.message
+
+
+def test_target_problems_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    more = """\
+kernels: [Q8_0]
+sources: {gate: mine}
+allocations:
+  - {name: F16, types: [Q3_K, Q8_0], budget_mb: 400}
+  - {name: b, types: [int4-b32]}
+"""
+    path.write_text(TARGET.replace("[Q4_0, Q8_0]", "[Q4_9]") + more, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_target(path, "small.yaml")
+    assert [(problem.line, problem.field) for problem in caught.value.problems] == [
+        (5, "formats"),
+        (11, "allocations[0].name"),
+        (11, "allocations[0].types"),
+        (11, "allocations[0].budget_mb"),
+        (12, "allocations[1].types"),
+        (9, "sources.gate"),
+    ]
 
 
 def test_frozen(tiny: Path) -> None:
