@@ -21,7 +21,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from edgedistill import __version__, cli_update, library
-from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError
+from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError, told
 from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         # What a command gives to ctx.exit() comes back as the value; commands return None.
         code = cli.main(words, prog_name="edgedistill", standalone_mode=False, obj=settings)
-    except EdgedistillError as error:
-        _fail(error, settings)
+    except (EdgedistillError, OSError) as error:
+        _fail(told(error), settings)
     except click.ClickException as error:
         # The words may be wrong before --json is reached.
         if settings.json or "--json" in words:
@@ -358,8 +358,9 @@ def gc(
     if problems:
         raise ConfigError(problems, hint="what they need is unknown: mend or move these files")
     condemned = held_by.unreached(held_by.holds(workspace, reached))
-    size = sum(one.bytes for one in condemned) + traces * held_by.traces_bytes(workspace)
-    value = {"removed": False, "folders": [str(one.folder) for one in condemned], "bytes": size}
+    answers = traces * held_by.traces_bytes(workspace)
+    size, folders = answers + sum(c.bytes for c in condemned), [str(c.folder) for c in condemned]
+    value = {"removed": False, "folders": folders, "answers_bytes": answers, "bytes": size}
     if size and not dry_run and (yes or _agreed(tables.removal, value)):
         value |= {"removed": True, "bytes": held_by.gc(workspace, condemned, traces=traces)}
     _show(tables.removal, value)

@@ -6,6 +6,7 @@ llama.cpp is loaded in a child process: a library built for another CPU kills wh
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -19,7 +20,9 @@ from typing import Any, Literal
 import psutil
 
 from edgedistill import emulator, machine, weights
-from edgedistill.browser import find_browser
+from edgedistill.browser import BROWSER_VARIABLE, find_browser
+from edgedistill.converter import VARIABLE
+from edgedistill.weights import FOLDERS_VARIABLE
 
 State = Literal["ok", "missing", "note"]
 LOAD_SECONDS = 60
@@ -43,6 +46,7 @@ PACKAGES: Mapping[str, str] = {
     "onnxruntime-genai": "onnx",
     "onnx-ir": "onnx",
 }
+SETTINGS = (FOLDERS_VARIABLE, BROWSER_VARIABLE, VARIABLE)
 COMPILER_HINTS: Mapping[str, str] = {
     "Linux": "install a C++ compiler (Debian, Ubuntu: apt install build-essential)",
     "Darwin": "run: xcode-select --install",
@@ -67,6 +71,7 @@ def examine(workspace: Path, packages: Mapping[str, str] = PACKAGES) -> list[Fin
         *_machine(machine.facts(), workspace),
         *_runtimes(LOAD),
         *_packages(packages),
+        *settings(os.environ),
         *_tools(),
         *_weights(weights.KNOWN),
     ]
@@ -144,6 +149,18 @@ def _packages(wanted: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding("package", name, "missing", "not installed", hint)
         else:
             yield Finding("package", name, "ok", version)
+
+
+def settings(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What is set for us, and whether it leads anywhere: a misspelt path costs a download."""
+    for name in SETTINGS:
+        given = environment.get(name)
+        if given is None:
+            continue
+        named = given.split(os.pathsep) if name == FOLDERS_VARIABLE else [given]
+        lost = [part for part in named if not Path(part).exists() and shutil.which(part) is None]
+        hint = f"there is no {', '.join(lost)}: mend {name}, or unset it"
+        yield Finding("setting", name, "note" if lost else "ok", given, hint if lost else "")
 
 
 def _tools() -> Iterator[Finding]:

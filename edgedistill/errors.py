@@ -161,3 +161,16 @@ class GateFailed(EdgedistillError):
     def __init__(self, step: str, what: str, *, where: str | None = None, hint: str | None = None):
         super().__init__(f"gate failed at step '{step}': {what}", where=where, hint=hint)
         self.step = step
+
+
+def told(error: EdgedistillError | OSError) -> EdgedistillError:
+    """What the system refused somewhere, as an error of ours."""
+    if isinstance(error, EdgedistillError):
+        return error
+    made = StorageError(
+        error.strerror or str(error) or type(error).__name__,
+        where=None if error.filename is None else str(error.filename),
+        hint="the system refused this; --debug shows where it was asked",
+    )
+    made.__cause__ = error
+    return made

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from edgedistill.artifacts import write_atomic
 from edgedistill.errors import UsageError
+from edgedistill.library import shipped_root
 from edgedistill.recipe import ApiTeacher, Recipe, TextCheck
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -71,11 +72,16 @@ def initialise(name: str, folder: Path) -> Path:
     """Make `folder/name/` with recipe.yaml, prompts.jsonl and README.md; returns recipe.yaml.
 
     Raises:
-        UsageError: the name cannot be one, or the folder is there already.
+        UsageError: the name cannot be one, or the folder or a shipped recipe of it is there.
     """
     if not NAME.fullmatch(name):
         raise UsageError(
             f"'{name}' cannot be a recipe's name", hint="use lower-case letters, digits and -"
+        )
+    if name in {path.parent.name for path in (shipped_root() / "recipes").glob("*/recipe.yaml")}:
+        raise UsageError(
+            f"'{name}' is a recipe that ships with edgedistill, and yours would hide it",
+            hint="take another name",
         )
     home = folder / name
     if home.exists():

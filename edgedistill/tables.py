@@ -249,7 +249,10 @@ def status(value: Row) -> RenderableType:
 def removal(value: Row) -> RenderableType:
     verb = "removed" if value["removed"] else "would remove"
     lines = [f"{verb} {folder}" for folder in value["folders"]]
-    return Text("\n".join([*lines, f"{verb} {len(lines)} folders, {size(value['bytes'])}"]))
+    counted = f"{verb} {len(lines)} folders, {size(value['bytes'])}"
+    if value["answers_bytes"]:
+        lines.append(f"{verb} the teacher's answers, {size(value['answers_bytes'])}")
+    return Text("\n".join([*lines, counted]))
 
 
 def findings(rows: Sequence[Row]) -> Table:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ ERRORS = {
     "gate": (GateFailed("quantize", "no candidate passed", where="quantize-00"), 3),
     "interrupt": (KeyboardInterrupt(), 130),
     "exit": (click.exceptions.Exit(1), 1),
+    "system": (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/ws"), 1),
 }
 TOLD = ("refused", "config", "usage", "gate")
 TARGETS = Path(__file__).resolve().parent.parent / "targets"
@@ -84,6 +87,15 @@ def test_errors_say_what_where_and_what_to_do(run: Run, kind: str) -> None:
     result = run("explode", kind)
     assert (result.code, result.out) == (code, "")
     assert result.err == f"error: {error}\n"
+
+
+@pytest.mark.usefixtures("explode")
+def test_what_the_system_refuses_is_an_error_too(run: Run) -> None:
+    result = run("explode", "system")
+    assert result.code == 1
+    assert result.err.startswith("error: /proc/ws: No such file or directory\n")
+    assert run("--json", "explode", "system").json["error"]["kind"] == "StorageError"
+    assert "Traceback" in run("--debug", "explode", "system").err
 
 
 @pytest.mark.usefixtures("explode")
@@ -252,6 +264,21 @@ def test_unknown_weights(run: Run, tiny: Path) -> None:
     assert "student.weights: no pinned weights 'smollm3'; known: " in result.err
 
 
+def test_files_that_are_not_what_they_are_called(run: Run, tiny: Path) -> None:
+    for name in ("student.gguf", "my.db"):
+        (tiny.parent / name).write_text("hello, this is some text", "utf-8")
+    edit(tiny, "smollm2-135m-instruct-q4_1", "student.gguf")
+    edit(
+        tiny,
+        "  kind: label\n  labels: [urgent, normal]",
+        "  kind: sql-execution\n  database: my.db",
+    )
+    result = run("validate", "--recipe", "tiny")
+    assert result.code == 1
+    assert re.search(r"student.weights: \S+student.gguf: this is no sound GGUF file", result.err)
+    assert re.search(r"check.database: \S+my.db is no SQLite database", result.err)
+
+
 def test_recipes_and_targets_are_listed(run: Run, tiny: Path) -> None:
     recipes = {row["name"]: row for row in run("recipes", "--json").json}
     assert recipes["tiny"]["origin"] == "yours"
@@ -296,7 +323,17 @@ def test_status_and_gc_of_an_empty_workspace(run: Run, tiny: Path) -> None:
     status = run("status", "--recipe", "tiny", "--target", "small", "--json").json
     assert status["folders"] == []
     assert [step[:2] for step in status["plan"]] == [["collect", "would run"]]
-    assert run("gc", "--dry-run", "--json").json == {"removed": False, "folders": [], "bytes": 0}
+    assert run("gc", "--dry-run", "--json").json == {
+        "removed": False, "folders": [], "answers_bytes": 0, "bytes": 0,
+    }  # fmt: skip
+
+
+def test_gc_says_that_the_answers_go(run: Run, tiny: Path) -> None:
+    root = tiny.parents[2] / ".edgedistill"
+    root.mkdir()
+    (root / "traces.db").write_bytes(b"x" * 2_000_000)
+    assert "answers" not in run("gc", "--dry-run").out
+    assert "would remove the teacher's answers, 2" in run("gc", "--traces", "--dry-run").out
 
 
 def test_a_recipe_without_its_student_is_left_out(run: Run, tiny: Path) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from edgedistill.doctor import PACKAGES, examine, loads
+from edgedistill.doctor import PACKAGES, examine, loads, settings
 
 HEAVY = ("torch", "transformers", "llama_cpp")
 
 
 def test_examine_covers_every_area(tmp_path: Path) -> None:
     findings = examine(tmp_path / "not" / "there" / "yet")
-    assert {one.area for one in findings} == {"machine", "runtime", "package", "tool", "weights"}
+    areas = {one.area for one in findings} - {"setting"}  # none need be set
+    assert areas == {"machine", "runtime", "package", "tool", "weights"}
     named = {one.name: one for one in findings}
     assert {"cores", "memory", "disk", "gpu", "ollama", "compiler", *PACKAGES} <= set(named)
     assert all(one.hint for one in findings if one.state == "missing")
@@ -56,3 +58,14 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_variable_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    given = {
+        "EDGEDISTILL_WEIGHTS": f"{tmp_path}{os.pathsep}{tmp_path / 'typo'}",
+        "EDGEDISTILL_BROWSER": sys.executable,
+    }
+    weights, browser = settings(given)
+    assert (weights.state, browser.state) == ("note", "ok")
+    assert weights.hint.startswith(f"there is no {tmp_path / 'typo'}: mend EDGEDISTILL_WEIGHTS")
+    assert list(settings({})) == []

@@ -38,3 +38,8 @@ def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError):
         initialise(name, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_shipped_recipe_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="yours would hide it"):
+        initialise("support-sql", tmp_path)
