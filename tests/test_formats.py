@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from gguf import GGUFReader
+from gguf.quants import dequantize
 from torch import Tensor
 
 from edgedistill import ggml
@@ -22,10 +23,12 @@ from edgedistill.fit.formats import (
     quantize_dequantize,
     quantize_on,
 )
-from edgedistill.number_formats import FORMATS
+from edgedistill.number_formats import FORMATS, usable
 from edgedistill.progress import Silent
 from edgedistill.runtime import quantize_file
+from edgedistill.weights import cached
 
+STUDENT = "smollm2-135m-instruct-q4_1"
 NAMES = [name for name in FORMATS if name != "F32"]
 COLUMNS, ROWS = 512, 24
 WEIGHTS = (
@@ -98,6 +101,34 @@ def test_as_the_library(name: str, kind: str, importance: str) -> None:
     assert same_bits(quantize_dequantize(weight, name, given), wanted)
     same = same_values if name.endswith("_K") else same_bits  # see quantize_on
     assert same(quantize_on(weight, freeze(weight, name, given)), wanted)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tensor]:
+    """Rows of each kind of matrix of the shipped student, in its first, middle and last layer."""
+    file = cached(STUDENT)
+    if file is None:
+        pytest.skip(f"the weights {STUDENT} are not on this machine; a build fetches them")
+    found = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    wanted = {"token_embd.weight"} | {
+        name for name in found if name.startswith(("blk.0.", "blk.15.", "blk.29."))
+    }
+    return {
+        name: torch.from_numpy(dequantize(found[name].data[:ROWS], found[name].tensor_type))
+        for name in sorted(wanted)
+        if len(found[name].shape) == 2
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_tensors(name: str, trained: dict[str, Tensor]) -> None:
+    fitting = {k: w for k, w in trained.items() if usable(name, w.shape[1]) == name}
+    assert fitting
+    for tensor, weight in fitting.items():
+        uneven = weight.square().mean(0) + 1e-6
+        for importance in (None, uneven):
+            wanted = library(weight, name, importance)
+            assert same_bits(quantize_dequantize(weight, name, importance), wanted), tensor
 
 
 @pytest.fixture(scope="module")
