@@ -25,6 +25,7 @@ from edgedistill.artifacts import (
     require_writable,
 )
 from edgedistill.bench import bench, refusal, require_gates
+from edgedistill.browser import package_files
 from edgedistill.collect import collect
 from edgedistill.curate import curate
 from edgedistill.distill import distill
@@ -94,6 +95,8 @@ def build(
         require_writable(workspace.dist)
     with locked(workspace.root):
         log = Recorder(progress)
+        if until == "pack" and any(target.runtime == "wllama" for target in targets):
+            package_files(log)  # without a network that is told now, not behind the training
         if layout == "optimum":
             return [
                 optimum_stages(recipe, target, workspace, log, retry_failed) for target in targets

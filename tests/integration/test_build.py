@@ -169,6 +169,20 @@ def test_a_gate_that_one_target_misses_keeps_no_other_from_being_made(world: Wor
     assert (world.bundle / MANIFEST).is_file()
 
 
+def test_a_page_that_cannot_be_made_is_told_before_any_work(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = json.loads(world.target.read_text("utf-8"))
+    gates = {**target["gates"], "max_file_mb": 100}
+    page = {**target, "name": "page", "runtime": "wllama", "latency": "browser", "gates": gates}
+    (world.home / "page.yaml").write_text(json.dumps(page), "utf-8")
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    done = world.call("build", "--recipe", "recipe", "--target", "page.yaml")
+    assert done.returncode == 1
+    assert "which runs the model in a browser, is not kept here" in done.stderr
+    assert "collect" not in done.stderr
+
+
 def test_the_next_larger_candidate_is_tried_when_held_out_prompts_refuse_the_smallest(
     world: World, teacher: FakeTeacher
 ) -> None:
