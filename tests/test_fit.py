@@ -130,6 +130,14 @@ def test_the_start_wins_when_fitting_makes_it_worse(
         assert torch.equal(tensor, same[name])
 
 
+def test_no_more_steps_than_are_allowed(
+    checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
+) -> None:
+    fitted = run(checkpoint, dataset, tmp_path, SPEC.model_copy(update={"max_steps": 5}))
+    facts = json.loads((fitted.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert facts["steps"] == points(fitted)[-1]["step"] == 5
+
+
 @dataclass
 class Notes(Silent):
     said: list[str] = field(default_factory=list)
