@@ -23,6 +23,8 @@ RATES = {
 }
 
 
+STEPS = 200
+
 BUDGETS = (
     "budget_mb", "budget_bits_per_weight", "budget_memory_mb", "budget_tokens_per_second",
 )  # fmt: skip
@@ -53,10 +55,11 @@ class FitSpec(Strict):
     )
     epochs: float = Field(2.5, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(
-        200,
+        None,
         ge=1,
-        description="no more steps than this, however many rows there are; None: all epochs. "
-        "Assumption: half an hour for 135M on two cores; 108 and 175 were measured to be enough",
+        description="no more steps than this, however many rows there are. None: 200, and with "
+        "start: student as many as the epochs have. Assumption: half an hour for 135M on two "
+        "cores; 108 and 175 were measured to be enough",
     )
     batch_size: int = Field(16, ge=1, description="rows a step")
     kl_weight: float = Field(
@@ -113,6 +116,27 @@ class FitSpec(Strict):
     def compares(self) -> bool:
         """Whether being like the unquantized student is part of the loss."""
         return bool(self.kl_weight or self.hidden_weight)
+
+    @property
+    def steps(self) -> int | None:
+        """The most steps; None: no bound but the epochs."""
+        return STEPS if self.max_steps is None and self.start == "merged" else self.max_steps
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether the start may be near enough, so that nothing is trained."""
+        return self.start == "merged" and self.min_kld > 0 and self.compares
+
+    def resolved(self) -> dict[str, Any]:
+        """All fields as plain JSON, with the rate and the steps that hold."""
+        held = {"learning_rate": self.rate, "max_steps": self.steps}
+        return {**self.model_dump(mode="json"), **held}
+
+    def least_bytes(self, weights: int, *, trained: bool) -> int:
+        """Memory that fitting so many weights takes at least, in fp32: the latent ones, those that
+        compute, and the student that they are compared with; for training all of them their
+        gradients and Adam's two moments, too."""
+        return weights * (24 if trained and self.method == "full" else 12)
 
     @property
     def rate(self) -> float:

@@ -39,13 +39,18 @@ def checkout() -> Path | None:
     if not named:
         return None
     folder = Path(named)
-    if not (folder / SCRIPT).is_file() or not (folder / PACKAGE).is_dir():
+    if not is_checkout(folder):
         raise UsageError(
             f"{VARIABLE} names a folder without {SCRIPT} and {PACKAGE}/",
             where=str(folder),
             hint="name the root of a llama.cpp checkout of 2026 or later",
         )
     return folder
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether the converter is in it."""
+    return (folder / SCRIPT).is_file() and (folder / PACKAGE).is_dir()
 
 
 def converter_digest(folder: Path) -> str:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ import psutil
 
 from edgedistill import emulator, machine, weights
 from edgedistill.browser import BROWSER_VARIABLE, find_browser
-from edgedistill.converter import VARIABLE
+from edgedistill.converter import VARIABLE, is_checkout
 from edgedistill.weights import FOLDERS_VARIABLE
 
 State = Literal["ok", "missing", "note"]
@@ -46,7 +46,12 @@ PACKAGES: Mapping[str, str] = {
     "onnxruntime-genai": "onnx",
     "onnx-ir": "onnx",
 }
-SETTINGS = (FOLDERS_VARIABLE, BROWSER_VARIABLE, VARIABLE)
+# Variable -> whether what it names can be used.
+SETTINGS: Mapping[str, Callable[[str], bool]] = {
+    FOLDERS_VARIABLE: lambda folder: Path(folder).expanduser().is_dir(),
+    BROWSER_VARIABLE: lambda program: shutil.which(program) is not None,
+    VARIABLE: lambda folder: is_checkout(Path(folder)),
+}
 COMPILER_HINTS: Mapping[str, str] = {
     "Linux": "install a C++ compiler (Debian, Ubuntu: apt install build-essential)",
     "Darwin": "run: xcode-select --install",
@@ -153,13 +158,12 @@ def _packages(wanted: Mapping[str, str]) -> Iterator[Finding]:
 
 def settings(environment: Mapping[str, str]) -> Iterator[Finding]:
     """What is set for us, and whether it leads anywhere: a misspelt path costs a download."""
-    for name in SETTINGS:
-        given = environment.get(name)
-        if given is None:
+    for name, leads in SETTINGS.items():
+        if (given := environment.get(name)) is None:
             continue
-        named = given.split(os.pathsep) if name == FOLDERS_VARIABLE else [given]
-        lost = [part for part in named if not Path(part).exists() and shutil.which(part) is None]
-        hint = f"there is no {', '.join(lost)}: mend {name}, or unset it"
+        parts = given.split(os.pathsep) if name == FOLDERS_VARIABLE else [given]
+        lost = [part for part in parts if part and not leads(part)]
+        hint = f"nothing that can be used is at {', '.join(lost)}: mend {name}, or unset it"
         yield Finding("setting", name, "note" if lost else "ok", given, hint if lost else "")
 
 

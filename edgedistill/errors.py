@@ -167,10 +167,12 @@ def told(error: EdgedistillError | OSError) -> EdgedistillError:
     """What the system refused somewhere, as an error of ours."""
     if isinstance(error, EdgedistillError):
         return error
-    made = StorageError(
-        error.strerror or str(error) or type(error).__name__,
-        where=None if error.filename is None else str(error.filename),
-        hint="the system refused this; --debug shows where it was asked",
-    )
+    made = EdgedistillError(str(error) or type(error).__name__, hint="--debug shows where")
+    if error.errno is not None:
+        made = StorageError(
+            error.strerror or str(error),
+            where=None if error.filename is None else str(error.filename),
+            hint="the system refused this; --debug shows where it was asked",
+        )
     made.__cause__ = error
     return made

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from edgedistill import machine
 from edgedistill.allocations import AllocationSpec
 from edgedistill.artifacts import Student
 from edgedistill.errors import ArtifactError, ConfigError, TargetError
@@ -16,10 +15,6 @@ from edgedistill.runtimes import ONNX
 from edgedistill.target import Target
 from edgedistill.tensors import read_layout
 from edgedistill.trim import require_trimmable
-
-# Of fitting, in fp32 and at least: the latent weights, those that compute, their gradients, Adam's
-# two moments, and the student that they are compared with; with LoRA only start, values and that.
-FIT_BYTES = {"full": 24, "lora": 12}
 
 
 def asks_of_student(target: Target) -> bool:
@@ -66,27 +61,22 @@ def _require_allocation(student: Student, spec: AllocationSpec, target: Target) 
             hint=f"leave allocations out of target {target.name}; its formats work",
         )
     require_allocatable(student.folder, spec, target)
-    require_memory(student, spec, target, machine.memory_bytes())
 
 
-def require_memory(
-    student: Student, spec: AllocationSpec, target: Target, there: int | None
-) -> None:
-    """Refuse a fitting that the system would kill, after everything before it was paid for.
-
-    `there` is the memory of this machine in bytes; None: a GPU computes, and nothing is known.
-
-    Raises:
-        ArtifactError: tells what is needed at least.
+def scarce_memory(student: Student, targets: Sequence[Target], there: int | None) -> Iterator[str]:
+    """What to tell of each fitting that may need more memory than the machine has: `there` bytes,
+    None where that is not known. Whether it trains at all is only seen there, so it is no refusal.
     """
-    if spec.fit is None or there is None:
+    if there is None or not is_own(student.folder):
         return
-    weights = cut(read_layout(student.folder), spec).parameters
-    needed = weights * FIT_BYTES[spec.fit.method]
-    if needed > there:
-        raise ArtifactError(
-            f"fitting takes {needed / 1e9:.1f} GB of memory at least, and this machine has "
-            f"{there / 1e9:.1f}",
-            hint=f"leave fit out of this allocation in a copy of target {target.name}, or build "
-            "where there is more memory or a GPU",
-        )
+    layout = read_layout(student.folder)
+    for target in targets:
+        for spec in target.allocations:
+            weights = cut(layout, spec).parameters
+            needed = 0 if spec.fit is None else spec.fit.least_bytes(weights, trained=True)
+            if needed > there:
+                yield (
+                    f"{target.name}: fitting {spec.name} takes {needed / 1e9:.1f} GB of memory at "
+                    f"least if it has to train, and this machine has {there / 1e9:.1f}: it would "
+                    "end there; without fit in a copy of the target it does not"
+                )

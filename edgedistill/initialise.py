@@ -78,12 +78,12 @@ def initialise(name: str, folder: Path) -> Path:
         raise UsageError(
             f"'{name}' cannot be a recipe's name", hint="use lower-case letters, digits and -"
         )
-    if name in {path.parent.name for path in (shipped_root() / "recipes").glob("*/recipe.yaml")}:
+    home, shipped = folder / name, shipped_root() / "recipes"
+    if (shipped / name).is_dir() and folder.name == "recipes" and folder.resolve() != shipped:
         raise UsageError(
             f"'{name}' is a recipe that ships with edgedistill, and yours would hide it",
             hint="take another name",
         )
-    home = folder / name
     if home.exists():
         raise UsageError(
             "there is something already, and it was left as it is",

@@ -5,6 +5,7 @@ Nothing here loads torch or a runtime.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -25,6 +26,7 @@ FEATURES = (
 )  # fmt: skip
 PACKAGES = ("edgedistill", "llama-cpp-python", "torch", "transformers", "peft", "gguf")
 ASKING_SECONDS = 10
+CGROUP = Path("/sys/fs/cgroup")  # version 2, and version 1 below it
 
 
 def facts() -> dict[str, Any]:
@@ -57,10 +59,16 @@ def threads() -> int:
 
 
 def memory_bytes() -> int | None:
-    """Memory and swap that a process here could use; None where a GPU has its own."""
-    if _gpus() and platform.system() != "Darwin":
+    """Memory and swap that a process here could use, a container's bounds included. None where a
+    GPU has its own, and on systems whose swap grows as it is needed."""
+    if platform.system() != "Linux" or _gpus():
         return None
-    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
+    swap = psutil.swap_memory().total
+    bounds = [psutil.virtual_memory().total + swap]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": none
+            bounds.append(int((CGROUP / name).read_text("ascii")) + swap)
+    return int(min(bounds))
 
 
 def child_environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgedistill import machine
 from edgedistill.artifacts import (
     Adapter,
     Bundle,
@@ -35,7 +36,7 @@ from edgedistill.export.lora import export_lora
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
-from edgedistill.feasible import asks_of_student, require_possible
+from edgedistill.feasible import asks_of_student, require_possible, scarce_memory
 from edgedistill.fit import prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, shipped_student, write_page
@@ -53,6 +54,8 @@ from edgedistill.verify import verify
 from edgedistill.verify.onnx import verify_onnx
 from edgedistill.weights import locate
 from edgedistill.workspace import locked
+
+SHARED = ("distill", "merge")  # no target shapes them: one that misses a gate misses it for all
 
 
 @dataclass(frozen=True)
@@ -138,27 +141,38 @@ def run_stages(
     merged = _merged(recipe, workspace.root, log, until, retry_failed, targets)
     if merged is None or until == "merge":
         return [BuildResult(target, log.manifests()) for target in targets]
-    started: dict[bool, _Started] = {}
-    results: list[BuildResult] = []
-    missed: list[GateFailed] = []
+    started, results = dict[bool, _Started](), list[BuildResult]()
+    broken, missed = dict[bool, GateFailed](), dict[str, GateFailed]()
     for target in targets:
         onnx = target.runtime == ONNX  # llama.cpp and wllama run one file
+        if onnx in broken:
+            missed[target.name] = broken[onnx]
+            continue
         try:
             if onnx not in started:
                 started[onnx] = _export(recipe, onnx, merged, workspace.root, log.branch())
-            results.append(
-                _for_target(recipe, target, merged, started[onnx], workspace, until, page)
-            )
+            made = _for_target(recipe, target, merged, started[onnx], workspace, until, page)
         except GateFailed as error:
-            missed.append(error)
-            if len(targets) > 1:  # the others are made all the same
-                log.note(f"{target.name}: {error.what}")
+            missed[target.name] = error
+            if error.step in SHARED:
+                break
+            if error.step == "export":
+                broken[onnx] = error
+        else:
+            results.append(made)
+            if made.bundle is not None and len(targets) > 1:
+                log.note(f"{target.name}: made, {made.bundle.folder}")
     if missed:
-        for made in results:
-            if made.bundle is not None:
-                log.note(f"{made.target.name}: made, {made.bundle.folder}")
-        raise missed[0]
+        raise _all_of(missed, len(targets) > 1)
     return results
+
+
+def _all_of(missed: Mapping[str, GateFailed], named: bool) -> GateFailed:
+    """The first, with what the others miss in its words."""
+    first = next(iter(missed.values()))
+    if named:
+        first.what = "; ".join(f"target {name}: {error.what}" for name, error in missed.items())
+    return first
 
 
 def optimum_stages(
@@ -223,6 +237,8 @@ def _possible(
         return None
     student = prepare_student(recipe.student, out, log)
     require_possible(student, targets)
+    for told in scarce_memory(student, targets, machine.memory_bytes()):
+        log.note(told)
     return student
 
 

@@ -136,10 +136,10 @@ class Target(Strict):
         listed = given.get("allocations")
         if not isinstance(listed, (list, tuple)):
             return given
-        filled = [
-            {"types": given["kernels"], **each} if isinstance(each, dict) else each
-            for each in listed
-        ]
+        types = given["kernels"]
+        if isinstance(types, (list, tuple)):
+            types = list(dict.fromkeys(map(str, types)))
+        filled = [{"types": types, **each} if isinstance(each, dict) else each for each in listed]
         return {**given, "allocations": filled}
 
     @field_validator("allocations", mode="before")

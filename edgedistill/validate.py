@@ -154,9 +154,8 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
             problems.append(_problem(path, location, text))
         elif weights.endswith(".gguf") and (wrong := _about_file(Path(weights))):
             problems.append(_problem(path, location, wrong))
-    if isinstance(recipe.check, SqlExecutionCheck) and not _is_sqlite(recipe.check.database):
-        text = f"{recipe.check.database} is no SQLite database"
-        problems.append(_problem(path, ("check", "database"), text))
+    if isinstance(recipe.check, SqlExecutionCheck) and (wrong := _about_db(recipe.check.database)):
+        problems.append(_problem(path, ("check", "database"), wrong))
     return problems
 
 
@@ -169,13 +168,14 @@ def _about_file(file: Path) -> str:
     return ""
 
 
-def _is_sqlite(file: Path) -> bool:
-    """An empty file is one, too."""
+def _about_db(file: Path) -> str:
+    """What is wrong with the file of a database; an empty one is one."""
     try:
         with file.open("rb") as stream:
-            return stream.read(len(SQLITE)) in (SQLITE, b"")
-    except OSError:
-        return False
+            begins = stream.read(len(SQLITE))
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    return "" if begins in (SQLITE, b"") else f"{file} is no SQLite database"
 
 
 def _about_target(path: Path, target: Target) -> list[Problem]:

@@ -67,5 +67,5 @@ def test_a_variable_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     }
     weights, browser = settings(given)
     assert (weights.state, browser.state) == ("note", "ok")
-    assert weights.hint.startswith(f"there is no {tmp_path / 'typo'}: mend EDGEDISTILL_WEIGHTS")
+    assert weights.hint.startswith(f"nothing that can be used is at {tmp_path / 'typo'}: mend")
     assert list(settings({})) == []

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import tiny
 
-from edgedistill.allocations import AllocationSpec
 from edgedistill.artifacts import Student
-from edgedistill.errors import ArtifactError, TargetError
-from edgedistill.feasible import require_memory, require_possible
+from edgedistill.errors import TargetError
+from edgedistill.feasible import require_possible, scarce_memory
 from edgedistill.target import Target
 from edgedistill.tensors import read_layout
 
@@ -104,17 +103,18 @@ def test_what_is_not_is_refused_at_the_start(
         require_possible(changed(tmp_path, **config), [target])
 
 
-def test_a_fitting_that_the_system_would_kill(tmp_path: Path) -> None:
+def test_a_fitting_that_may_need_more_memory_is_told(tmp_path: Path) -> None:
     student = tiny.tiny_student(tmp_path)
     weights = read_layout(student.folder).parameters
     for method, each in (("full", 24), ("lora", 12)):
-        spec = AllocationSpec.model_validate({**MINE, "fit": {"method": method}})
-        target = Target.model_validate(TARGET)
-        require_memory(student, spec, target, weights * each)
-        require_memory(student, spec, target, None)
-        with pytest.raises(ArtifactError, match=r"fitting takes \S+ GB(?s:.*)leave fit"):
-            require_memory(student, spec, target, weights * each - 1)
-    require_memory(student, AllocationSpec.model_validate(MINE), target, 0)
+        fitted = {**MINE, "fit": {"method": method}}
+        target = Target.model_validate({**TARGET, "allocations": [fitted]})
+        assert list(scarce_memory(student, [target], weights * each)) == []
+        assert list(scarce_memory(student, [target], None)) == []
+        (told,) = scarce_memory(student, [target], weights * each - 1)
+        assert told.startswith("small: fitting mine takes")
+    plain = Target.model_validate({**TARGET, "allocations": [MINE]})
+    assert list(scarce_memory(student, [plain], 0)) == []
 
 
 def test_a_tokenizer_that_names_a_token_it_lacks_cannot_be_trimmed(tmp_path: Path) -> None:

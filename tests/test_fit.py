@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,10 @@ from tiny_families import FAMILIES, family_student
 
 from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
-from edgedistill.errors import GateFailed
+from edgedistill.errors import GateFailed, TrainingError
 from edgedistill.export import export
 from edgedistill.fidelity import read_rows
-from edgedistill.fit import choose_step, fit, fitting, prove
+from edgedistill.fit import choose_step, fit, fitting, prove, require_memory
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.fit.latent import Latent
 from edgedistill.number_formats import usable
@@ -133,9 +134,28 @@ def test_the_start_wins_when_fitting_makes_it_worse(
 def test_no_more_steps_than_are_allowed(
     checkpoint: Checkpoint, dataset: Dataset, tmp_path: Path
 ) -> None:
-    fitted = run(checkpoint, dataset, tmp_path, SPEC.model_copy(update={"max_steps": 5}))
+    notes = Notes()
+    spec = SPEC.model_copy(update={"max_steps": 5})
+    fitted = run(checkpoint, dataset, tmp_path, spec, progress=notes)
     facts = json.loads((fitted.folder / "manifest.json").read_text("utf-8"))["facts"]
     assert facts["steps"] == points(fitted)[-1]["step"] == 5
+    assert any(re.fullmatch(r"5 of \d+ steps are done: fit.max_steps", said) for said in notes.said)
+    assert FitSpec().steps == 200
+    assert FitSpec(start="student").steps is None
+
+
+@pytest.mark.parametrize(
+    ("method", "trained", "each"), [("full", True, 24), ("full", False, 12), ("lora", True, 12)]
+)
+def test_what_the_system_would_kill_is_refused(
+    checkpoint: Checkpoint, method: str, trained: bool, each: int
+) -> None:
+    spec, folder = FitSpec.model_validate({"method": method}), checkpoint.folder
+    least = read_layout(folder).parameters * each
+    require_memory(spec, folder, least, trained=trained)
+    require_memory(spec, folder, None, trained=trained)
+    with pytest.raises(TrainingError, match="of memory at least"):
+        require_memory(spec, folder, least - 1, trained=trained)
 
 
 @dataclass

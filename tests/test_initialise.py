@@ -42,4 +42,5 @@ def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
 
 def test_a_shipped_recipe_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="yours would hide it"):
-        initialise("support-sql", tmp_path)
+        initialise("support-sql", tmp_path / "recipes")
+    assert initialise("support-sql", tmp_path / "elsewhere").is_file()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgedistill import machine
 from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import (
     Allocation,
@@ -24,7 +25,7 @@ from edgedistill.artifacts import (
     write_json,
 )
 from edgedistill.checks import Checker, check_identity, make_checker
-from edgedistill.errors import DatasetError
+from edgedistill.errors import DatasetError, TrainingError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.fit.allocation import allocate
 from edgedistill.fit.perturbed import perturbed_rows
@@ -34,6 +35,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, DistillSpec, StudentSpec
 from edgedistill.results import TrainingPoint, told_apart
+from edgedistill.tensors import read_layout
 from edgedistill.training.data import TrainingRow, collate, plan_epochs, training_rows
 from edgedistill.training.examine import agreement
 
@@ -67,13 +69,14 @@ def fit(
 
     Raises:
         DatasetError: there is nothing to train on or to choose by.
-        TrainingError: a row breaks a promise of supervision, or the loss is not finite.
+        TrainingError: a row breaks a promise of supervision, the loss is not finite, or the memory
+            cannot suffice.
     """
     identity = Identity(
         stage="fit",
         version=7,
         spec={
-            "fit": {**spec.model_dump(mode="json"), "learning_rate": spec.rate},
+            "fit": spec.resolved(),
             "max_length": lesson.max_length,
             "precision": lesson.precision,
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
@@ -111,6 +114,23 @@ def fit(
     return Checkpoint(done.folder, done.digest)
 
 
+def require_memory(spec: FitSpec, folder: Path, there: int | None, *, trained: bool) -> None:
+    """Refuse what the system would kill without a word; `there`: bytes, None where not known.
+
+    Raises:
+        TrainingError: tells what is needed at least.
+    """
+    needed = spec.least_bytes(read_layout(folder).parameters, trained=trained)
+    if there is not None and needed > there:
+        raise TrainingError(
+            f"fitting takes {needed / 1e9:.1f} GB of memory at least, and this machine has "
+            f"{there / 1e9:.1f}",
+            where=str(folder),
+            hint="leave fit out of the allocation in a copy of the target, or build where there is "
+            "more memory or a GPU; all that was made is kept",
+        )
+
+
 def _why_it_stays(facts: Mapping[str, Any], spec: FitSpec) -> str:
     steps, kld = facts["steps"], facts["start_kld"]
     why = f"none of {steps} steps led to better weights"
@@ -141,6 +161,8 @@ class _Job:
         from edgedistill.fit.fitting import Teaching
         from edgedistill.training.trainer import as_json, train
 
+        trained, there = not self.spec.may_stay, machine.memory_bytes()
+        require_memory(self.spec, self.checkpoint.folder, there, trained=trained)
         teaching = Teaching(
             self.checkpoint.folder, self.reference.folder, self.allocation, self.spec,
             self.lesson.precision,
@@ -207,12 +229,8 @@ class _Job:
             apart = teaching.kld(model.model, altered) if altered else None
             return Examined(same, teaching.nll(model.model, asked), apart)
 
-        def enough(found: Examined) -> bool:
-            near = found.kld is not None and found.kld < spec.min_kld
-            return near and spec.start == "merged"
-
         return Course(
-            batches=plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed)[: spec.max_steps],
+            batches=self._batches_of(epochs),
             batches_per_epoch=math.ceil(len(epochs[0]) / spec.batch_size),
             schedule=Schedule(
                 learning_rate=spec.rate,
@@ -231,10 +249,25 @@ class _Job:
             choose=lambda points: choose_step(points, len(self.validation)),
             saved=lambda model: model.forget_scales(),
             only_best=True,
-            enough=enough,
+            enough=self._enough,
             label="fit",
             hint="lower fit.learning_rate, or set distill.precision to fp32",
         )
+
+    def _enough(self, found: Any) -> bool:
+        """Whether a start that was examined is near enough; if not, it is trained."""
+        spec = self.spec
+        if spec.start == "merged" and found.kld is not None and found.kld < spec.min_kld:
+            return True
+        require_memory(spec, self.checkpoint.folder, machine.memory_bytes(), trained=True)
+        return False
+
+    def _batches_of(self, epochs: list[list[TrainingRow]]) -> list[list[TrainingRow]]:
+        spec = self.spec
+        planned = plan_epochs(epochs, spec.batch_size, spec.epochs, spec.seed)
+        if spec.steps is not None and spec.steps < len(planned):
+            self.progress.note(f"{spec.steps} of {len(planned)} steps are done: fit.max_steps")
+        return planned[: spec.steps]
 
     def _batches(self, rows: list[TrainingRow]) -> list[dict[str, Any]]:
         size = self.spec.batch_size

@@ -164,7 +164,7 @@ def test_a_gate_that_one_target_misses_keeps_no_other_from_being_made(world: Wor
     asked = ("--target", "strict.yaml", "--target", "target.yaml")
     done = world.call("build", "--recipe", "recipe", *asked)
     assert done.returncode == 3
-    assert "strict: gate failed at step 'quantize'" in done.stderr
+    assert "target strict: gate failed at step 'quantize'" in done.stderr
     assert re.search(r"tiny: made, \S*tiny-tiny", done.stderr)
     assert (world.bundle / MANIFEST).is_file()
 
