@@ -123,8 +123,8 @@ def _fields(model: BaseModel, prefix: str, sources: dict[str, str]) -> Iterator[
         if isinstance(value, BaseModel):
             yield from _fields(value, f"{dotted}.", sources)
             continue
-        if name == "learning_rate" and isinstance(model, FitSpec):
-            value = model.rate
+        if isinstance(model, FitSpec):
+            value = model.resolved()[name]
         listed = isinstance(value, tuple) and value and isinstance(value[0], AllocationSpec)
         written = name in model.model_fields_set and value != ()
         given = "the target's file" if written else "default"

@@ -305,6 +305,7 @@ def test_targets_explains_each_field(run: Run) -> None:
     assert rows["gates.max_file_mb"]["source"] == "default"
     assert rows["allocations.mixed.types"]["value"] == ["Q4_0", "IQ4_NL", "Q8_0"]
     assert rows["allocations.mixed.fit.epochs"]["value"] == 2.5
+    assert rows["allocations.mixed.fit.max_steps"]["value"] == 200
     assert "roofline.bandwidth_gb_s" in run("targets", "phone").out
 
 
