@@ -4,7 +4,10 @@
 
 CHECKPOINT is the folder of a merge stage, DATASET of a curate stage: AutoRound (arXiv 2309.05516)
 tunes its rounding on the training prompts with the teacher's answers, as edgedistill does. Needs
-`pip install auto-round gguf sentencepiece` where this runs, and nothing of edgedistill.
+`pip install auto-round gguf sentencepiece` where this runs, and nothing of edgedistill. (0.16.1
+knows architectures that gguf 0.19 has not: for a Qwen student name a llama.cpp checkout in
+LLAMA_CPP_ROOT, or have its converter look those MODEL_ARCH up by getattr, as for the figures of
+docs/few-bytes.md.)
 """
 
 from __future__ import annotations
