@@ -59,7 +59,7 @@ class FitSpec(Strict):
         ge=1,
         description="no more steps than this, however many rows there are. None: 200, and with "
         "start: student as many as the epochs have. Assumption: half an hour for 135M on two "
-        "cores; 108 and 175 were measured to be enough",
+        "cores; 108 and 145 were measured to be enough",
     )
     batch_size: int = Field(16, ge=1, description="rows a step")
     kl_weight: float = Field(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgedistill.artifacts import is_full, storing
+from edgedistill.artifacts import is_full
 from edgedistill.errors import MissingTool, RuntimeFailure, UsageError
 from edgedistill.machine import child_environment
 
@@ -74,7 +74,7 @@ def convert(
 
     Raises:
         RuntimeFailure: the converter refused, died, or took longer than `seconds`.
-        MissingTool: it needs a package that is not installed. StorageError: the disk is full.
+        MissingTool: it needs a package that is not installed. OSError: the disk is full.
     """
     command = [sys.executable, "-m", "edgedistill.converter_child", str(folder)]
     command += [str(checkpoint), "--outtype", encoding.lower(), "--outfile", str(destination)]
@@ -95,8 +95,7 @@ def convert(
             hint='in the checkout: pip install -e ".[converter]"; some models need more',
         )
     if is_full(destination.parent):
-        with storing(destination):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
     said = "".join(f"\n    {line}" for line in lines[-LAST_LINES:])
     raise RuntimeFailure(
         f"llama.cpp's converter cannot convert this checkpoint; its last lines:{said}",

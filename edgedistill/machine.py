@@ -58,7 +58,7 @@ def threads() -> int:
     return min(psutil.cpu_count(logical=False) or 1, _usable_cores())
 
 
-def memory_bytes() -> int | None:
+def memory_bytes(cgroup: Path = CGROUP) -> int | None:
     """Memory and swap that a process here could use, a container's bounds included. None where a
     GPU has its own, and on systems whose swap grows as it is needed."""
     if platform.system() != "Linux" or _gpus():
@@ -67,7 +67,7 @@ def memory_bytes() -> int | None:
     bounds = [psutil.virtual_memory().total + swap]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # "max": none
-            bounds.append(int((CGROUP / name).read_text("ascii")) + swap)
+            bounds.append(int((cgroup / name).read_text("ascii")) + swap)
     return int(min(bounds))
 
 

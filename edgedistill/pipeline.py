@@ -142,12 +142,9 @@ def run_stages(
     if merged is None or until == "merge":
         return [BuildResult(target, log.manifests()) for target in targets]
     started, results = dict[bool, _Started](), list[BuildResult]()
-    broken, missed = dict[bool, GateFailed](), dict[str, GateFailed]()
+    missed: dict[str, GateFailed] = {}
     for target in targets:
         onnx = target.runtime == ONNX  # llama.cpp and wllama run one file
-        if onnx in broken:
-            missed[target.name] = broken[onnx]
-            continue
         try:
             if onnx not in started:
                 started[onnx] = _export(recipe, onnx, merged, workspace.root, log.branch())
@@ -156,12 +153,11 @@ def run_stages(
             missed[target.name] = error
             if error.step in SHARED:
                 break
-            if error.step == "export":
-                broken[onnx] = error
         else:
             results.append(made)
-            if made.bundle is not None and len(targets) > 1:
-                log.note(f"{target.name}: made, {made.bundle.folder}")
+    for made in results if missed else ():  # else the command's result lists them
+        if made.bundle is not None:
+            log.note(f"{made.target.name}: made, {made.bundle.folder}")
     if missed:
         raise _all_of(missed, len(targets) > 1)
     return results

@@ -15,6 +15,11 @@ from pydantic import BaseModel, ValidationError
 
 from edgedistill.errors import ConfigError, Problem
 
+# The patterns that names must match, in words.
+NAMES: Mapping[str, str] = {
+    r"^[a-z0-9][a-z0-9-]*$": "lower-case letters, digits and -, which is not the first",
+    r"^[A-Za-z0-9][A-Za-z0-9_]*$": "letters, digits and _, which is not the first",
+}
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -155,15 +160,8 @@ def _in_words(item: Any) -> str:
 
 
 def _allowed(pattern: str) -> str:
-    """The character class of a name's pattern, `^[first][more]*$`, in words."""
-    more = pattern.rpartition("[")[2].partition("]")[0]
-    words = {"A-Z": "letters", "a-z": "letters" if "A-Z" in more else "lower-case letters",
-             "0-9": "digits", "_": "_", ".": "."}  # fmt: skip
-    named = list(dict.fromkeys(word for part, word in words.items() if part in more))
-    named += ["-"] * more.endswith("-")
-    if not named or not pattern.startswith("^["):
-        return f"must match the pattern {pattern}"
-    return f"may have {', '.join(named[:-1])} and {named[-1]}, and begins with a letter or digit"
+    words = NAMES.get(pattern)
+    return f"must match the pattern {pattern}" if words is None else f"may have {words}"
 
 
 def _is_union_tag(document: Document, location: Location, part: str | int) -> bool:

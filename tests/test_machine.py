@@ -52,3 +52,18 @@ def test_a_child_takes_no_module_from_the_folder_it_is_started_in(tmp_path: Path
         text=True,
     )
     assert done.stdout == '"found"\n', done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="swap grows as it is needed elsewhere")
+def test_a_container_s_bound_is_the_memory_there_is(tmp_path: Path) -> None:
+    if machine.facts()["gpus"]:
+        assert machine.memory_bytes(tmp_path) is None
+        return
+    whole = machine.memory_bytes(tmp_path)
+    (tmp_path / "memory.max").write_text("max\n", "ascii")
+    assert machine.memory_bytes(tmp_path) == whole
+    (tmp_path / "memory.max").write_text("1000\n", "ascii")
+    bound = machine.memory_bytes(tmp_path)
+    assert whole is not None
+    assert bound is not None
+    assert whole - bound == machine.facts()["memory_bytes"] - 1000  # swap is in both

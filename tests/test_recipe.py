@@ -169,7 +169,7 @@ def test_yaml_cannot_run_code(tiny: Path) -> None:
             "name: small\nallocations:\n  - {name: my-own, types: [Q8_0]}",
             3,
             "allocations[0].name",
-            "may have letters, digits and _, and begins with a letter or digit (got 'my-own')",
+            "may have letters, digits and _, which is not the first (got 'my-own')",
         ),
         (
             "name: small",

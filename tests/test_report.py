@@ -161,6 +161,18 @@ def test_a_browser_that_was_not_there_is_said_twice() -> None:
     assert html.count("no Chromium here") == 2
 
 
+def test_how_the_file_was_made_is_said() -> None:
+    made = {
+        "vocabulary": 8683, "drop_layers": 2, "converter": "llama.cpp converter 0123456789abcdef",
+        "fit": {"method": "full", "max_steps": 200},
+    }  # fmt: skip
+    provenance = {**PROVENANCE, "makeup": {**PROVENANCE["makeup"], **made}}
+    page = render_html(json.loads(json.dumps(sample_report().to_json())), provenance)
+    assert "<dt>exported by</dt><dd>llama.cpp converter 0123456789abcdef</dd>" in page
+    assert "<dd>8,683 tokens of the vocabulary are left, layers dropped: 2</dd>" in page
+    assert re.search(r"<dt>fitted</dt><dd>method: full · max.steps: 200</dd>", page)
+
+
 def test_a_report_of_before_there_were_browsers_still_renders() -> None:
     report = json.loads(json.dumps(sample_report().to_json()))
     del report["in_browser"]

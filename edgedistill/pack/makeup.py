@@ -42,8 +42,8 @@ def makeup(quantized: Quantized, chain: Mapping[str, Json]) -> dict[str, Any]:
 
 
 def _converter(chain: Mapping[str, Json]) -> str | None:
-    path = str(chain["export"]["facts"].get("path")) if "export" in chain else ""
-    return path if path.startswith(CONVERTER) else None
+    path = chain["export"]["facts"].get("path", "") if "export" in chain else ""  # ONNX has none
+    return str(path) if path.startswith(CONVERTER) else None
 
 
 def _trimmed(each: Json) -> dict[str, Any]:

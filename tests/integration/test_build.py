@@ -169,6 +169,20 @@ def test_a_gate_that_one_target_misses_keeps_no_other_from_being_made(world: Wor
     assert (world.bundle / MANIFEST).is_file()
 
 
+def test_a_gate_that_every_target_misses_is_paid_for_once(world: World) -> None:
+    file = world.home / "recipe" / "recipe.yaml"
+    recipe = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**recipe, "gates": {"merged_agreement": 1.0}}), "utf-8")
+    target = json.loads(world.target.read_text("utf-8"))
+    other = json.dumps({**target, "name": "other", "context_tokens": 192})
+    (world.home / "other.yaml").write_text(other, "utf-8")
+    asked = ("--target", "target.yaml", "--target", "other.yaml")
+    done = world.call("build", "--recipe", "recipe", *asked)
+    assert done.returncode == 3
+    assert "target tiny: gate failed at step 'distill'" in done.stderr
+    assert "target other" not in done.stderr
+
+
 def test_a_page_that_cannot_be_made_is_told_before_any_work(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
