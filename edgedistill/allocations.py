@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgedistill.number_formats import FORMATS, MIXED_NAME
-from edgedistill.recipe import SEEDS, Strict
+from edgedistill.strict import SEEDS, Strict
 from edgedistill.yamlfile import FieldError, refuse
 
 # From merged, full: better than 1e-5 and 1e-4 in a short course, and what the fitted figures of

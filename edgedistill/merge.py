@@ -11,14 +11,15 @@ from edgedistill.artifacts import Adapter, Checkpoint, Identity, Student, run_st
 from edgedistill.errors import ArtifactError
 from edgedistill.progress import Progress
 from edgedistill.student import TOKENIZER_FILES
-from edgedistill.torch_runtime import load_model
+from edgedistill.torch_runtime import WHOLE, load_model
 
 FP32 = "F32"  # safetensors' name
+CONFIGS = ("config.json", "generation_config.json")
 
 
 def merge(adapter: Adapter, student: Student, out: Path, progress: Progress) -> Checkpoint:
-    """Stage "merge": W + alpha / rank * B A for every adapted layer; the tokenizer is the base's,
-    byte for byte.
+    """Stage "merge": W + alpha / rank * B A for every adapted layer (DoRA's magnitudes, too); what
+    was trained whole is taken as it is. The tokenizer is the base's, byte for byte.
 
     Raises:
         ArtifactError: the base is quantized or not in fp32: merging there would round the adapter.
@@ -68,10 +69,20 @@ def _refused(folder: Path, why: str) -> ArtifactError:
 def _merge(adapter: Path, base: Path, folder: Path) -> dict[str, Any]:
     from peft import PeftModel
 
+    if (adapter / WHOLE).is_file():  # every weight was trained: it is the checkpoint
+        for name in (WHOLE, *CONFIGS):
+            if (adapter / name).is_file():
+                shutil.copyfile(adapter / name, folder / name)
+        _copy_tokenizer(base, folder)
+        return {"merged_layers": 0, "trained_whole": True}
     adapted = PeftModel.from_pretrained(load_model(base), str(adapter), local_files_only=True)
     layers = sum(1 for name, _ in adapted.named_parameters() if "lora_A" in name)
     merged = adapted.merge_and_unload(safe_merge=True)
     merged.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
+    _copy_tokenizer(base, folder)
+    return {"merged_layers": layers}
+
+
+def _copy_tokenizer(base: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         shutil.copyfile(base / name, folder / name)
-    return {"merged_layers": layers}

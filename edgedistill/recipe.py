@@ -8,19 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgedistill.errors import ConfigError, Problem
+from edgedistill.methods import DistillSpec
+from edgedistill.strict import SEEDS, Strict
 from edgedistill.yamlfile import Document, Location, load, parse
-
-
-class Strict(BaseModel):
-    """Frozen; a misspelt field is an error, and so is a number that is none (.inf, .nan)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-SEEDS = 2**32  # what the libraries that take one can hold
 
 
 class Sampling(Strict):
@@ -160,39 +153,6 @@ class StudentSpec(Strict):
         if "{prompt}" not in self.prompt:
             raise ValueError("student.prompt must contain {prompt}")
         return self
-
-
-class LoraSpec(Strict):
-    """LoRA on all linear layers (Hu et al. 2021, arXiv 2106.09685)."""
-
-    rank: int = Field(32, ge=1, le=512, description="rank of the update")
-    alpha: float = Field(64, gt=0, description="the update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the update left out at random")
-
-
-class DistillSpec(Strict):
-    """How the student learns."""
-
-    method: Literal["sft"] = Field(
-        "sft", description="sft: likelihood of the teacher's text (SeqKD)"
-    )
-    lora: LoraSpec = LoraSpec()
-    learning_rate: float = Field(4e-4, gt=0, description="highest one; it falls to 0 linearly")
-    epochs: float = Field(3, gt=0, description="passes over the training rows")
-    batch_size: int = Field(16, ge=1, description="rows a step")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps with a rising rate")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    max_length: int = Field(512, ge=16, description="longest row, in tokens; longer is an error")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
-        description="in which is trained, fitting included; auto: the faster one on this machine, "
-        "measured once",
-    )
-    evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
-    checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")
-    seed: int = Field(
-        0, ge=0, lt=SEEDS, description="of the fresh LoRA weights and the order of rows"
-    )
 
 
 class BenchSpec(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -166,6 +167,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a student in training answered to one validation prompt."""
+
+    prompt: str
+    teacher: str
+    student: str
+    same: bool
+
+
+@dataclass(frozen=True)
 class TrainingPoint:
     """One step of training; the validation figures only where they were measured.
 
@@ -180,6 +191,7 @@ class TrainingPoint:
     validation_agreement: float | None
     validation_nll: float | None = None
     validation_kld: float | None = None
+    samples: Sequence[Sample | dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)

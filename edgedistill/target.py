@@ -16,7 +16,7 @@ from edgedistill import onnx_formats
 from edgedistill.allocations import ONNX_TYPES, AllocationSpec, FitSpec, is_type, unknown_types
 from edgedistill.errors import ConfigError, did_you_mean
 from edgedistill.number_formats import FORMATS
-from edgedistill.recipe import Strict
+from edgedistill.strict import Strict
 from edgedistill.yamlfile import FieldError, load, parse, refuse
 
 GGUF_FORMATS = (

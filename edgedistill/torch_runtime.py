@@ -20,10 +20,11 @@ from edgedistill.progress import SilentTask, Task
 BATCH = 64
 # Enough rows for a matrix product to keep a core busy; more only takes memory.
 PART_TOKENS = 512
+WHOLE = "model.safetensors"  # in an adapter's folder: every weight was trained
 
 
 class TorchModel:
-    """A checkpoint folder, ready to evaluate: with a peft adapter folder on top or without, or
+    """A checkpoint folder, ready to evaluate: with an adapter folder on top or without, or
     with the weights of a quantized model that was made of it (`values`), dequantized.
 
     Raises:
@@ -34,10 +35,11 @@ class TorchModel:
     def __init__(
         self, folder: Path, adapter: Path | None = None, values: Path | None = None
     ) -> None:
-        model = load_model(folder)
+        whole = adapter is not None and (adapter / WHOLE).is_file()
+        model = load_model(adapter if adapter is not None and whole else folder)
         if values is not None:
             _take_values(model, folder, values)
-        if adapter is not None:
+        if adapter is not None and not whole:
             model = _with_adapter(model, adapter)
         self._model = model.to(device()).eval()
 

@@ -126,7 +126,6 @@ def test_a_rank_without_whole_blocks_stays_f16(tmp_path: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "peft_type is LOHA"),
         ({"use_dora": True}, "use_dora"),
-        ({"use_rslora": True}, "use_rslora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
         ({"bias": "all"}, "bias is 'all'"),

@@ -12,18 +12,18 @@ import pytest
 import tiny
 from gguf import GGUFReader
 from tiny_families import FAMILIES, WINDOW, change_tensor, family_student, fidelity
+from training_rows import packed_loss, padded, rows_of_lengths
 
 from edgedistill.artifacts import Checkpoint, Exported
-from edgedistill.distill.model import lora_model, supervised_loss
+from edgedistill.distill.model import trained_model
 from edgedistill.errors import ArtifactError
 from edgedistill.export import export
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.families import exact_context
+from edgedistill.methods import DistillSpec
 from edgedistill.progress import Silent
-from edgedistill.recipe import DistillSpec
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import read_layout
-from edgedistill.training.data import IGNORED
 
 BOUND = 1e-5  # nats; measured: 9e-8 to 8e-6
 NEAR_TIE = 0.05  # nats
@@ -175,15 +175,12 @@ def test_every_family_trains_with_its_own_loss(tmp_path: Path, name: str) -> Non
     import torch
 
     student = family_student(tmp_path, name)
-    model = lora_model(student, DistillSpec())
-    ids = torch.arange(3, 43).reshape(2, 20)
-    labels = ids.clone()
-    labels[:, :5] = IGNORED
-    loss = supervised_loss(model, {"input_ids": ids, "labels": labels})
-    loss.backward()
+    model = trained_model(student.folder, DistillSpec())
+    rows = rows_of_lengths(20, 20)
+    loss = packed_loss(model, rows)
     with torch.no_grad():
-        wanted = model(input_ids=ids, labels=labels).loss
-    torch.testing.assert_close(loss.detach(), wanted)
+        wanted = model(**padded(rows)).loss
+    torch.testing.assert_close(loss, wanted)
     learning = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
     assert len(learning) == sum(1 for n, _ in model.named_parameters() if "lora_" in n) > 0
 
@@ -192,9 +189,8 @@ def test_gemmas_capped_logits_are_trained_on(tmp_path: Path) -> None:
     import torch
 
     student = family_student(tmp_path, "gemma3", final_logit_softcapping=2.0)
-    model = lora_model(student, DistillSpec())
-    ids = torch.arange(3, 23).reshape(1, 20)
-    loss = supervised_loss(model, {"input_ids": ids, "labels": ids})
-    torch.testing.assert_close(loss, model(input_ids=ids, labels=ids).loss)
+    model = trained_model(student.folder, DistillSpec())
+    rows = rows_of_lengths(20)
+    torch.testing.assert_close(packed_loss(model, rows), model(**padded(rows)).loss.detach())
     file = exported(tmp_path, tmp_path / "model.gguf")
     assert fidelity(tmp_path, file, tmp_path).mean_kld < BOUND

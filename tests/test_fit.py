@@ -20,18 +20,18 @@ from edgedistill.fidelity import read_rows
 from edgedistill.fit import choose_step, fit, fitting, prove, require_memory
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.fit.latent import Latent
+from edgedistill.methods import DistillSpec
 from edgedistill.number_formats import usable
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize import weigh
-from edgedistill.recipe import DistillSpec, StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec, TextCheck
 from edgedistill.results import TrainingPoint
 from edgedistill.runtime import quantize_file
 from edgedistill.tensors import matrices, read_layout
 from edgedistill.torch_runtime import load_model
-from edgedistill.training.data import collate, training_rows
-from edgedistill.training.trainer import PART_TOKENS
+from edgedistill.training.data import PART_TOKENS, collate, training_rows
 
 LESSON = DistillSpec(precision="fp32")
 PROMPT = StudentSpec(weights="tiny", max_tokens=8)

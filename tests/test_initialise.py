@@ -8,7 +8,8 @@ import pytest
 
 from edgedistill.errors import UsageError
 from edgedistill.initialise import initialise, recipe_text
-from edgedistill.recipe import DistillSpec, Recipe, load_recipe
+from edgedistill.methods import DistillSpec
+from edgedistill.recipe import Recipe, load_recipe
 
 
 def test_defaults_are_the_models_own(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 from tiny import tiny_student
 
 from edgedistill.artifacts import Adapter, Student
-from edgedistill.distill.model import lora_model, save_adapter
+from edgedistill.distill.model import save_adapter, trained_model
 from edgedistill.errors import ArtifactError
 from edgedistill.merge import merge
+from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Silent
-from edgedistill.recipe import DistillSpec, LoraSpec
 from edgedistill.student import TOKENIZER_FILES
 from edgedistill.torch_runtime import TorchModel
 
@@ -33,7 +33,7 @@ def adapter(student: Student, tmp_path: Path) -> Adapter:
     """One that changes the model: LoRA begins with B = 0."""
     import torch
 
-    model = lora_model(student, DistillSpec(lora=LoraSpec(rank=4)))
+    model = trained_model(student.folder, DistillSpec(lora=LoraSpec(rank=4)))
     torch.manual_seed(1)
     for name, values in model.named_parameters():
         if "lora_B" in name:

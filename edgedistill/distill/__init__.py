@@ -1,12 +1,9 @@
-"""Distil: the student learns the teacher's answers (SeqKD, Kim and Rush 2016, arXiv 1606.07947)
-through LoRA on all its linear layers."""
+"""Distil: the student learns the teacher's answers, by one of the methods of methods.py."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,19 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
-from edgedistill.checks import Checker, check_identity, make_checker
-from edgedistill.errors import DatasetError
-from edgedistill.fidelity import EvalRow, read_rows
+from edgedistill.checks import check_identity
+from edgedistill.distill.lesson import Job, choose_step, lesson_rows
+from edgedistill.fidelity import read_rows
+from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, DistillSpec, StudentSpec
-from edgedistill.results import TrainingPoint
-from edgedistill.training.data import TrainingRow, plan_batches, training_rows
-from edgedistill.training.examine import agreement
+from edgedistill.recipe import Check, StudentSpec
+from edgedistill.training.data import TrainingRow, training_rows
 
-__all__ = ["distill", "with_precision"]
+__all__ = ["choose_step", "distill", "with_precision"]
 
 TRAINING = "training.json"
+TOOLS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def distill(
@@ -51,23 +48,24 @@ def distill(
 
     Raises:
         DatasetError: there is nothing to train on.
-        TrainingError: a row breaks a promise of supervision, or the loss is not finite.
+        TrainingError: a row breaks a promise of supervision, or the training diverges.
     """
     spec = with_precision(dataset, student, prompt, spec, out, progress)
-    shown = StudentPrompt(student.folder, prompt)
-    rows = training_rows(read_rows(dataset.folder / "train.jsonl"), shown, spec.max_length)
-    validation = read_rows(dataset.folder / "validation.jsonl")
-    if not validation:
-        raise DatasetError(
-            "no validation rows are left to choose an adapter by",
-            hint="raise curate.split.validation, or give more prompts",
-        )
-    lesson = _Lesson(rows, validation, shown, prompt, make_checker(check))
+    job = Job(
+        student=student,
+        prompt=prompt,
+        spec=spec,
+        check=check,
+        rows=dataset.folder / "train.jsonl",
+        validation=dataset.folder / "validation.jsonl",
+    )
+    lesson_rows(job)  # what cannot be trained on is refused before the folder is made
+    job.exam()
     done = run_stage(
         _identity(dataset, student, prompt, spec, check),
         out,
         progress,
-        lambda folder: _learn(lesson, student, spec, folder, progress),
+        lambda folder: learn(job, folder, progress),
     )
     return Adapter(folder=done.folder, digest=done.digest, steps=int(done.facts["steps"]))
 
@@ -85,104 +83,37 @@ def with_precision(
 
     if spec.precision != "auto":
         return spec
-    shown = StudentPrompt(student.folder, prompt)
 
     def rows() -> list[TrainingRow]:
+        shown = StudentPrompt(student.folder, prompt)
         return training_rows(read_rows(dataset.folder / "train.jsonl"), shown, spec.max_length)
 
-    chosen = choose_precision(rows, student, spec, shown.stop_id, out, progress)
+    chosen = choose_precision(rows, student, spec, out, progress)
     return spec.model_copy(update={"precision": chosen})
 
 
-@dataclass(frozen=True)
-class _Lesson:
-    """What is learnt and how it is examined."""
+def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
+    """Train, and write the adapter and `training.json` into `folder`; the facts of the run."""
+    from edgedistill.distill.lesson import course_of
+    from edgedistill.training.history import as_json
+    from edgedistill.training.trainer import train
 
-    rows: list[TrainingRow]
-    validation: list[EvalRow]
-    shown: StudentPrompt
-    prompt: StudentSpec
-    checker: Checker
-
-
-def _learn(
-    lesson: _Lesson,
-    student: Student,
-    spec: DistillSpec,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    from edgedistill.distill.model import CONFIG, WEIGHTS
-    from edgedistill.training.trainer import as_json, train
-
-    course = _course(lesson, student, spec)
+    course = course_of(job)
     done = train(course, folder, progress)
-    for name in (WEIGHTS, CONFIG):
-        shutil.copyfile(done.kept / name, folder / name)
+    for file in done.kept.iterdir():
+        shutil.copyfile(file, folder / file.name)
     write_json(folder / TRAINING, as_json(done.points))
     last = done.facts["chosen_step"] == course.steps
     return {
         **done.facts,
-        "precision": spec.precision,
+        "precision": job.spec.precision,
         "chosen_because": (
             "the last step" if last else "an earlier step agreed on more than one validation "
             "prompt more"
         ),
-        "train_rows": len(lesson.rows),
-        "validation_rows": len(lesson.validation),
+        "train_rows": len(lesson_rows(job)),
+        "validation_rows": len(job.exam().rows),
     }  # fmt: skip
-
-
-def _course(lesson: _Lesson, student: Student, spec: DistillSpec) -> Any:
-    from edgedistill.distill.model import lora_model, save_adapter, supervised_loss
-    from edgedistill.training.loss import in_parts
-    from edgedistill.training.trainer import Course, Examined, Schedule
-
-    rows = lesson.rows
-
-    def backward(model: Any, batch: Any, run_backward: Callable[[Any], None]) -> Any:
-        return in_parts(
-            batch, spec.precision, run_backward, lambda part: supervised_loss(model, part, "sum")
-        )
-
-    def examine(model: Any) -> Examined:
-        base = model.get_base_model()
-        return Examined(
-            agreement(
-                base, lesson.validation, lesson.shown, lesson.prompt.max_tokens, lesson.checker
-            )
-        )
-
-    return Course(
-        batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
-        batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
-        schedule=Schedule(
-            learning_rate=spec.learning_rate,
-            warmup_share=spec.warmup_share,
-            weight_decay=spec.weight_decay,
-            evaluations=spec.evaluations,
-            checkpoints=spec.checkpoints,
-            seed=spec.seed,
-        ),
-        pad_id=lesson.shown.stop_id,
-        build=lambda: lora_model(student, spec),
-        backward=backward,
-        examine=examine,
-        keep=lambda model, folder: save_adapter(model, folder, student),
-        choose=lambda points: choose_step(points, len(lesson.validation)),
-    )
-
-
-def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
-    """The last step, unless an earlier evaluation agreed on more than one validation prompt more:
-    then the best of them, the later one when equal."""
-    measured = [
-        (round(point.validation_agreement * validation_rows), point.step)
-        for point in points
-        if point.validation_agreement is not None
-    ]
-    last, best = measured[-1], max(measured)
-    return best[1] if best[0] > last[0] + 1 else last[1]
 
 
 def _identity(
@@ -194,12 +125,12 @@ def _identity(
 ) -> Identity:
     return Identity(
         stage="distill",
-        version=1,
+        version=2,
         spec={
-            "distill": spec.model_dump(mode="json"),
+            "distill": spec.shaping(),
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
             "check": check_identity(check),
         },
         inputs={"dataset": dataset.digest, "student": student.digest},
-        tools=tool_versions("torch", "transformers", "peft", "accelerate", "tokenizers"),
+        tools=tool_versions(*TOOLS),
     )

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from edgedistill import machine
 from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
-from edgedistill.distill.model import lora_model, supervised_loss
+from edgedistill.distill.model import trained_model
+from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
-from edgedistill.recipe import DistillSpec
 from edgedistill.torch_runtime import device
-from edgedistill.training.data import TrainingRow, collate
+from edgedistill.training.data import PART_TOKENS, TrainingRow
+from edgedistill.training.learner import Learner, Packer, backward, nll_loss
 from edgedistill.training.loss import autocast
+from edgedistill.training.packing import packed_attention
 
 CPU_TOKENS = 256  # enough for a stable rate on a CPU, short where bf16 is emulated
 GPU_TOKENS = 8192
@@ -27,21 +29,24 @@ def choose_precision(
     rows: Callable[[], Sequence[TrainingRow]],
     student: Student,
     spec: DistillSpec,
-    pad_id: int,
     out: Path,
     progress: Progress,
 ) -> Literal["fp32", "bf16"]:
     """ "fp32" or "bf16"; stage "precision", told to `progress` when it is measured."""
     identity = Identity(
         stage="precision",
-        version=1,
-        spec={"rank": spec.lora.rank, "batch_size": spec.batch_size},
+        version=2,
+        spec={
+            "tuning": spec.tuning,
+            "rank": None if spec.tuning == "full" else spec.lora.rank,
+            "batch_size": spec.batch_size,
+        },
         inputs={"student": student.digest, "machine": machine.fingerprint()},
         tools=tool_versions("torch", "transformers", "peft"),
     )
 
     def work(folder: Path) -> dict[str, Any]:
-        measured = _measure(rows(), student, spec, pad_id)
+        measured = _measure(rows(), student, spec)
         gc.collect()  # its model must be gone before the one that is trained is loaded
         write_json(folder / "precision.json", measured)
         bf16 = measured["bf16"]
@@ -55,26 +60,38 @@ def choose_precision(
     return "bf16" if facts["chosen"] == "bf16" else "fp32"
 
 
-def _measure(
-    rows: Sequence[TrainingRow], student: Student, spec: DistillSpec, pad_id: int
-) -> dict[str, Any]:
+def _measure(rows: Sequence[TrainingRow], student: Student, spec: DistillSpec) -> dict[str, Any]:
     where = device()
     wanted = CPU_TOKENS if where.type == "cpu" else GPU_TOKENS
     some = _about(rows, wanted, spec.batch_size)
-    batch = {name: tensor.to(where) for name, tensor in collate([some], pad_id).items()}
-    model = lora_model(student, spec).to(where)
-    tokens = sum(map(len, some))
+    tokens, batch = sum(map(len, some)), _moved(Packer(PART_TOKENS[where.type])([some]), where)
+
+    def learner(precision: Literal["fp32", "bf16"]) -> Learner:
+        own = spec.model_copy(update={"precision": precision})
+        made: Learner = Learner(trained_model(student.folder, own), nll_loss).to(where)
+        return made
+
+    model = learner("fp32")
     _step(model, batch, "fp32")
     fp32 = tokens / min(_step(model, batch, "fp32")[0] for _ in range(TIMED))
-    bf16, why = _bf16(model, batch, tokens, tokens / fp32)
+    del model
+    bf16, why = _bf16(learner("bf16"), batch, tokens, tokens / fp32)
     chosen = "bf16" if bf16 > fp32 else "fp32"
     return {"fp32": fp32, "bf16": bf16, "chosen": chosen, "why_not_bf16": why, "tokens": tokens}
 
 
-def _bf16(model: Any, batch: Any, tokens: int, fp32_seconds: float) -> tuple[float, str]:
+def _moved(value: Any, where: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(each, where) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_moved(each, where) for each in value]
+    return value.to(where) if hasattr(value, "to") else value
+
+
+def _bf16(model: Learner, batch: Any, tokens: int, fp32_seconds: float) -> tuple[float, str]:
     """Tokens/s, 0 where unusable with the reason. Where the CPU emulates bf16, its forward pass
     alone outlasts a whole fp32 step, and nothing more is timed."""
-    forward, loss = _step(model, batch, "bf16", backward=False)
+    forward, loss = _forward(model, batch)
     if not math.isfinite(loss):
         return 0.0, "gives no finite loss"
     if forward > 2 * fp32_seconds:
@@ -83,21 +100,27 @@ def _bf16(model: Any, batch: Any, tokens: int, fp32_seconds: float) -> tuple[flo
     return tokens / min(_step(model, batch, "bf16")[0] for _ in range(TIMED)), ""
 
 
-def _step(model: Any, batch: Any, precision: str, backward: bool = True) -> tuple[float, float]:
+def _forward(model: Learner, batch: Any) -> tuple[float, float]:
+    """Seconds and loss of a forward pass in bf16."""
+    import torch
+
+    started, where = time.perf_counter(), next(model.parameters()).device
+    with torch.no_grad(), packed_attention(model.plain), autocast(where, "bf16"):
+        loss = sum(float(model(part)) for part in batch["parts"]) / batch["total"]
+    return time.perf_counter() - started, loss
+
+
+def _step(model: Learner, batch: Any, precision: str) -> tuple[float, float]:
     """Seconds and loss of one step."""
     import torch
 
-    where = next(model.parameters()).device
     started = time.perf_counter()
-    with autocast(where, precision):
-        loss = supervised_loss(model, batch)
-    if backward:
-        loss.backward()
-    value = float(loss.detach())
+    loss = float(backward(model, batch, lambda loss: loss.backward(), precision))
+    where = next(model.parameters()).device
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     model.zero_grad(set_to_none=True)
-    return time.perf_counter() - started, value
+    return time.perf_counter() - started, loss
 
 
 def _about(rows: Sequence[TrainingRow], tokens: int, most: int) -> list[TrainingRow]:

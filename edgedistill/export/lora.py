@@ -7,6 +7,7 @@ nothing rounded a second time.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,6 @@ BLOCK = 32  # values of a Q8_0 block
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "use_dora": (False, None),
-    "use_rslora": (False, None),
     "lora_bias": (False, None),
     "fan_in_fan_out": (False, None),
     "modules_to_save": (None, [], ()),
@@ -124,6 +124,8 @@ def write_lora(
         ArtifactError: the adapter holds what llama.cpp cannot apply, or a value is not finite.
         RuntimeFailure: it does not fit `base`.
     """
+    if not (adapter / CONFIG).is_file():
+        _refuse(adapter, "every weight was trained (distill.tuning is full): there is no adapter")
     config = json.loads((adapter / CONFIG).read_text("utf-8"))
     _refuse_unsupported(config, adapter)
     header = read_header(base)
@@ -147,7 +149,7 @@ def write_lora(
     parameters = sum(int(np.prod(piece.shape)) for piece in pieces)
     return {
         "rank": config["r"],
-        "alpha": config["lora_alpha"],
+        "alpha": _alpha(config),
         "type": type,
         "tensors": len(pieces),
         "parameters": parameters,
@@ -250,7 +252,7 @@ def _add_keys(
     kinds = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
     writer.add_type(GGUFType.ADAPTER)
     writer.add_string(Keys.Adapter.TYPE, "lora")
-    writer.add_float32(Keys.Adapter.LORA_ALPHA, float(config["lora_alpha"]))
+    writer.add_float32(Keys.Adapter.LORA_ALPHA, _alpha(config))
     writer.add_name(f"{base} {origin.recipe} LoRA")
     writer.add_version(VERSION)
     if origin.licence != "unknown":
@@ -266,6 +268,12 @@ def _add_keys(
     writer.add_string("edgedistill.source_digest", origin.adapter_digest)
     writer.add_string("edgedistill.base_sha256", origin.base_sha256)
     writer.add_uint32("edgedistill.lora_rank", int(config["r"]))
+
+
+def _alpha(config: Mapping[str, Any]) -> float:
+    """What llama.cpp divides by the rank."""
+    alpha, rank = float(config["lora_alpha"]), int(config["r"])
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
 
 def _refuse_unsupported(config: Mapping[str, Any], folder: Path) -> None:

@@ -6,6 +6,7 @@ quantized values (quantization-aware training: Jacob et al. 2018, arXiv 1712.058
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,14 @@ from edgedistill.fit.allocation import allocate
 from edgedistill.fit.perturbed import perturbed_rows
 from edgedistill.fit.proof import prove
 from edgedistill.fit.sensitivity import measure_sensitivity
+from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, DistillSpec, StudentSpec
+from edgedistill.recipe import Check, StudentSpec
 from edgedistill.results import TrainingPoint, told_apart
 from edgedistill.tensors import read_layout
 from edgedistill.training.data import TrainingRow, collate, plan_epochs, training_rows
-from edgedistill.training.examine import agreement
+from edgedistill.training.examine import Exam
 
 __all__ = ["allocate", "fit", "measure_sensitivity", "prove"]
 
@@ -159,7 +161,8 @@ class _Job:
 
     def run(self, folder: Path) -> Mapping[str, Any]:
         from edgedistill.fit.fitting import Teaching
-        from edgedistill.training.trainer import as_json, train
+        from edgedistill.training.history import as_json
+        from edgedistill.training.trainer import train
 
         trained, there = not self.spec.may_stay, machine.memory_bytes()
         require_memory(self.spec, self.checkpoint.folder, there, trained=trained)
@@ -217,15 +220,16 @@ class _Job:
         return perturbed_rows(rows, self.shown, len(rows), self.lesson.max_length, "validation")
 
     def _course(self, teaching: Any, epochs: list[list[TrainingRow]]) -> Any:
-        from edgedistill.training.trainer import Course, Examined, Schedule
+        from edgedistill.training.course import Course, Examined, Schedule
 
-        spec, longest = self.spec, self.prompt.max_tokens
+        spec = self.spec
+        exam = Exam(self.validation, self.shown, self.prompt.max_tokens, self.checker)
         asked = self._batches(training_rows(self.validation, self.shown, None))
         altered = self._batches(self._altered())
 
         def examine(model: Any) -> Examined:
             model.refresh(exact=True)
-            same = agreement(model.model, self.validation, self.shown, longest, self.checker)
+            same = exam.take(model.model).agreement
             apart = teaching.kld(model.model, altered) if altered else None
             return Examined(same, teaching.nll(model.model, asked), apart)
 
@@ -241,7 +245,7 @@ class _Job:
                 seed=spec.seed,
                 patience=spec.patience,
             ),
-            pad_id=self.shown.stop_id,
+            collate=functools.partial(collate, pad_id=self.shown.stop_id),
             build=teaching.build,
             backward=teaching.backward,
             examine=examine,
@@ -251,6 +255,7 @@ class _Job:
             only_best=True,
             enough=self._enough,
             label="fit",
+            may_rise=True,
             hint="lower fit.learning_rate, or set distill.precision to fp32",
         )
 

@@ -19,9 +19,8 @@ from edgedistill.importance import read_importance
 from edgedistill.progress import Progress
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import device, load_model
-from edgedistill.training.data import IGNORED, TrainingRow, split_batch
+from edgedistill.training.data import IGNORED, PART_TOKENS, TrainingRow, split_batch
 from edgedistill.training.loss import in_parts, supervised_head, supervised_logits
-from edgedistill.training.trainer import PART_TOKENS
 
 
 class Teaching:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from edgedistill.errors import DatasetError, TrainingError
 from edgedistill.fidelity import EvalRow
@@ -14,6 +14,11 @@ from edgedistill.prompting import StudentPrompt
 
 IGNORED = -100  # torch's label for "no loss here"
 BUCKET = 8  # batches that are sorted by length together
+# A batch goes through the model in parts of about this many tokens: the gradient is the same, the
+# activations in memory are not. Matrices of this many rows keep a core busy already.
+PART_TOKENS = {"cpu": 512, "cuda": 16384}
+
+Row = TypeVar("Row", bound=Sized)  # a TrainingRow, or several that belong together
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,31 @@ class TrainingRow:
     """Token IDs of one row; only `answer`, whose last token is the stop token, is supervised.
 
     `general`: no teacher said it, so it is only compared with what another model predicts there.
-    Running text has an `answer` that is all but its first token, without a stop token.
+    Running text has an `answer` that is all but its first token, without a stop token. `weight` is
+    what each of its supervised tokens counts, beside those of other rows.
     """
 
     id: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     general: bool = False
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that the teacher said."""
+        return 0 if self.general else len(self.answer)
+
+    @property
+    def supervised_weight(self) -> float:
+        return self.weight * self.supervised
+
+    def unweighted(self) -> TrainingRow:
+        """The same row, from which nothing is learnt."""
+        return replace(self, weight=0.0)
 
 
 def training_rows(
@@ -51,7 +71,7 @@ def training_rows(
     made = []
     for row in rows:
         asked, answer = prompt.prompt_ids(row.prompt, row.history), prompt.answer_ids(row.answer)
-        training = TrainingRow(row.id, tuple(asked), tuple(answer))
+        training = TrainingRow(row.id, tuple(asked), tuple(answer), weight=row.weight)
         _require_promises(training, prompt.stop_id, max_length)
         made.append(training)
     return made
@@ -75,16 +95,14 @@ def _require_promises(row: TrainingRow, stop_id: int, max_length: int | None) ->
         )
 
 
-def plan_batches(
-    rows: Sequence[TrainingRow], size: int, epochs: float, seed: int
-) -> list[list[TrainingRow]]:
+def plan_batches(rows: Sequence[Row], size: int, epochs: float, seed: int) -> list[list[Row]]:
     """Every batch of the run in order, decided by the seed alone."""
     return plan_epochs([rows] * math.ceil(epochs), size, epochs, seed)
 
 
 def plan_epochs(
-    rows_of: Sequence[Sequence[TrainingRow]], size: int, epochs: float, seed: int
-) -> list[list[TrainingRow]]:
+    rows_of: Sequence[Sequence[Row]], size: int, epochs: float, seed: int
+) -> list[list[Row]]:
     """The same where each epoch has rows of its own; the run is as long as if each had as many as
     the first, which only those differ from whose altered prompts became too long each time.
 
@@ -92,7 +110,7 @@ def plan_epochs(
     batches, and the batches shuffled: little padding, and no order by length.
     """
     per_epoch = math.ceil(len(rows_of[0]) / size)
-    batches: list[list[TrainingRow]] = []
+    batches: list[list[Row]] = []
     for epoch, rows in enumerate(rows_of):
         chance = random.Random(f"{seed}-{epoch}")
         shuffled = chance.sample(list(rows), len(rows))
@@ -103,19 +121,6 @@ def plan_epochs(
         chance.shuffle(made)
         batches += made
     return batches[: max(1, round(per_epoch * epochs))]
-
-
-def padding_share(batches: Sequence[Sequence[TrainingRow]], tokens: int) -> float:
-    """Share of the tokens computed that are padding, with batches split as `split_batch` does; 0
-    where none are."""
-    real = padded = 0
-    for batch in batches:
-        size = max(1, tokens // max(map(len, batch)))
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            real += sum(map(len, part))
-            padded += len(part) * max(map(len, part))
-    return 1 - real / padded if padded else 0.0
 
 
 def collate(items: Sequence[Sequence[TrainingRow]], pad_id: int) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgedistill.training.data import IGNORED, split_batch
-from edgedistill.training.trainer import PART_TOKENS
+from edgedistill.training.data import IGNORED, PART_TOKENS, split_batch
 
 BF16 = {"fp32": False, "bf16": True}  # `auto` must have been settled
 

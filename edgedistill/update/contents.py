@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from edgedistill.artifacts import MANIFEST, Finished
 from edgedistill.errors import ArtifactError, UsageError
-from edgedistill.recipe import Strict
+from edgedistill.strict import Strict
 
 CONTENTS = "update.json"
 STAGE = "pack"

@@ -1,0 +1,163 @@
+"""How the student learns: the part `distill` of a recipe. Each method names its paper."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from edgedistill.strict import SEEDS, Strict
+
+# What says how a run is watched or fitted into memory, not what is learnt.
+SILENT = {"report_to", "gradient_checkpointing", "compile"}
+
+
+class LoraSpec(Strict):
+    """LoRA on all linear layers (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(32, ge=1, le=512, description="rank of the update")
+    alpha: float = Field(
+        64, gt=0, description="the update is scaled by alpha / rank (rslora: alpha / sqrt(rank))"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the update left out at random")
+
+
+class LogitsSpec(Strict):
+    """The teacher's own probabilities, where its API gives them (teacher.sampling.top_logprobs):
+    KL divergence over its likeliest tokens and one bucket for all others, beside the likelihood of
+    its text (Anshumann et al. 2025, arXiv 2503.16870)."""
+
+    kl_weight: float = Field(1.0, gt=0, description="weight of the KL divergence beside the NLL")
+    min_coverage: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="lowest share of the answers' tokens with probabilities that fit the student's "
+        "tokens; below it the build ends",
+    )
+
+
+class ProxySpec(Strict):
+    """Proxy-KD (Chen et al. 2024, arXiv 2401.07013): a white-box model between teacher and student
+    is aligned to the teacher, and the student learns its probabilities, too."""
+
+    weights: str = Field(description="a pinned name or a GGUF path; larger than the student")
+    warm_up_epochs: float = Field(2, ge=0, description="passes over the teacher's text first")
+    rounds: int = Field(
+        1,
+        ge=0,
+        le=10,
+        description="alignment rounds: NLL and DPO, the teacher's answer against the proxy's own",
+    )
+    round_epochs: float = Field(1, gt=0, description="passes over the rows in a round")
+    learning_rate: float = Field(2e-4, gt=0, description="highest one of the warm-up")
+    round_learning_rate: float = Field(5e-5, gt=0, description="highest one of a round")
+    batch_size: int = Field(8, ge=1, description="rows a step")
+    beta: float = Field(0.1, gt=0, description="of DPO: how far the proxy may leave its last round")
+    lora: LoraSpec = LoraSpec()
+    min_agreement: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="lowest agreement of the proxy with the teacher on validation prompts; below "
+        "it the build ends, since an unaligned proxy is worse than none",
+    )
+    top_k: int = Field(10, ge=1, le=1024, description="of its probabilities, so many are kept")
+    kl_weight: float = Field(
+        1.0, gt=0, description="weight of the KL divergence beside the NLL (the paper's alpha)"
+    )
+    min_coverage: float = Field(
+        0.5, ge=0, le=1, description="as distill.logits.min_coverage, with the proxy's tokens"
+    )
+
+
+class OnPolicySpec(Strict):
+    """After a start, rounds in which the student answers training prompts itself and learns from
+    where it disagrees with the teacher."""
+
+    start: Literal["sft", "logits", "proxy"] = Field("sft", description="the method before it")
+    feedback: Literal["check", "judge", "preferred"] = Field(
+        "check",
+        description="check: the recipe's check against the answer that is there, no calls; judge: "
+        "the teacher says which of two answers is better; preferred: it answers anew, having seen "
+        "the student's",
+    )
+    learn: Literal["dpo", "rejection"] = Field(
+        "dpo",
+        description="dpo: the better answer against the worse (Rafailov et al. 2023, arXiv "
+        "2305.18290); rejection: the student's answers that pass, as text to learn",
+    )
+    rounds: int = Field(
+        3, ge=1, le=20, description="most rounds; fewer when validation agreement stops rising"
+    )
+    samples: int = Field(4, ge=1, le=64, description="answers of the student to a prompt")
+    temperature: float = Field(0.8, gt=0, le=2, description="of the student's answers")
+    max_calls: int = Field(500, ge=0, description="teacher calls over all rounds")
+    epochs: float = Field(1, gt=0, description="passes over a round's rows")
+    learning_rate: float = Field(5e-5, gt=0, description="highest one of a round")
+    beta: float = Field(0.1, gt=0, description="of DPO: how far a round may leave the last one")
+
+
+class DistillSpec(Strict):
+    """How the student learns."""
+
+    method: Literal["sft", "logits", "proxy", "on-policy"] = Field(
+        "sft",
+        description="sft: likelihood of the teacher's text (SeqKD: Kim and Rush 2016, arXiv "
+        "1606.07947); logits: also its probabilities; proxy: also an aligned proxy's; on-policy: "
+        "then from its own mistakes",
+    )
+    logits: LogitsSpec = LogitsSpec()
+    proxy: ProxySpec | None = Field(None, description="the proxy, for method proxy")
+    on_policy: OnPolicySpec = OnPolicySpec()
+    tuning: Literal["lora", "dora", "rslora", "qlora", "full"] = Field(
+        "lora",
+        description="what is trained: lora, an update of low rank; dora, with magnitudes of its "
+        "own (Liu et al. 2024, arXiv 2402.09353); rslora, scaled for high ranks (Kalajdzievski "
+        "2023, arXiv 2312.03732); qlora, over 4-bit weights on CUDA (Dettmers et al. 2023, arXiv "
+        "2305.14314); full, every weight",
+    )
+    lora: LoraSpec = LoraSpec()
+    learning_rate: float = Field(4e-4, gt=0, description="highest one; it falls to 0 linearly")
+    epochs: float = Field(3, gt=0, description="passes over the training rows")
+    batch_size: int = Field(16, ge=1, description="rows a step, over all processes")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of steps with a rising rate")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_length: int = Field(512, ge=16, description="longest row, in tokens; longer is an error")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="in which is trained, fitting included; auto: the faster one on this machine, "
+        "measured once",
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute activations twice instead of keeping them; auto: by need"
+    )
+    compile: bool = Field(False, description="compile the layers (torch.compile) before training")
+    evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
+    samples: int = Field(4, ge=0, description="validation answers kept from each evaluation")
+    checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="of the fresh LoRA weights and the order of rows"
+    )
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="experiment trackers that are told of every step, if they are installed"
+    )
+
+    @model_validator(mode="after")
+    def _has_proxy(self) -> DistillSpec:
+        if self.proxy is None and "proxy" in (self.method, self.begins_with):
+            raise ValueError("method proxy needs distill.proxy with the proxy's weights")
+        return self
+
+    @property
+    def begins_with(self) -> Literal["sft", "logits", "proxy"]:
+        """The method that makes the first adapter."""
+        return self.on_policy.start if self.method == "on-policy" else self.method
+
+    def shaping(self) -> dict[str, Any]:
+        """What shapes the first adapter, as JSON: an identity's part."""
+        method = self.begins_with
+        others = {"logits", "proxy", "on_policy"} - {method}
+        return self.model_dump(mode="json", exclude=SILENT | others | {"method"}) | {
+            "method": method
+        }

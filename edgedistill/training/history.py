@@ -1,0 +1,123 @@
+"""What Trainer's log says of a run, and when it is over."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgedistill.results import TrainingPoint
+from edgedistill.training.course import Course, Examined
+
+COMPLETE = "complete"  # written last into a checkpoint: only then is it used again
+AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
+SAMPLES = "samples"
+WINDOW = 8  # steps whose mean loss is looked at
+ERRORS, SHARE = 4.0, 0.05  # standard errors, and at least the share, that it may be above the first
+Entry = dict[str, Any]
+
+
+def last_complete(resume: Path) -> Path | None:
+    """The newest complete checkpoint; torn ones are removed."""
+    found = []
+    for folder in resume.glob("checkpoint-*"):
+        if (folder / COMPLETE).is_file():
+            found.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps that were done when a checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def history_of(checkpoint: Path | None) -> list[Entry]:
+    """What was logged up to a checkpoint."""
+    if checkpoint is None:
+        return []
+    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    return list(state["log_history"])
+
+
+def entry(step: int, found: Examined) -> Entry:
+    """An evaluation, for the log, so that checkpoints carry it."""
+    samples = [asdict(sample) for sample in found.samples]
+    shown = {SAMPLES: samples} if samples else {}
+    return {"step": step, AGREEMENT: found.agreement, NLL: found.nll, KLD: found.kld, **shown}
+
+
+def training_points(history: Sequence[Entry], per_epoch: int) -> list[TrainingPoint]:
+    """Trainer's log as one point a step."""
+    steps: dict[int, Entry] = {}
+    for each in history:
+        steps.setdefault(each["step"], {}).update(each)
+    return [
+        TrainingPoint(
+            step=step,
+            epoch=round(step / per_epoch, 6),
+            loss=each.get("loss"),
+            learning_rate=each.get("learning_rate"),
+            validation_agreement=each.get(AGREEMENT),
+            validation_nll=each.get(NLL),
+            validation_kld=each.get(KLD),
+            samples=each.get(SAMPLES, ()),
+        )
+        for step, each in sorted(steps.items())
+        if "loss" in each or AGREEMENT in each
+    ]
+
+
+def as_json(points: Sequence[TrainingPoint]) -> list[dict[str, Any]]:
+    """What `training.json` holds."""
+    return [asdict(point) for point in points]
+
+
+def chosen(history: Sequence[Entry], course: Course) -> int:
+    """The step whose weights would be the result if the run ended here."""
+    return course.choose(training_points(history, course.batches_per_epoch))
+
+
+def is_over(history: Sequence[Entry], course: Course) -> bool:
+    """Whether there is no step to do."""
+    if history and history[-1]["step"] == 0:  # judged, and not trained yet
+        start = history[-1]
+        return course.enough(Examined(start[AGREEMENT], start[NLL], start[KLD]))
+    return gone_stale(history, course)
+
+
+def gone_stale(history: Sequence[Entry], course: Course) -> bool:
+    """Whether none of the last `patience` evaluations is the one that would be chosen.
+
+    The start is left out: at the highest learning rate a model that lost little is worse than at
+    its start, and at the end, when the rate has fallen, better.
+    """
+    patience, trained = course.schedule.patience, [e for e in history if e["step"] > 0]
+    steps = [each["step"] for each in trained if AGREEMENT in each]
+    return (
+        patience is not None
+        and len(steps) > patience
+        and chosen(trained, course) not in steps[-patience:]
+    )
+
+
+def losses_of(history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The loss of each step."""
+    return [each["loss"] for each in history if "loss" in each]
+
+
+def risen(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The mean loss of the first and the last WINDOW steps, where the last is higher by more than
+    chance in the batches explains; else None."""
+    if len(losses) < 2 * WINDOW:
+        return None
+    first, last = losses[:WINDOW], losses[-WINDOW:]
+    begun, now = statistics.fmean(first), statistics.fmean(last)
+    error = math.sqrt(2 * statistics.variance(first) / WINDOW)
+    return (begun, now) if now > begun + max(ERRORS * error, SHARE * abs(begun)) else None

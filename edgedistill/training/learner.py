@@ -1,0 +1,110 @@
+"""What is trained: a transformers model, with an adapter or without, and its loss on packed rows.
+
+It is a module of its own, so that Trainer's wrappers for several processes find their gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgedistill.training.head import nll_of, token_losses
+from edgedistill.training.loss import autocast
+from edgedistill.training.packing import Part, hidden_states, pack, packed_attention, split
+
+Loss = Callable[[Any, Part], Tensor]
+
+
+def nll_loss(model: Any, part: Part) -> Tensor:
+    """Negative log-likelihood of the supervised tokens, each by its weight; the sum, in nats."""
+    losses = token_losses(model, hidden_states(model, part), nll_of(part["labels"]))
+    return (losses * part["weights"]).sum()
+
+
+class Learner(torch.nn.Module):  # type: ignore[misc]
+    """`model`, adapted by peft or not; `loss(transformers model, part)` is summed over a part."""
+
+    def __init__(self, model: Any, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    @property
+    def plain(self) -> Any:
+        """The transformers model itself; with adapter layers in it where there are any."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def forward(self, part: Part) -> Tensor:
+        return self._loss(self.plain, part)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Of what is trained alone: that is all that a checkpoint needs."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        found = super().load_state_dict(state_dict, strict=False)
+        # What is frozen comes from the checkpoint folder that the model was made of.
+        missing = [name for name in found.missing_keys if name in self.state_dict()]
+        return type(found)(missing, found.unexpected_keys)
+
+
+class Packer:
+    """Batches for `backward`, on process `rank` of `world`: {"parts", "total"}.
+
+    `total` is the weight of all supervised tokens of the batch as a share of one process, by which
+    losses are divided: DDP takes the mean over processes.
+    """
+
+    def __init__(self, tokens: int, rank: int = 0, world: int = 1) -> None:
+        self._tokens, self._rank, self._world = tokens, rank, world
+
+    def __call__(self, batches: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        rows = [row for batch in batches for row in batch]
+        total = sum(row.supervised_weight for row in rows)
+        own = rows[self._rank :: self._world]
+        if not own:  # every process takes part in every step
+            own = [rows[0].unweighted()]
+        parts = [self.pack(part) for part in split(own, self._tokens)]
+        return {"parts": parts, "total": total / self._world}
+
+    def pack(self, rows: Sequence[Any]) -> Part:
+        return pack(rows)
+
+
+def backward(
+    model: Any, batch: Mapping[str, Any], run_backward: Callable[[Tensor], None], precision: str
+) -> Tensor:
+    """Accumulate the gradient of a batch, part by part; its mean loss (without a gradient).
+
+    `model` is a Learner, or what Trainer has wrapped it in.
+    """
+    learner = getattr(model, "module", model)
+    where, total = next(learner.parameters()).device, None
+    for index, part in enumerate(batch["parts"], 1):
+        last = index == len(batch["parts"])
+        alone = contextlib.nullcontext() if last else getattr(model, "no_sync", _nothing)()
+        with alone, packed_attention(learner.plain):
+            with autocast(where, precision):
+                loss = model(part) / batch["total"]
+            run_backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
+
+
+def _nothing() -> contextlib.nullcontext[None]:
+    return contextlib.nullcontext()
+
+
+def hold_in_bf16(model: Any) -> None:
+    """Frozen matrices in the precision that they are multiplied in: half the memory, and no cast
+    in each step. Autocast rounds them the same way; norms, embeddings and what is trained stay."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
+            shared = module.weight is model.get_input_embeddings().weight
+            if not shared and module.weight.dtype == torch.float32:
+                module.to(torch.bfloat16)

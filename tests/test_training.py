@@ -1,0 +1,166 @@
+"""Packed batches, the head in chunks, several parts and processes: the loss stays the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_student
+from tiny_families import FAMILIES, family_student
+from training_rows import packed_loss, padded, rows_of_lengths
+
+from edgedistill.distill.model import trained_model
+from edgedistill.methods import DistillSpec, LoraSpec
+from edgedistill.training import head, packing
+from edgedistill.training.history import WINDOW, risen
+from edgedistill.training.learner import Learner, Packer, backward, hold_in_bf16, nll_loss
+from edgedistill.training.packing import pack, packed_attention, split
+
+SPEC = DistillSpec(lora=LoraSpec(rank=4, alpha=8))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return trained_model(tiny_student(tmp_path_factory.mktemp("student")).folder, SPEC)
+
+
+def gradients(model: Any) -> dict[str, Any]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("on_gpus_way", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_loss_and_gradients_are_those_of_padded_rows(
+    name: str, on_gpus_way: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained_model(family_student(tmp_path, name).folder, SPEC)
+    rows = rows_of_lengths(25, 9, 40, 9, 31)
+    if on_gpus_way:  # one padded kernel for all rows; here, on the CPU
+        monkeypatch.setattr(packing, "APART", ())
+    loss = packed_loss(model, rows)
+    found = gradients(model)
+    wanted = model(**padded(rows)).loss
+    wanted.backward()
+    assert abs(float(loss) - float(wanted.detach())) < 1e-5
+    for at, gradient in gradients(model).items():
+        torch.testing.assert_close(found[at], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_row_is_not_changed_by_its_neighbours(model: Any) -> None:
+    first, second, third = rows_of_lengths(12, 20, 9)
+    other = replace(second, prompt=second.prompt[::-1])
+    plain = model.get_base_model()
+    with torch.no_grad(), packed_attention(plain):
+        one, two = (
+            packing.hidden_states(plain, pack([first, between, third]))
+            for between in (second, other)
+        )
+    assert torch.equal(one[:4], two[:4])
+    assert torch.equal(one[8:], two[8:])
+    assert not torch.equal(one[4:8], two[4:8])
+
+
+def test_the_model_answers_as_usual_behind_a_packed_pass(model: Any) -> None:
+    ids = torch.tensor([[5, 9, 60, 7]])
+    before = model(input_ids=ids).logits
+    packed_loss(model, rows_of_lengths(9, 12))
+    assert torch.equal(model(input_ids=ids).logits, before)
+    model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("tokens", [10, 30, 4096])
+def test_parts_change_nothing(model: Any, tokens: int) -> None:
+    rows = rows_of_lengths(25, 9, 40, 9, 31)
+    whole = packed_loss(model, rows)
+    wanted = gradients(model)
+    assert abs(float(packed_loss(model, rows, tokens)) - float(whole)) < 1e-5
+    for at, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[at], rtol=1e-3, atol=1e-6)
+
+
+def test_rows_are_split_in_order() -> None:
+    rows = rows_of_lengths(25, 9, 40, 9, 31)
+    assert [[len(row) for row in part] for part in split(rows, 40)] == [[25, 9], [40], [9, 31]]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_head_in_chunks_changes_nothing(
+    tuning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPEC.model_copy(update={"tuning": tuning})
+    model = trained_model(tiny_student(tmp_path).folder, spec)
+    rows = rows_of_lengths(25, 9, 40, answer=7)
+    whole = packed_loss(model, rows)
+    wanted = gradients(model)
+    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * 5 * model.config.vocab_size)
+    assert abs(float(packed_loss(model, rows)) - float(whole)) < 1e-5
+    found = gradients(model)
+    assert found.keys() == wanted.keys()
+    for at, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[at], rtol=1e-3, atol=1e-6)
+
+
+def test_a_weight_of_two_is_the_row_twice(model: Any) -> None:
+    first, second = rows_of_lengths(12, 20)
+    twice = packed_loss(model, [first, first, second])
+    wanted = gradients(model)
+    assert abs(float(packed_loss(model, [replace(first, weight=2.0), second]) - twice)) < 1e-5
+    for at, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[at], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_processes_share_a_batch_and_its_loss(model: Any, count: int) -> None:
+    rows = rows_of_lengths(*[25, 9, 40, 9, 31][:count])
+    whole = packed_loss(model, rows)
+    wanted = gradients(model)
+    learner, losses = Learner(model, nll_loss), []
+    for rank in range(2):
+        batch = Packer(4096, rank, 2)([rows])
+        losses.append(float(backward(learner, batch, lambda loss: loss.backward(), "fp32")))
+    assert abs(sum(losses) / 2 - float(whole)) < 1e-5
+    for at, gradient in gradients(model).items():  # DDP takes the mean
+        torch.testing.assert_close(gradient / 2, wanted[at], rtol=1e-3, atol=1e-6)
+
+
+def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> None:
+    folder, batch = tiny_student(tmp_path).folder, Packer(4096)([rows_of_lengths(25, 9, 40)])
+    losses = []
+    for hold in (False, True):
+        model = trained_model(folder, SPEC)
+        if hold:
+            hold_in_bf16(model.get_base_model())
+            kinds = {p.dtype for n, p in model.named_parameters() if "q_proj.base_layer" in n}
+            assert kinds == {torch.bfloat16}
+        learner = Learner(model, nll_loss)
+        losses.append(backward(learner, batch, lambda loss: loss.backward(), "bf16"))
+    assert torch.equal(losses[0], losses[1])
+
+
+def test_a_checkpoint_holds_what_is_trained(model: Any) -> None:
+    learner = Learner(model, nll_loss)
+    state = learner.state_dict()
+    assert state
+    assert all("lora_" in name for name in state)
+    wanted = {name: values + 1 for name, values in state.items()}
+    learner.load_state_dict(wanted)
+    for name, values in learner.state_dict().items():
+        torch.testing.assert_close(values, wanted[name])
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"),
+    [
+        ([3.0, 2.9] * 8 + [6.0] * WINDOW, True),
+        ([3.0, 1.0, 0.5, 0.3] * 8, False),
+        ([0.3, 0.1] * 8 + [0.2, 0.35] * 4, False),  # within the noise of batches
+        ([9.0] * (WINDOW + 1), False),  # too short to tell
+    ],
+)
+def test_a_loss_above_its_start_is_told_from_noise(losses: list[float], found: bool) -> None:
+    assert (risen(losses) is not None) == found
