@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from edgedistill.strict import SEEDS, Strict
 
 # What says how a run is watched or fitted into memory, not what is learnt.
-SILENT = {"report_to", "gradient_checkpointing", "compile"}
+SILENT = {"report_to", "gradient_checkpointing", "compile", "processes"}
 
 
 class LoraSpec(Strict):
@@ -133,6 +133,13 @@ class DistillSpec(Strict):
         "auto", description="compute activations twice instead of keeping them; auto: by need"
     )
     compile: bool = Field(False, description="compile the layers (torch.compile) before training")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="on one machine, each with a GPU of its own or a share of the cores, started "
+        "by torchrun; --processes overrides it",
+    )
     evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
     samples: int = Field(4, ge=0, description="validation answers kept from each evaluation")
     checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")

@@ -5,6 +5,7 @@ Used for the checkpoints a build trains and measures; what ships runs in `runtim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def device() -> Any:
 
     if torch.cuda.is_available():
         return torch.device("cuda")
-    torch.set_num_threads(threads())
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word for processes here
+    torch.set_num_threads(max(1, threads() // together))
     return torch.device("cpu")
 
 

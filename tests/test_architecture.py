@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"allocations", "artifacts", "errors", "families", "library", "memory", "names",
+    ("facts", {"allocations", "artifacts", "errors", "families", "library", "memory", "methods",
+            "names",
             "number_formats", "onnx_formats", "onnx_nodes", "progress", "recipe", "results",
-            "target", "yamlfile"}),
+            "strict", "target", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "answering", "browser", "checks", "child",
             "converter", "converter_child", "emulator", "fidelity", "footprint", "ggml",
             "gguf_header", "gguf_student", "gguf_tokenizer", "handover", "hyperparameters",

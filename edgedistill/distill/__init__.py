@@ -95,15 +95,18 @@ def with_precision(
 def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
     """Train, and write the adapter and `training.json` into `folder`; the facts of the run."""
     from edgedistill.distill.lesson import course_of
+    from edgedistill.distill.together import train_together
     from edgedistill.training.history import as_json
     from edgedistill.training.trainer import train
 
-    course = course_of(job)
-    done = train(course, folder, progress)
+    alone = job.spec.processes == 1
+    done = (
+        train(course_of(job), folder, progress) if alone else train_together(job, folder, progress)
+    )
     for file in done.kept.iterdir():
         shutil.copyfile(file, folder / file.name)
     write_json(folder / TRAINING, as_json(done.points))
-    last = done.facts["chosen_step"] == course.steps
+    last = done.facts["chosen_step"] == done.facts["steps"]
     return {
         **done.facts,
         "precision": job.spec.precision,

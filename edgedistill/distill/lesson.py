@@ -109,11 +109,12 @@ def _taught(job: Job) -> tuple[Any, Callable[[Sequence[Sequence[Any]]], dict[str
     from edgedistill.distill.losses import PairPacker, preferring
     from edgedistill.torch_runtime import device
     from edgedistill.training.learner import Packer, nll_loss
+    from edgedistill.training.processes import rank, world
 
-    tokens = PART_TOKENS[device().type]
+    share = PART_TOKENS[device().type], rank(), world()
     if job.pairs:
-        return preferring(job.beta), PairPacker(tokens)
-    return nll_loss, Packer(tokens)
+        return preferring(job.beta), PairPacker(*share)
+    return nll_loss, Packer(*share)
 
 
 def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:

@@ -28,7 +28,13 @@ from edgedistill.training.history import (
     step_of,
     training_points,
 )
-from edgedistill.training.processes import is_first, started_together, wait_for_all, world
+from edgedistill.training.processes import (
+    is_first,
+    shared,
+    started_together,
+    wait_for_all,
+    world,
+)
 from edgedistill.training.watcher import EVALUATED, Watcher
 
 
@@ -55,6 +61,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
                 history = watcher.judge_start(model)
             if not is_over(history, course):  # Trainer looks at that only behind one step more
                 history = _run(course, model, watcher, arguments, begin)
+    history = shared(history)  # the first process has the evaluations
     points = training_points(history, course.batches_per_epoch)
     chosen = course.choose(points)
     facts = _facts(course, watcher, model, points[-1].step, chosen, begin)

@@ -24,7 +24,7 @@ from edgedistill.training.history import (
     losses_of,
     risen,
 )
-from edgedistill.training.processes import is_first, wait_for_all
+from edgedistill.training.processes import is_first, shared, wait_for_all
 
 EVALUATED = "evaluated"  # what was kept when validation agreement was measured
 # Memory that steps freed goes back to the system so often. A fitting of 108 steps peaked at 7.3 GB
@@ -65,7 +65,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self._tokens += sum(map(len, self._course.batches[step - 1]))
         if step in self._course.evaluated_steps:
             self._evaluate(step, state.log_history, model)
-            control.should_training_stop |= gone_stale(state.log_history, self._course)
+            stale = gone_stale(state.log_history, self._course) if is_first() else False
+            control.should_training_stop |= shared(stale)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         if "loss" in logs:
