@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.strict import Strict
-from edgedistill.training.data import PART_TOKENS, plan_batches, training_rows
+from edgedistill.training.data import plan_batches, training_rows
 from edgedistill.training.examine import Exam
 
 
@@ -76,12 +76,20 @@ def lesson_rows(job: Job) -> list[Any]:
 
 def course_of(job: Job) -> Any:
     """The course (training/course.py) of a job."""
-    from edgedistill.distill.model import save_adapter, trained_model
+    from edgedistill.distill.model import save_adapter
+    from edgedistill.torch_runtime import device
     from edgedistill.training.course import Course, Schedule
-    from edgedistill.training.learner import Learner, backward
+    from edgedistill.training.flops import model_flops
+    from edgedistill.training.learner import backward
+    from edgedistill.training.need import cut, dimensions, free_bytes
 
     spec, rows, exam = job.spec, lesson_rows(job), job.exam()
-    loss, collate = _taught(job)
+    found, kind = dimensions(job.student.folder), device().type
+    free = free_bytes(kind)
+    share = free // spec.processes if free is not None and kind == "cpu" else free
+    fitting = cut(found, spec, rows, kind, share)
+    loss, collate = _taught(job, fitting.tokens)
+    whole = spec.tuning == "full"
     return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
         batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
@@ -94,24 +102,39 @@ def course_of(job: Job) -> Any:
             seed=spec.seed,
         ),
         collate=collate,
-        build=lambda: Learner(trained_model(job.student.folder, spec, job.start), loss),
+        build=lambda: _built(job, loss, fitting.checkpointing),
         backward=functools.partial(backward, precision=spec.precision),
         examine=lambda learner: exam.take(learner.plain, spec.precision),
         keep=lambda learner, folder: save_adapter(learner.model, folder, job.student),
         choose=lambda points: choose_step(points, len(exam.rows)),
         label=job.label,
         reporters=spec.report_to,
+        flops=lambda batches: model_flops(found, batches, whole),
+        facts={
+            "part_tokens": fitting.tokens,
+            "gradient_checkpointing": fitting.checkpointing,
+            "estimated_bytes": fitting.bytes,
+        },
     )
 
 
-def _taught(job: Job) -> tuple[Any, Callable[[Sequence[Sequence[Any]]], dict[str, Any]]]:
+def _built(job: Job, loss: Any, checkpointing: bool) -> Any:
+    from edgedistill.distill.model import trained_model
+    from edgedistill.training.learner import Learner
+
+    learner = Learner(trained_model(job.student.folder, job.spec, job.start), loss)
+    if checkpointing:
+        learner.compute_twice()
+    return learner
+
+
+def _taught(job: Job, tokens: int) -> tuple[Any, Any]:
     """The loss of a job, and what makes batches for it."""
     from edgedistill.distill.losses import PairPacker, preferring
-    from edgedistill.torch_runtime import device
     from edgedistill.training.learner import Packer, nll_loss
     from edgedistill.training.processes import rank, world
 
-    share = PART_TOKENS[device().type], rank(), world()
+    share = tokens, rank(), world()
     if job.pairs:
         return preferring(job.beta), PairPacker(*share)
     return nll_loss, Packer(*share)

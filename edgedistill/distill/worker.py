@@ -57,7 +57,8 @@ def _leave_with_parent() -> None:
 
 def tell(value: Any) -> None:
     """One line for the parent."""
-    print(json.dumps(value), flush=True)
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 class Telling(Silent):

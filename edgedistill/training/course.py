@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class Course:
     label: str = "train"
     hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
     reporters: tuple[str, ...] = ()  # names that transformers.Trainer knows
-    logs: Path | None = None  # where reporters write that need a place
+    flops: Callable[[Sequence[Sequence[Any]]], float] | None = None  # of training on batches
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of how it is computed
 
     @property
     def steps(self) -> int:

@@ -38,6 +38,13 @@ class Learner(torch.nn.Module):  # type: ignore[misc]
         """The transformers model itself; with adapter layers in it where there are any."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
+    def compute_twice(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them (gradient
+        checkpointing: Chen et al. 2016, arXiv 1604.06174)."""
+        plain = self.plain  # transformers is about to rename it
+        enable = getattr(plain, "activation_checkpointing_enable", None)
+        (enable or plain.gradient_checkpointing_enable)({"use_reentrant": False})
+
     def forward(self, part: Part) -> Tensor:
         return self._loss(self.plain, part)
 

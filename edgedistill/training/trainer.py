@@ -20,6 +20,7 @@ from edgedistill.memory import freed_memory_kept
 from edgedistill.progress import Progress
 from edgedistill.torch_runtime import device
 from edgedistill.training.course import Course, Trained
+from edgedistill.training.flops import peak_of
 from edgedistill.training.history import (
     Entry,
     history_of,
@@ -131,7 +132,25 @@ def _facts(
         ),
         "chosen_step": chosen,
         "resumed_from_step": step_of(begin) if begin else 0,
+        **course.facts,
         **watcher.timing(),
+        **_of_gpu(watcher.flops_per_second() / world()),
+    }
+
+
+def _of_gpu(flops_per_second: float) -> dict[str, Any]:
+    """Of one GPU, where there is one."""
+    import torch
+
+    if device().type != "cuda":
+        return {}
+    name = torch.cuda.get_device_name()
+    peak = peak_of(name)
+    return {
+        "gpu": name,
+        "gpu_peak_memory_bytes": torch.cuda.max_memory_allocated(),
+        "model_flops_per_second": flops_per_second,
+        "model_flops_utilisation": peak and round(flops_per_second / peak, 4),
     }
 
 

@@ -39,6 +39,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self._course, self._resume, self._task = course, resume, task
         self._tokens, self._seconds, self._begun = 0, 0.0, 0.0
         self._evaluating = 0.0
+        self._seen: list[Any] = []
         self._start: list[Entry] = []  # the log of a run's start
         self._needed: int | None = None  # the step whose kept folder the last checkpoint leads to
 
@@ -62,7 +63,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if step % TRIMMED_STEPS == 0:
             give_back()
         self._seconds += time.perf_counter() - self._begun
-        self._tokens += sum(map(len, self._course.batches[step - 1]))
+        self._seen.append(self._course.batches[step - 1])
+        self._tokens += sum(map(len, self._seen[-1]))
         if step in self._course.evaluated_steps:
             self._evaluate(step, state.log_history, model)
             stale = gone_stale(state.log_history, self._course) if is_first() else False
@@ -92,6 +94,11 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             "step_seconds": round(self._seconds, 1),
             "evaluation_seconds": round(self._evaluating, 1),
         }
+
+    def flops_per_second(self) -> float:
+        """Model FLOPs of this process's steps over their time; 0 where they are not counted."""
+        counted = self._course.flops
+        return counted(self._seen) / self._seconds if counted and self._seconds else 0.0
 
     def _require_progress(self, state: Any) -> None:
         found = None if self._course.may_rise else risen(losses_of(state.log_history))

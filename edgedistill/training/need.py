@@ -1,0 +1,164 @@
+"""Memory and arithmetic of a training run, before it begins: what it needs, and how it is cut so
+that it fits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import TrainingError
+from edgedistill.methods import DistillSpec
+from edgedistill.training.data import PART_TOKENS
+from edgedistill.training.head import CHUNK_BYTES
+
+# Smallest parts that still keep the device busy; below that activations are computed twice.
+BUSY_TOKENS = {"cpu": 128, "cuda": 2048}
+RUNTIME_BYTES = 700_000_000  # of Python, torch and its kernels
+# Of one token in one layer, in numbers kept for the backward pass: so many widths of the residual
+# stream, of the MLP and of attention's queries, keys and values. An upper bound over the families:
+# 1.05 to 1.5 times what tests/test_need.py counts.
+RESIDUAL, MLP, ATTENTION = 7, 3, 5.5
+WHOLE = 1.3  # where every matrix is trained, its inputs are kept, too
+BF16 = 0.7  # of fp32's bytes: norms and the residual stream stay in fp32
+ADAM = 16  # bytes of a trained parameter: itself, its gradient and two moments
+FOUR_BIT = 0.57  # bytes of a 4-bit weight with its scales
+LOGITS_COPIES = 3
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What of a checkpoint decides the memory and arithmetic of its training."""
+
+    layers: int
+    width: int
+    mlp: int
+    attention: int  # of queries, keys and values together
+    queries: int
+    vocabulary: int
+    parameters: int
+    tied: bool
+
+    @property
+    def matrices(self) -> int:
+        """Parameters of the layers' linear maps, about: all but embedding and head."""
+        return self.parameters - self.width * self.vocabulary * (1 if self.tied else 2)
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of LoRA on all linear maps."""
+        sides = 7 * self.width + self.attention + self.queries + 3 * self.mlp
+        return self.layers * rank * sides
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How batches are computed: `tokens` at once, activations kept or not; and the bytes for it."""
+
+    tokens: int
+    checkpointing: bool
+    bytes: int
+
+
+def dimensions(folder: Path) -> Dimensions:
+    """Of a checkpoint folder in fp32."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or config["hidden_size"] // heads
+    keys = config.get("num_key_value_heads") or heads
+    return Dimensions(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        mlp=config["intermediate_size"],
+        attention=head * (heads + 2 * keys),
+        queries=head * heads,
+        vocabulary=config["vocab_size"],
+        parameters=size // 4,
+        tied=bool(config.get("tie_word_embeddings")),
+    )
+
+
+def activation_bytes(found: Dimensions, spec: DistillSpec, tokens: int, checkpointing: bool) -> int:
+    """What is kept for the backward pass of so many tokens."""
+    attention = (found.attention + found.queries) / 2  # queries, and keys or values
+    numbers = RESIDUAL * found.width + MLP * found.mlp + ATTENTION * attention
+    layer = 4 * numbers * (BF16 if spec.precision == "bf16" else 1)
+    layer *= WHOLE if spec.tuning == "full" else 1
+    if not checkpointing:
+        return int(tokens * found.layers * layer)
+    return int(tokens * (found.layers * 4 * found.width + layer))
+
+
+def needed_bytes(found: Dimensions, spec: DistillSpec, tokens: int, checkpointing: bool) -> int:
+    """Estimated peak of the process or, with a GPU, on it."""
+    trained = found.parameters if spec.tuning == "full" else found.adapter(spec.lora.rank)
+    each = 2.0 if spec.precision == "bf16" else 4.0
+    rest = found.parameters - found.matrices
+    weights = {
+        "full": 0.0,
+        "qlora": FOUR_BIT * found.matrices + 2 * rest,
+    }.get(spec.tuning, each * found.matrices + 4 * rest)
+    logits = LOGITS_COPIES * min(CHUNK_BYTES, 4 * tokens * found.vocabulary)
+    activations = activation_bytes(found, spec, tokens, checkpointing)
+    return int(weights + ADAM * trained + activations + logits + RUNTIME_BYTES)
+
+
+def cut(
+    found: Dimensions,
+    spec: DistillSpec,
+    rows: Sequence[Any],
+    device_type: str,
+    free: int | None,
+) -> Cut:
+    """The largest parts that fit into `free` bytes (None: unknown), activations kept where the
+    recipe lets us and they can be.
+
+    Raises:
+        TrainingError: nothing fits.
+    """
+    longest, most = max(map(len, rows)), PART_TOKENS[device_type]
+    least = max(longest, BUSY_TOKENS[device_type])
+    sizes = [max(longest, most >> halved) for halved in range(int(math.log2(most)))]
+    sizes = sorted({size for size in sizes if size >= least}, reverse=True) or [longest]
+    kinds = {"auto": (False, True), "on": (True,), "off": (False,)}[spec.gradient_checkpointing]
+    tried = [
+        Cut(size, kind, needed_bytes(found, spec, size, kind)) for kind in kinds for size in sizes
+    ]
+    tried += [Cut(longest, kind, needed_bytes(found, spec, longest, kind)) for kind in kinds]
+    for each in tried:
+        if free is None or each.bytes <= free:
+            return each
+    need = min(each.bytes for each in tried)
+    raise TrainingError(
+        f"training needs about {need / 1e9:.1f} GB of memory, and {(free or 0) / 1e9:.1f} GB are "
+        "free",
+        hint=_cheaper(spec),
+    )
+
+
+def _cheaper(spec: DistillSpec) -> str:
+    ways = []
+    if spec.tuning == "full":
+        ways.append("set distill.tuning to lora")
+    if spec.gradient_checkpointing == "off":
+        ways.append("set distill.gradient_checkpointing to auto")
+    if spec.precision == "fp32":
+        ways.append("set distill.precision to bf16")
+    return ", ".join([*ways, "close other programs", "or take a smaller student"])
+
+
+def free_bytes(device_type: str) -> int | None:
+    """Memory that training may take: the GPU's, or this machine's; None where it is not known."""
+    if device_type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    from edgedistill import machine
+
+    bound = machine.memory_bytes()
+    return None if bound is None else min(bound, int(psutil.virtual_memory().available))
