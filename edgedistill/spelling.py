@@ -174,7 +174,7 @@ def _step(begin: int, token: Said, source: Source, end: bytes | None) -> Step:
         chance = math.exp(logprob)
         total += chance
         if other in (end, STOP):
-            others += [(STOP, chance)] if other == end and not given else []
+            others += [(STOP, chance)] if not given else []
         elif rest := _cleaned(other[len(given) :], begin, source, trim):
             others.append((rest, chance))
     scale = 1 / total if given and total > 0 else 1.0
@@ -226,7 +226,7 @@ def _options_behind(
     for other, logprob in token.others:
         if other is None:
             continue
-        if other == end or (source.fenced and other.lstrip()[:1] == FENCE[:1]):
+        if other in (end, STOP) or (source.fenced and other.lstrip()[:1] == FENCE[:1]):
             yield STOP, math.exp(logprob)
         elif other.strip():
             rest = SPACE_RUN.sub(b" ", other) if source.joins else other

@@ -48,26 +48,21 @@ class Vocabulary:
         self.stop_id = stop_id
         self._model = tokenizer.model
         self._pre_tokenizer = tokenizer.pre_tokenizer if self._byte_level else None
-        added = {entry["id"]: entry for entry in layout.get("added_tokens", ())}
+        added = {entry["id"]: entry["special"] for entry in layout.get("added_tokens", ())}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self._bytes: dict[int, bytes | None] = {}
-        for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
+        for token, index in vocabulary.items():
             if index not in added:
                 self._bytes[index] = self._decoded(token)
             else:
-                special = added[index]["special"]
-                self._bytes[index] = None if special else token.encode("utf-8")
-        self._own: dict[
-            bytes, int
-        ] = {  # taken whole from a text, longest first, before anything is merged
-            self._bytes[index] or b"": index for index in added if self._bytes.get(index)
-        }
-        self._longest_own = sorted(self._own, key=len, reverse=True)
-        # The lower of two IDs with the same bytes; a model's own merges never make the other.
-        self._ids: dict[bytes, int] = {
-            spelled: index
-            for index, spelled in sorted(self._bytes.items(), reverse=True)
-            if spelled
-        }
+                self._bytes[index] = None if added[index] else token.encode("utf-8")
+        # Taken whole from a text before anything is merged, the longest first.
+        own = [(spelled, index) for index in added if (spelled := self._bytes.get(index))]
+        self._own = sorted(own, key=lambda found: -len(found[0]))
+        # Of tokens with the same bytes, a byte is the one that is written only for want of others.
+        fallen_back = {i for t, i in vocabulary.items() if BYTE_TOKEN.fullmatch(t)}
+        order = sorted(self._bytes, key=lambda index: (index not in fallen_back, -index))
+        self._ids = {spelled: index for index in order if (spelled := self._bytes[index])}
         self._first: dict[bytes, int | None] = {}
 
     def token_bytes(self, index: int) -> bytes | None:
@@ -93,9 +88,9 @@ class Vocabulary:
         return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode("utf-8")
 
     def _cut(self, piece: bytes) -> int | None:
-        own = next((token for token in self._longest_own if piece.startswith(token)), None)
+        own = next((index for token, index in self._own if piece.startswith(token)), None)
         if own is not None:
-            return self._own[own]
+            return own
         text, rest = _characters(piece)
         if self._byte_level:
             return self._merged(self._mapped(text, rest))

@@ -36,13 +36,14 @@ def compact(sent: object) -> list[Any] | None:
     content = sent.get("content") if isinstance(sent, Mapping) else None
     if not isinstance(content, list):
         return None
-    return [_token(entry) for entry in content]
+    spells = any(isinstance(e, Mapping) and isinstance(e.get("bytes"), list) for e in content)
+    return [_token(entry, spells) for entry in content]
 
 
-def _token(entry: object) -> list[Any]:
+def _token(entry: object, spells: bool) -> list[Any]:
     if not isinstance(entry, Mapping):
         raise Unreadable
-    piece, logprob = _piece(entry), _logprob(entry)
+    piece, logprob = _piece(entry, spells), _logprob(entry)
     listed = entry.get("top_logprobs")
     if not isinstance(listed, list | None):
         raise Unreadable
@@ -50,7 +51,7 @@ def _token(entry: object) -> list[Any]:
     for other in listed or ():
         if not isinstance(other, Mapping):
             raise Unreadable
-        spelled, chance = _piece(other), _logprob(other)
+        spelled, chance = _piece(other, spells), _logprob(other)
         if itself and spelled == piece:
             itself = False  # two tokens can spell the same: only one of them is the token
         else:
@@ -67,12 +68,13 @@ def _logprob(entry: Mapping[str, Any]) -> float:
     return round(min(0.0, max(LEAST, float(value))), DECIMALS)
 
 
-def _piece(entry: Mapping[str, Any]) -> Piece:
+def _piece(entry: Mapping[str, Any], spells: bool) -> Piece:
+    """`spells`: the teacher gives bytes, so that a token without them is a special one."""
     token, spelled = entry.get("token"), entry.get("bytes")
     if not isinstance(token, str):
         raise Unreadable
     if not isinstance(spelled, list) or not all(_is_byte(value) for value in spelled):
-        return _unless_replaced(token)
+        return None if spells else _unless_replaced(token)
     try:
         # Some servers make `bytes` from the text, where what is no whole character is already lost.
         return _unless_replaced(bytes(spelled).decode("utf-8"))
