@@ -48,8 +48,10 @@ class Vocabulary:
         self.stop_id = stop_id
         self._model = tokenizer.model
         self._pre_tokenizer = tokenizer.pre_tokenizer if self._byte_level else None
-        added = {entry["id"]: entry["special"] for entry in layout.get("added_tokens", ())}
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        added: dict[int, bool] = {
+            entry["id"]: entry["special"] for entry in layout.get("added_tokens", ())
+        }
+        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self._bytes: dict[int, bytes | None] = {}
         for token, index in vocabulary.items():
             if index not in added:
