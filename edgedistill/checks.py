@@ -84,7 +84,13 @@ def clean_answer(text: str, spec: CurateSpec) -> str:
 def answer_source(text: str, spec: CurateSpec) -> Source:
     """Where the bytes of `clean_answer(text, spec)` come from in `text`."""
     parts, fenced = _parts(text, spec)
-    return Source(text, parts, joins=spec.collapse_whitespace, fenced=fenced)
+    return Source(
+        text,
+        parts,
+        joins=spec.collapse_whitespace,
+        unfences=spec.strip_code_fence,
+        fenced=fenced,
+    )
 
 
 def _parts(text: str, spec: CurateSpec) -> tuple[list[Part], bool]:

@@ -59,12 +59,15 @@ class Source:
 
     `starts`: for each byte of the answer the byte of `raw` where it begins; its last one ends at
     `stop`. `strips`: white space around the answer was taken off; `joins`: white space inside it
-    was joined to single spaces; `fenced`: it was all that a code fence held.
+    was joined to single spaces; `unfences`: a code fence would have been taken off, and `fenced`:
+    one was, and what closes it is in `raw`.
     """
 
-    def __init__(self, text: str, parts: Sequence[Part], *, joins: bool, fenced: bool) -> None:
+    def __init__(
+        self, text: str, parts: Sequence[Part], *, joins: bool, unfences: bool, fenced: bool
+    ) -> None:
         self.raw = text.encode("utf-8")
-        self.joins, self.strips = joins, True
+        self.joins, self.strips, self.unfences = joins, True, unfences
         at, offsets = 0, [0]
         for character in text:
             at += len(character.encode("utf-8"))
@@ -81,7 +84,7 @@ class Source:
     @classmethod
     def same(cls, answer: str) -> Source:
         """The other model was given the answer itself to read."""
-        source = cls(answer, [Part(0, len(answer))], joins=False, fenced=False)
+        source = cls(answer, [Part(0, len(answer))], joins=False, unfences=False, fenced=False)
         source.strips = False
         return source
 
@@ -189,10 +192,13 @@ def _step(begin: int, token: Said, source: Source, end: bytes | None) -> Step:
 
 def _cleaned(piece: bytes, begin: int, source: Source, trim: bool) -> bytes:
     """What would be left of a piece at byte `begin` of the text, by the rules the answer followed;
-    b"" for white space that says nothing alone."""
+    b"" for white space and a fence, which say nothing alone."""
+    first = source.strips and begin <= source.starts[0]
+    if first and source.unfences and piece.lstrip().startswith(FENCE[:2]):
+        return b""
     if source.joins_at(begin):
         piece = SPACE_RUN.sub(b" ", piece)
-    if source.in_run(begin) or (source.strips and begin <= source.starts[0]):
+    if first or source.in_run(begin):
         piece = piece.lstrip()
     return piece.rstrip() if trim else piece
 

@@ -86,7 +86,7 @@ def _lines(traces: Path) -> Iterator[Mapping[str, Any]]:
         with traces.open(encoding="utf-8") as lines:
             for line in lines:
                 trace = json.loads(line)
-                trace["prompt_id"], trace["text"], trace["top_logprobs"]
+                trace["prompt_id"], trace["text"], trace["top_logprobs"], trace["parameters"]
                 yield trace
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(traces, error) from error
@@ -106,6 +106,8 @@ def _steps(
 
 
 def _said(trace: Mapping[str, Any], traces: Path) -> list[Said]:
+    if "logprobs" not in trace["parameters"]:  # what came unasked may be in another form
+        return []
     try:
         return read_said(trace["top_logprobs"] or ())
     except (ValueError, TypeError) as error:

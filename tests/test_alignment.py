@@ -157,8 +157,10 @@ FENCED = "Sure:\n```sql\nSELECT  a\n```\nDone."
             "  b\nc\n",
             ONE_LINE,
             [b"b", b" ", b"c"],
-            [said(b" ", 0.5), said(b" b", 0.4, b=0.2, c=0.1, _=0.1), said(b"\n", 0.5, _a=0.25),
-             said(b"c\n", 0.5, c=0.25, b=0.125)],
+            [
+                *(said(b" ", 0.5), said(b" b", 0.4, b=0.2, c=0.1, _=0.1, **{"```": 0.1})),
+                *(said(b"\n", 0.5, _a=0.25), said(b"c\n", 0.5, c=0.25, b=0.125)),
+            ],
             [{b"b": 0.6, b"c": 0.1}, {b" ": 0.5, b" a": 0.25}, {b"c": 0.75, b"b": 0.125}, {}],
         ),
         # without joining, a line break is a line break

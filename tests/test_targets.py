@@ -108,7 +108,8 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> StudentPrompt:
 def trace(name: str, text: str, pieces: Sequence[Any] | None) -> dict[str, Any]:
     """Every piece has probability 1/2 and the space as its alternative with 1/4."""
     told = pieces and [[piece, math.log(0.5), [[" ", math.log(0.25)]]] for piece in pieces]
-    return {"prompt_id": name, "text": text, "top_logprobs": told}
+    asked = {"logprobs": True} if pieces else {}
+    return {"prompt_id": name, "text": text, "top_logprobs": told, "parameters": asked}
 
 
 def row(name: str, answer: str = ANSWER) -> EvalRow:
@@ -182,4 +183,4 @@ def test_traces_that_cannot_be_read(tmp_path: Path, prompt: StudentPrompt, broke
             [row("a")], tmp_path / "traces.jsonl", prompt, CurateSpec(), K, tmp_path / "t", Silent()
         )
     with pytest.raises(ArtifactError, match="traces cannot be read"):
-        made(tmp_path, prompt, [{**trace("a", ANSWER, None), "top_logprobs": [3]}], row("a"))
+        made(tmp_path, prompt, [{**trace("a", ANSWER, ["a"]), "top_logprobs": [3]}], row("a"))
