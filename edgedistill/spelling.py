@@ -121,20 +121,21 @@ def _placed(said: Sequence[Said], raw: bytes) -> list[tuple[int, Said]]:
     """Tokens with the byte of `raw` at which they begin: below 0 for white space that the server
     took off, from its length on for what it did not send as text."""
     placed: list[tuple[int, Said]] = []
-    at, lost, sure = -_lead(said, raw), 0, 0
+    at, lost = -_lead(said, raw), 0
+    sure: int | None = None  # placed before a token was lost: what follows it must fit to the end
     for token in said:
         piece = token.piece
         if piece is None:
             lost += 1
             continue
         if lost and at < len(raw):
-            sure = len(placed)
+            sure = len(placed) if sure is None else sure
             at = raw.find(piece, at + 1, at + LONGEST_LOST * lost + len(piece))
             if at < 0 or not piece:
-                return placed
+                return placed[:sure]
         lost = 0
         if at < len(raw) and raw[max(at, 0) : at + len(piece)] != piece[max(-at, 0) :]:
-            return placed[:sure] if sure else placed
+            return placed[:sure]
         placed.append((at, token))
         at += len(piece)
     return placed

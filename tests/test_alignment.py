@@ -188,6 +188,14 @@ FENCED = "Sure:\n```sql\nSELECT  a\n```\nDone."
             [said(b"b", 0.5), said(None, 1.0), said(b"bc", 0.5, b=0.5)],
             [{b"b": 0.5}, {}, {b"b": 1.0}, {b"c": 0.5}],
         ),
+        # found again in a wrong place
+        (
+            "bcbb",
+            PLAIN,
+            [b"b", b"c", b"b", b"b"],
+            [said(None, 1.0), said(b"b", 0.5), said(b"c", 0.5)],
+            [{}] * 4,
+        ),
         # the tokens of another text, from somewhere on
         (
             "bcb",
