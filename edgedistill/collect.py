@@ -25,7 +25,6 @@ from edgedistill.artifacts import (
     digest_of,
     load_finished,
     run_stage,
-    write_atomic,
 )
 from edgedistill.errors import CollectError
 from edgedistill.progress import Progress
@@ -77,12 +76,10 @@ def collect(
     def work(folder: Path) -> dict[str, Any]:
         with TraceStore(out / STORE) as store:
             asked = _ask_missing(calls, teacher, spec, store, progress, retry_failed)
-            traces = [_kept(store, call) for call in calls]
-        answered = sum(trace.failure is None for trace in traces)
-        progress.note(f"{answered} of {len(traces)} prompts answered, {asked} of them asked now")
-        lines = "".join(canonical(trace.to_json()) + "\n" for trace in traces)
-        write_atomic(folder / TRACES, lines.encode())
-        return _facts(traces, asked)
+            facts = _write(calls, store, folder / TRACES)
+        answered, prompts = facts["answered"], facts["prompts"]
+        progress.note(f"{answered} of {prompts} prompts answered, {asked} of them asked now")
+        return {**facts, "asked_in_this_run": asked}
 
     return _accepted(run_stage(identity, out, progress, work), spec, progress)
 
@@ -133,15 +130,28 @@ def _kept(store: TraceStore, call: Call) -> Trace:
     return replace(trace, prompt_id=call.prompt_id, prompt_version=call.prompt_version)
 
 
-def _facts(traces: Sequence[Trace], asked: int) -> dict[str, Any]:
+def _write(calls: Sequence[Call], store: TraceStore, file: Path) -> dict[str, Any]:
+    """Write the traces in the order of `calls`, and what is told of them. One at a time, since
+    the log-probabilities of all of them can be more than the memory holds."""
+    traces, parts = [], []
+    with file.open("wb") as stream:
+        for call in calls:
+            t = _kept(store, call)
+            stream.write((canonical(t.to_json()) + "\n").encode())
+            parts.append([t.prompt_id, t.key, t.text, t.finish_reason, t.failure])
+            if "logprobs" in t.parameters:
+                parts[-1].append(digest_of(t.top_logprobs))
+            traces.append(replace(t, top_logprobs=None))
+    return {**_facts(traces), "digest": digest_of(parts)}
+
+
+def _facts(traces: Sequence[Trace]) -> dict[str, Any]:
     answered = [trace for trace in traces if trace.failure is None]
     once = {trace.key: trace for trace in answered}.values()
     seconds = [trace.latency_seconds for trace in once]
-    parts = [[t.prompt_id, t.key, t.text, t.finish_reason, t.failure] for t in traces]
     return {
         "prompts": len(traces),
         "calls": len({trace.key for trace in traces}),
-        "asked_in_this_run": asked,
         "answered": len(answered),
         "failed": len(traces) - len(answered),
         "failures": dict(Counter(t.failure for t in traces if t.failure is not None)),
@@ -149,7 +159,6 @@ def _facts(traces: Sequence[Trace], asked: int) -> dict[str, Any]:
         "completion_tokens": sum(trace.completion_tokens for trace in once),
         "mean_latency_seconds": round(sum(seconds) / len(seconds), 4) if seconds else None,
         "models_answered": sorted({trace.model_answered for trace in answered}),
-        "digest": digest_of(parts),
     }
 
 

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgedistill.errors import MissingTool, WeightsError
 from edgedistill.recipe import StudentSpec
+from edgedistill.vocabulary import Vocabulary
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -99,6 +100,14 @@ class StudentPrompt:
     def answer_ids(self, answer: str) -> list[int]:
         """Token IDs of an answer and the stop token behind it."""
         return [*self.encode(answer), self.stop_id]
+
+    def vocabulary(self) -> Vocabulary:
+        """Which bytes its tokens write. Takes a second for a large one: make it once.
+
+        Raises:
+            WeightsError: a tokenizer whose tokens have no known bytes.
+        """
+        return Vocabulary(self._folder / TOKENIZER, self._tokenizer, self.stop_id)
 
     def _compile(self, source: str | None) -> Any:
         if not source:

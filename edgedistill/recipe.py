@@ -6,9 +6,15 @@ Every field says in its description what it is, with its unit; `edgedistill init
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.methods import DistillSpec
@@ -22,6 +28,21 @@ class Sampling(Strict):
     temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
     seed: int | None = Field(None, description="seed sent with each call, where the API takes one")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="store with each token of an answer its log-probability and those of so many "
+        "alternatives, for distil methods that learn from them; none: not asked for",
+    )
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is not asked for is not named: digests of recipes that do not use it stay."""
+        values: dict[str, Any] = standard(self)
+        if self.top_logprobs is None:
+            values.pop("top_logprobs", None)
+        return values
 
 
 class TeacherBase(Strict):

@@ -36,7 +36,9 @@ class FakeTeacher:
     entry holds for all later ones when it ends with "!". Without an entry a request is answered
     with `answer(prompt)`. Entries: ok, 429 (Retry-After: `retry_after`), any other HTTP status,
     garbage (no JSON), no-choices, no-content, empty (text ""), refusal, hang, drip (one byte at
-    a time), cut (the connection closes in the middle), error-body, quota.
+    a time), cut (the connection closes in the middle), error-body, quota, no-logprobs (HTTP 400).
+
+    `logprobs` is what an answer has where log-probabilities are asked for, by the answer's text.
     """
 
     script: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class FakeTeacher:
     usage_in_stream: bool = True
     knows_stream_options: bool = True
     requests: list[Received] = field(default_factory=list)
+    logprobs: Callable[[str], Any] = lambda text: None
     together: int = 1  # no request is answered before so many wait
 
     def __post_init__(self) -> None:
@@ -127,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif step.isdigit():
             headers = {"Retry-After": self.teacher.retry_after} if step == "429" else {}
             self._json(int(step), {"error": {"message": f"told to say {step}"}}, headers)
+        elif step == "no-logprobs":
+            error = {"message": "logprobs is not supported by this model"}
+            self._json(400, {"error": error})
         elif step == "quota":
             self._json(429, {"error": {"message": "pay first", "code": "insufficient_quota"}})
         elif step in ("hang", "drip", "cut"):
@@ -148,7 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": content}
         if step == "refusal":
             message = {"role": "assistant", "content": None, "refusal": "Unable to help."}
-        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        if received.body.get("logprobs"):
+            choice["logprobs"] = self.teacher.logprobs(content or "")
+        choices = [choice]
         return {
             "id": "x",
             "object": "chat.completion",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pydantic import TypeAdapter
 
 from edgedistill.checks import (
     Checker,
+    answer_source,
     check_identity,
     clean_answer,
     has_top_level_order_by,
@@ -255,3 +258,17 @@ def test_fence_stays_when_not_asked() -> None:
 def test_whitespace_is_collapsed_outside_of_literals(text: str, cleaned: str) -> None:
     assert clean_answer(text, CurateSpec(collapse_whitespace=True)) == cleaned
     assert clean_answer(text, CurateSpec()) == text
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_each_byte_of_an_answer_comes_from_the_text(joins: bool) -> None:
+    chance, spec = random.Random(0), CurateSpec(collapse_whitespace=joins)
+    bits = ("```", "```sql\n", " ", "\n", "\t", "'", "a", "bé", "--", "中", "\u3000", ";")
+    for _ in range(2000):
+        text = "".join(chance.choice(bits) for _ in range(chance.randrange(12)))
+        answer, source = clean_answer(text, spec).encode(), answer_source(text, spec)
+        assert len(source.starts) == len(answer)
+        assert all(a < b for a, b in itertools.pairwise([*source.starts, source.stop]))
+        for byte, at in zip(answer, source.starts, strict=True):
+            same = source.raw[at] == byte
+            assert same or (joins and byte == 32 and source.raw[at:].decode()[0].isspace())

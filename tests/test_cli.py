@@ -210,6 +210,11 @@ def test_broken_prompts_are_told_beside_a_broken_recipe(run: Run, tiny: Path) ->
         ("smollm2-135m-instruct-q4_1", "gemma-3-270m-q4_k_m", "cannot be a student yet"),
         ("model: some", "api_key_env: sk-12\n  model: some", "never the key itself"),
         ("name: tiny", "name: other", "name: is 'other', but its folder is called 'tiny'"),
+        (
+            "model: some",
+            "sampling: {top_logprobs: 21}\n  model: some",
+            ":7: teacher.sampling.top_logprobs: Input should be less than or equal to 20",
+        ),
     ],
 )
 def test_what_would_fail_later_is_told_at_once(

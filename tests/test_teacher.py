@@ -28,14 +28,8 @@ from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, LocalTeacher
 from edgedistill.teacher import call_for, open_endpoint
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
-from edgedistill.teacher.local_server import (
-    Server,
-    Usage,
-    batch_ends,
-    bundles,
-    reusable,
-    serve,
-)
+from edgedistill.teacher.local_answers import Usage, batch_ends, bundles, reusable
+from edgedistill.teacher.local_server import Server, serve
 
 
 def call(prompt: str = "hello", model: str = MODEL) -> Call:

@@ -9,19 +9,22 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgedistill import machine
 from edgedistill.artifacts import TokenMixEntry, digest_of
 from edgedistill.errors import TeacherRefused, WeightsError
 from edgedistill.progress import Progress
-from edgedistill.recipe import ApiTeacher, LocalTeacher, Teacher
+from edgedistill.recipe import ApiTeacher, LocalTeacher, Sampling, Teacher
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient, Trace
 from edgedistill.teacher.traces import TraceStore
 from edgedistill.weights.cache import cache_folder, digest
 
 if TYPE_CHECKING:
     from edgedistill.teacher.local_server import Server
+
+COLLECT = "collect"  # the purpose of a call whose answer is learnt from
+TOP_LOGPROBS = "top_logprobs"
 
 __all__ = [
     "Call",
@@ -98,8 +101,10 @@ def _key(teacher: ApiTeacher) -> str:
     )
 
 
-def call_for(entry: TokenMixEntry, teacher: Teacher, purpose: str = "collect") -> Call:
+def call_for(entry: TokenMixEntry, teacher: Teacher, purpose: str = COLLECT) -> Call:
     """The request for one prompt. An entry's own system message stands instead of the teacher's.
+
+    Log-probabilities are asked for by collect alone: an answer that is timed must not pay for them.
 
     Raises:
         WeightsError: the teacher is a GGUF path and there is no such file.
@@ -111,18 +116,26 @@ def call_for(entry: TokenMixEntry, teacher: Teacher, purpose: str = "collect") -
         prompt_id=entry.id,
         model=teacher.model,
         messages=messages,
-        parameters=teacher.sampling.model_dump(mode="json", exclude_none=True),
+        parameters=_parameters(teacher.sampling, purpose),
         prompt_version=prompt_version(teacher),
         purpose=purpose,
         weights=weights_identity(teacher),
     )
 
 
+def _parameters(sampling: Sampling, purpose: str) -> dict[str, Any]:
+    values = sampling.model_dump(mode="json", exclude={TOP_LOGPROBS}, exclude_none=True)
+    if sampling.top_logprobs is None or purpose != COLLECT:
+        return values
+    return {**values, "logprobs": True, TOP_LOGPROBS: sampling.top_logprobs}
+
+
 def prompt_version(teacher: Teacher) -> str:
     """The recipe's name for the teacher's prompt, or a short sha256 of it and the sampling."""
     if teacher.prompt_version is not None:
         return teacher.prompt_version
-    return digest_of([teacher.system, teacher.sampling.model_dump(mode="json")])[:12]
+    sampling = teacher.sampling.model_dump(mode="json", exclude={TOP_LOGPROBS})
+    return digest_of([teacher.system, sampling])[:12]
 
 
 def weights_identity(teacher: Teacher) -> str | None:

@@ -6,19 +6,25 @@ are read here field by field, since a teacher may send anything.
 
 from __future__ import annotations
 
+import email.utils
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgedistill.teacher.logprobs import Unreadable, compact
+
 LARGEST_ANSWER_BYTES = 64 << 20
 REFUSAL = "refusal"  # our finish_reason for a text that came in the field of that name
+NO_LOGPROBS = "answer without log-probabilities"
+UNREADABLE_LOGPROBS = "answer whose log-probabilities cannot be read"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, as far as the body told; token counts are 0 where it did not."""
+    """One answer, as far as the body told; token counts are 0 where it did not, and
+    `top_logprobs` (as logprobs.py keeps them) None."""
 
     model: str
     text: str
@@ -40,6 +46,26 @@ class Trouble(Exception):
     pause: float | None = None
     reached: bool = True
     detail: str = ""
+
+    @property
+    def about_logprobs(self) -> bool:
+        """Whether it is about the log-probabilities that were asked for, not the prompt."""
+        refused = self.status in (400, 404, 422, 501) and "logprob" in self.detail.lower()
+        return refused or self.reason in (NO_LOGPROBS, UNREADABLE_LOGPROBS)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait (RFC 9110, 10.2.3: seconds or a date; `retry-after-ms` is OpenAI's)."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(0.0, date.timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
 
 
 def chunks(arriving: Iterable[bytes], deadline: float) -> Iterator[bytes]:
@@ -81,11 +107,12 @@ def _choice(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return first if isinstance(first, dict) else None
 
 
-def read_whole(document: Mapping[str, Any]) -> Answer:
-    """The first choice of a body that was not streamed.
+def read_whole(document: Mapping[str, Any], logprobs: bool = False) -> Answer:
+    """The first choice of a body that was not streamed; `logprobs`: they were asked for.
 
     Raises:
-        Trouble: no choice, or one without text.
+        Trouble: no choice, or one without text, or without the log-probabilities of its tokens
+            where they were asked for.
     """
     choice = _choice(document)
     if choice is None:
@@ -97,16 +124,29 @@ def read_whole(document: Mapping[str, Any]) -> Answer:
         text, finish_reason = message.get("refusal"), REFUSAL
     if not isinstance(text, str):
         raise Trouble("answer without content")
-    logprobs = choice.get("logprobs")
-    top = logprobs.get("content") if isinstance(logprobs, dict) else None
+    # A refusal's tokens are listed elsewhere, and nobody learns from it.
+    top = _logprobs(choice, needed=logprobs and bool(text) and finish_reason != REFUSAL)
     return Answer(
         model=str(document.get("model") or ""),
         text=_clean(text),
         finish_reason=finish_reason,
         prompt_tokens=_usage(document, "prompt_tokens") or 0,
         completion_tokens=_usage(document, "completion_tokens") or 0,
-        top_logprobs=top if isinstance(top, list) else None,
+        top_logprobs=top,
     )
+
+
+def _logprobs(choice: Mapping[str, Any], needed: bool) -> list[Any] | None:
+    try:
+        found = compact(choice.get("logprobs"))
+    except Unreadable as error:
+        if needed:
+            raise Trouble(UNREADABLE_LOGPROBS, retry=False) from error
+        return None
+    if needed and not found:
+        detail = "logprobs: true was asked for, and the answer came without them"
+        raise Trouble(NO_LOGPROBS, retry=False, detail=detail)
+    return found
 
 
 def _usage(document: Mapping[str, Any], name: str) -> int | None:

@@ -9,7 +9,6 @@ or the HTTP library's exceptions.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import ipaddress
 import random
 import threading
@@ -29,15 +28,19 @@ from edgedistill.teacher.answers import (
     chunks,
     parse_object,
     read_whole,
+    retry_after,
 )
 
 if TYPE_CHECKING:
-    import httpx2
     import openai
 
 LONGEST_PAUSE_SECONDS = 60.0
 USAGE = {"stream_options": {"include_usage": True}}
 RETRIED = frozenset({408, 409, 429})
+NO_LOGPROBS_HINT = (
+    "take teacher.sampling.top_logprobs out of the recipe (a distil method that needs them cannot "
+    "be used then), lower it, or choose a teacher that gives them"
+)
 REASONS = {408: "request timeout", 409: "conflict", 429: "rate limit"}
 
 
@@ -205,7 +208,7 @@ class TeacherClient:
         deadline = time.monotonic() + self._timeout
         with _translated(), self._request(call, number, {}) as response:
             body = b"".join(chunks(response.iter_bytes(), deadline))
-        return read_whole(parse_object(body))
+        return read_whole(parse_object(body), bool(call.parameters.get("logprobs")))
 
     def _streamed(self, call: Call, number: int) -> Answer:
         try:
@@ -248,6 +251,9 @@ class TeacherClient:
             what = f"the teacher does not know model {call.model!r} (HTTP 404): {trouble.detail}"
             hint = "check teacher.model, and that teacher.base_url ends where the API starts (/v1)"
             raise TeacherRefused(what, where=where, hint=hint)
+        if first and call.parameters.get("logprobs") and trouble.about_logprobs:
+            what = f"the teacher gives no log-probabilities: {trouble.detail or trouble.reason}"
+            raise TeacherRefused(what, where=where, hint=NO_LOGPROBS_HINT)
 
     def _unreachable(self, trouble: Trouble) -> TeacherUnreachable:
         tries = f"{self._attempts} attempt{'s' if self._attempts != 1 else ''}"
@@ -327,23 +333,9 @@ def _refusal(error: openai.APIStatusError) -> Trouble:
         retry=status in RETRIED or status >= 500,
         status=status,
         code=code,
-        pause=_retry_after(error.response.headers),
+        pause=retry_after(error.response.headers),
         detail=error.message[:300],
     )
-
-
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Seconds to wait (RFC 9110, 10.2.3: seconds or a date; `retry-after-ms` is OpenAI's)."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * unit)
-        except (KeyError, ValueError):
-            continue
-    try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-        return max(0.0, date.timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
 
 
 def _trace_id(call: Call) -> str:

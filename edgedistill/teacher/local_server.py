@@ -23,7 +23,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,13 @@ from edgedistill import machine
 from edgedistill.errors import MissingTool, RuntimeFailure, TeacherError
 from edgedistill.memory import SERVER_MODULE, TEACHER
 from edgedistill.teacher.client import Endpoint
+from edgedistill.teacher.local_answers import BATCH_TOKENS, Recorder, answer_alike, compute_in
 
 HOST = "127.0.0.1"
 SERVER_VERSION = 2  # raised with every change that moves its answers or its speed
-BATCH_TOKENS = 512
-# How the text after the last message's control token is evaluated: at once when it is short, and
-# else in blocks, so that a long start which prompts share there can be reused too.
-SHORT_TEXT_TOKENS = 64
-BLOCK_TOKENS = 16
-# Plain text between control tokens that is shorter than this is a role, such as "assistant".
-ROLE_TOKENS = 5
 POLL_SECONDS = 0.1
 STOP_SECONDS = 5.0
 SHOWN_LINES = 15
-BUNDLE_SECONDS = 0.04  # text of a streamed answer is sent this often: 25 times a second
 
 
 @dataclass(frozen=True)
@@ -266,7 +259,8 @@ def _load(settings: Mapping[str, Any], engine: Executor) -> Any:
     app = server.create_app(server_settings=access, model_settings=[model])
     proxy: Any = server._llama_proxy
     llama = proxy(settings["model_id"])
-    compute_in(engine, llama, answer_alike(llama))
+    recorder = Recorder(llama)
+    compute_in(engine, llama, answer_alike(llama, recorder), recorder)
     return app
 
 
@@ -275,125 +269,6 @@ def _forget_environment(fields: set[str]) -> None:
     for name in list(os.environ):
         if name.lower() in fields:
             del os.environ[name]
-
-
-@dataclass
-class Usage:
-    """Tokens of the answer that is being made; its stop token does not count."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-def answer_alike(llama: Any) -> Usage:
-    """Make an answer independent of the calls before it, and still reuse a cached prompt start.
-
-    Rounding depends on how many tokens are evaluated at once, so a start that is cached up to
-    wherever two prompts differ moves the logits (measured on a 1.5B model: by up to 0.5). Here
-    the batches of a prompt are a function of its tokens alone, and whole batches are reused:
-    every token is evaluated in the same company as without a cache, which gives the same bits.
-
-    Returns what counts the tokens: a streamed chunk is a whole character, and that can be several.
-    """
-    import llama_cpp
-
-    generate, vocab = llama.generate, llama._model.vocab
-    before: list[int] = []
-    usage = Usage()
-
-    def alike(tokens: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-        nonlocal before
-        control = [llama_cpp.llama_vocab_is_control(vocab, token) for token in tokens]
-        ends = batch_ends(control)
-        cached = llama.input_ids[: llama.n_tokens].tolist()
-        start = reusable(cached, before, list(tokens), ends)
-        before = ends
-        if start == 0:
-            llama.reset()
-        llama.n_tokens = start
-        for end in ends[:-1]:
-            if end > start:
-                llama.eval(tokens[start:end])
-                start = end
-        usage.prompt_tokens, usage.completion_tokens = len(tokens), 0
-        for token in generate(tokens, *args, **kwargs):
-            usage.completion_tokens += not llama_cpp.llama_vocab_is_eog(vocab, token)
-            yield token
-
-    llama.generate = alike
-    return usage
-
-
-def compute_in(engine: Executor, llama: Any, usage: Usage) -> None:
-    """Let `engine` make every chat answer from prompt to text, whichever thread asks for it."""
-    from llama_cpp.llama_chat_format import get_chat_completion_handler
-
-    name = llama.chat_format
-    handle: Any = llama._chat_handlers.get(name) or get_chat_completion_handler(name)
-
-    def elsewhere(**request: Any) -> Any:
-        made = engine.submit(handle, **request).result()
-        return bundles(engine, made, usage) if request["stream"] else made
-
-    llama.chat_handler = elsewhere
-
-
-def bundles(
-    engine: Executor, chunks: Iterator[Any], usage: Usage, seconds: float = BUNDLE_SECONDS
-) -> Iterator[Any]:
-    """The chunks of a streamed answer, the first with text at once, later ones put together.
-
-    A chunk costs Python, here and at the reader, on the cores that decode.
-    """
-    wait = 0.0
-    while whole := engine.submit(bundle, chunks, wait).result():
-        choice = whole["choices"][0]
-        wait = seconds if wait or choice["delta"].get("content") else 0.0
-        if choice["finish_reason"]:
-            total = usage.prompt_tokens + usage.completion_tokens
-            whole["usage"] = {**asdict(usage), "total_tokens": total}
-        yield whole
-
-
-def bundle(chunks: Iterator[Any], seconds: float) -> dict[str, Any] | None:
-    """One chunk for all that come within `seconds`, or until the answer ends; None: no more."""
-    deadline, pieces = time.monotonic() + seconds, []
-    for chunk in chunks:
-        choice = chunk["choices"][0]
-        if text := choice["delta"].get("content"):
-            pieces.append(text)
-        if choice["finish_reason"] or time.monotonic() >= deadline:
-            if pieces:
-                choice["delta"]["content"] = "".join(pieces)
-            return dict(chunk)
-    return None
-
-
-def batch_ends(control: Sequence[bool]) -> list[int]:
-    """Where the batches of a prompt end, given which of its tokens are control tokens.
-
-    One batch ends where the last message's text starts: what comes before is what prompts share.
-    """
-    count = len(control)
-    marks = [position for position, is_control in enumerate(control) if is_control]
-    starts, stops = [0, *(mark + 1 for mark in marks)], [*marks, count]
-    texts = [a for a, b in zip(starts, stops, strict=True) if b - a >= ROLE_TOKENS]
-    text = texts[-1] if texts else 0
-    step = BLOCK_TOKENS if count - text > SHORT_TEXT_TOKENS else SHORT_TEXT_TOKENS
-    inside = [*range(BATCH_TOKENS, text, BATCH_TOKENS), text, *range(text + step, count, step)]
-    return [*filter(None, inside), count]
-
-
-def reusable(
-    cached: Sequence[int], before: Sequence[int], tokens: Sequence[int], ends: Sequence[int]
-) -> int:
-    """How many tokens of a prompt are cached from equal batches; its last batch never counts."""
-    kept = 0
-    for old, new in zip(before, ends[:-1], strict=False):
-        if old != new or new > len(cached) or cached[kept:new] != tokens[kept:new]:
-            break
-        kept = new
-    return kept
 
 
 if __name__ == "__main__":
