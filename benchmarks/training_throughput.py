@@ -6,8 +6,8 @@
 STUDENT and DATASET are finished `student-*` and `curate-*` folders of a workspace. TRL (and
 `datasets`, which it needs) must be importable; it runs with its defaults, padding-free, packed
 (best-fit decreasing), and with rows grouped by length. Each runs in a process of its own, in turn,
-`rounds` times. A step's time is from Trainer's on_step_begin to on_step_end in all of them, the
-first two steps left out; tokens are those of the rows, padding not counted. Prints JSON.
+`rounds` times. A step's time is from Trainer's on_step_begin to on_step_end in all of them; tokens
+are those of the rows, padding not counted. Prints JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 
 from edgedistill import machine
 
-WARM_UP = 2
 TRL: dict[str, dict[str, Any]] = {
     "trl": {},
     "trl, rows of like length": {"train_sampling_strategy": "group_by_length"},
@@ -95,9 +94,8 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         run = _ours if given.only == OURS else _trl
         seconds, tokens, losses = run(given, rows, shown.stop_id, Path(scratch))
-    kept = slice(WARM_UP, None)
     return {
-        "tokens_per_second": sum(tokens[kept]) / sum(seconds[kept]),
+        "tokens_per_second": sum(tokens) / seconds,
         "tokens_per_step": statistics.fmean(tokens),
         "seconds": seconds,
         "losses": losses,
@@ -120,23 +118,15 @@ def _ours(given: argparse.Namespace, rows: Sequence[Any], stop: int, scratch: Pa
     from edgedistill.methods import DistillSpec, LoraSpec
     from edgedistill.progress import Silent
     from edgedistill.torch_runtime import device
-    from edgedistill.training import trainer, watcher
     from edgedistill.training.course import Course, Examined, Schedule
     from edgedistill.training.data import PART_TOKENS, plan_batches
     from edgedistill.training.learner import Learner, Packer, backward, nll_loss
+    from edgedistill.training.trainer import train
 
     lora = LoraSpec(rank=given.rank, alpha=2 * given.rank)
     spec = DistillSpec(lora=lora, precision=given.precision)
     epochs = given.steps * given.batch_size / len(rows)
     batches = plan_batches(rows, given.batch_size, epochs, 0)
-    seconds: list[float] = []
-
-    class Timing(watcher.Watcher):
-        def on_step_end(self, *args: Any, **rest: Any) -> None:
-            seconds.append(time.perf_counter() - self._begun)
-            super().on_step_end(*args, **rest)
-
-    trainer.Watcher = Timing  # type: ignore[misc]
     course = Course(
         batches=batches,
         batches_per_epoch=len(batches),
@@ -148,9 +138,9 @@ def _ours(given: argparse.Namespace, rows: Sequence[Any], stop: int, scratch: Pa
         keep=lambda model, folder: None,
         choose=lambda points: points[-1].step,
     )
-    done = trainer.train(course, scratch, Silent())
+    done = train(course, scratch, Silent())
     tokens = [sum(map(len, batch)) for batch in batches]
-    return seconds, tokens, [point.loss for point in done.points]
+    return done.facts["step_seconds"], tokens, [point.loss for point in done.points]
 
 
 def _trl(given: argparse.Namespace, rows: Sequence[Any], stop: int, scratch: Path) -> Any:
@@ -223,7 +213,7 @@ def _trl(given: argparse.Namespace, rows: Sequence[Any], stop: int, scratch: Pat
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return seconds, tokens, losses
+    return sum(seconds), tokens, losses
 
 
 def _rows_a_step(given: argparse.Namespace, rows: Sequence[Any]) -> int:
@@ -231,7 +221,7 @@ def _rows_a_step(given: argparse.Namespace, rows: Sequence[Any]) -> int:
     if "packed" not in given.only:
         return int(given.batch_size)
     length = statistics.fmean(map(len, rows))
-    return max(1, round(given.batch_size * length / 512))
+    return max(1, int(given.batch_size * length / 512 + 0.5))
 
 
 if __name__ == "__main__":
