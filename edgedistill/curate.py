@@ -30,19 +30,28 @@ from edgedistill.progress import Progress
 from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
 from edgedistill.tokenmix import TokenMix, normalised, phrasing
 
-VERSION = 1
+VERSION = 2
 FEW = 20  # prompts in a part; with 20, one of them is 5 points
 USED = ("trace_id", "prompt_id", "text", "finish_reason", "failure")
 # What a teacher itself says of an answer that is none.
 CUT_OFF = ("refusal", "content_filter")
 PARTS = ("train", "validation", "held_out")
-REASONS = ("failed", "empty", "truncated", "refused", "duplicate", "too-long", "invalid")
+REASONS = (
+    "failed",
+    "empty",
+    "truncated",
+    "refused",
+    "duplicate",
+    "too-long",
+    "invalid",
+    "contradicted",
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """One curated prompt with what the student learns to answer; `seen` says whether a training
-    prompt has the same phrasing."""
+    prompt has the same phrasing, `score` what the answer is worth beside others (0 to 1)."""
 
     id: str
     prompt: str
@@ -54,6 +63,7 @@ class Row:
     trace_id: str
     reference: str | None
     history: tuple[Mapping[str, str], ...] = ()
+    score: float = 1.0
 
     @property
     def same(self) -> str:
@@ -181,9 +191,11 @@ def select(
             key = normalised("\n".join(said["content"] for said in entry.messages))
             why = _unusable(trace, answer, spec) or _repeated(kept.get(key))
             why = why or _invalid(answer, checker)
+            score = 1.0 if why else _score(entry, answer, checker, spec)
+            why = why or (None if score else ("contradicted", "it is not the prompt's reference"))
             if why is None and trace is not None:
                 kept[key] = entry.id
-                rows.append(_row(entry, answer, trace["trace_id"]))
+                rows.append(_row(entry, answer, trace["trace_id"], score))
             elif why is not None:
                 trace_id = trace["trace_id"] if trace else None
                 text = trace["text"] or "" if trace else ""
@@ -192,7 +204,12 @@ def select(
     return rows, rejected
 
 
-def _row(entry: TokenMixEntry, answer: str, trace_id: str) -> Row:
+def _score(entry: TokenMixEntry, answer: str, checker: Checker, spec: CurateSpec) -> float:
+    contradicted = entry.reference is not None and not checker.same(answer, entry.reference)
+    return spec.contradicted_score if contradicted else 1.0
+
+
+def _row(entry: TokenMixEntry, answer: str, trace_id: str, score: float) -> Row:
     return Row(
         id=entry.id,
         prompt=entry.prompt,
@@ -204,6 +221,7 @@ def _row(entry: TokenMixEntry, answer: str, trace_id: str) -> Row:
         trace_id=trace_id,
         reference=entry.reference,
         history=entry.messages[:-1],
+        score=score,
     )
 
 

@@ -42,7 +42,8 @@ class Kld:
 
 @dataclass(frozen=True)
 class EvalRow:
-    """One row of a dataset: a prompt and the teacher's cleaned answer."""
+    """One row of a dataset: a prompt and the teacher's cleaned answer. `weight`: what it counts in
+    training, by the token mix and by curation."""
 
     id: str
     prompt: str
@@ -67,7 +68,7 @@ def _row(value: dict[str, Any]) -> EvalRow:
         answer=value["answer"],
         phrasing=value["phrasing"],
         seen=value["seen"],
-        weight=value.get("weight", 1.0),
+        weight=value.get("weight", 1.0) * value.get("score", 1.0),
         reference=value.get("reference"),
         history=tuple(value.get("history", ())),
     )

@@ -28,6 +28,7 @@ from edgedistill.artifacts import (
 from edgedistill.bench import bench, refusal, require_gates
 from edgedistill.browser import package_files
 from edgedistill.collect import collect
+from edgedistill.combine import combine
 from edgedistill.curate import curate
 from edgedistill.distill import distill
 from edgedistill.errors import GateFailed
@@ -196,8 +197,9 @@ def _merged(
     learnt = _distilled(recipe, out, log, until, retry_failed, targets)
     if learnt is None or until == "distill":
         return None
-    checkpoint = merge(learnt.adapter, learnt.student, out, log)
-    return _Merged(**vars(learnt), checkpoint=checkpoint)
+    adapter = combine(learnt.adapter, recipe.merge, out, log)
+    checkpoint = merge(adapter, learnt.student, out, log)
+    return _Merged(**{**vars(learnt), "adapter": adapter}, checkpoint=checkpoint)
 
 
 def _distilled(
@@ -209,7 +211,7 @@ def _distilled(
     targets: Sequence[Target] = (),
 ) -> _Distilled | None:
     prompt, check = recipe.student, recipe.check
-    mix = read_token_mix(recipe.prompts)
+    mix = read_token_mix(recipe.prompts, recipe.sample)
     student = None
     if until not in ("collect", "curate"):
         student = _possible(recipe, targets, out, log)

@@ -139,6 +139,13 @@ class CurateSpec(Strict):
         description="an answer that starts with one of these (any case) is a refusal",
     )
     max_answer_chars: int = Field(4000, ge=1, description="longer answers are rejected")
+    contradicted_score: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="what an answer counts in training that the check says is not the prompt's "
+        "reference, beside 1 for all others; 0: rejected",
+    )
     split: SplitSpec = SplitSpec()
 
 
@@ -174,6 +181,19 @@ class StudentSpec(Strict):
         if "{prompt}" not in self.prompt:
             raise ValueError("student.prompt must contain {prompt}")
         return self
+
+
+class AddedAdapter(Strict):
+    """A LoRA adapter of the same student that was trained elsewhere."""
+
+    path: Path = Field(description="its folder, in peft's layout")
+    weight: float = Field(1.0, description="by which its update is multiplied")
+
+
+class MergeSpec(Strict):
+    """What is merged into the student beside what was trained."""
+
+    adapters: tuple[AddedAdapter, ...] = Field((), description="their updates are added")
 
 
 class BenchSpec(Strict):
@@ -222,6 +242,9 @@ class Recipe(Strict):
     description: str = Field(description="one sentence for the model card")
     language: str = Field("en", description="language of the prompts, for the model card")
     prompts: Path = Field(description="the token mix, JSONL, beside the recipe")
+    sample: int | None = Field(
+        None, ge=1, description="so many of the prompts, drawn by their IDs; by default all"
+    )
     data_licence: str = Field("unknown", description="licence of the prompts, for the model card")
     teacher: Teacher
     collect: CollectSpec = CollectSpec()
@@ -229,6 +252,7 @@ class Recipe(Strict):
     check: Check
     student: StudentSpec
     distill: DistillSpec = DistillSpec()
+    merge: MergeSpec = MergeSpec()
     bench: BenchSpec = BenchSpec()
     gates: RecipeGates = RecipeGates()
 
@@ -293,6 +317,11 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
         "check": check,
     }
     changes["student"] = _with_path(recipe.student, folder)
+    added = tuple(
+        each.model_copy(update={"path": (folder / each.path).resolve()})
+        for each in recipe.merge.adapters
+    )
+    changes["merge"] = recipe.merge.model_copy(update={"adapters": added})
     if isinstance(teacher, LocalTeacher):
         changes["teacher"] = _with_path(teacher, folder)
     return recipe.model_copy(update=changes)

@@ -1,12 +1,13 @@
 """The token mix: the prompts that users really send, read from JSONL, one object a line.
 
 Fields: `id`; `prompt` or `messages` ([{"role", "content"}, ...], the last one from the user);
-optional `weight` (> 0; kept, and not used yet), `tags` (strings) and `reference` (a known good
-answer).
+optional `weight` (> 0; what its answer counts in training, such as how often it is sent), `tags`
+(strings) and `reference` (a known good answer).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
@@ -33,8 +34,8 @@ class TokenMix:
     digest: str
 
 
-def read_token_mix(path: Path) -> TokenMix:
-    """Read a token mix.
+def read_token_mix(path: Path, sample: int | None = None) -> TokenMix:
+    """Read a token mix, or so many of its prompts.
 
     Raises:
         TokenMixError: missing, empty, not UTF-8, or broken lines; all of them, with line numbers.
@@ -64,8 +65,18 @@ def read_token_mix(path: Path) -> TokenMix:
         raise _broken(path, problems)
     if not entries:
         raise TokenMixError("there is no prompt in this file", where=str(path), hint=_example())
-    listed = tuple(entries.values())
+    listed = _drawn(tuple(entries.values()), sample)
     return TokenMix(listed, digest_of([asdict(entry) for entry in listed]))
+
+
+def _drawn(entries: tuple[TokenMixEntry, ...], count: int | None) -> tuple[TokenMixEntry, ...]:
+    """So many of them, in their order; which, is decided by IDs alone, so that a larger sample
+    holds a smaller one."""
+    if count is None or count >= len(entries):
+        return entries
+    order = sorted(entries, key=lambda entry: hashlib.sha256(entry.id.encode()).digest())
+    kept = {entry.id for entry in order[:count]}
+    return tuple(entry for entry in entries if entry.id in kept)
 
 
 def normalised(text: str) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgedistill.artifacts import Dataset, TokenMixEntry, Traces, digest_of
 from edgedistill.curate import REASONS, Row, Split, curate, split
 from edgedistill.errors import ArtifactError, DatasetError
+from edgedistill.fidelity import read_rows
 from edgedistill.progress import Silent
 from edgedistill.recipe import CurateSpec, SplitSpec, TextCheck
 from edgedistill.tokenmix import TokenMix, normalised
@@ -146,7 +147,23 @@ def test_rows_hold_the_cleaned_answer_and_their_provenance(tmp_path: Path) -> No
         "trace_id": f"t-{name}",
         "reference": "ref",
         "history": [],
+        "score": 1.0,
     }
+
+
+@pytest.mark.parametrize(("score", "rejected"), [(0.25, 0), (0.0, 15)])
+def test_an_answer_that_is_not_the_reference_counts_less(
+    tmp_path: Path, score: float, rejected: int
+) -> None:
+    entries = [replace(e, reference=str(at % 2)) for at, e in enumerate(many(30, 10))]
+    spec = CurateSpec(contradicted_score=score)
+    made = run(tmp_path, entries, [trace(e.id, "1") for e in entries], spec)
+    assert made.rejected == rejected
+    rows = [row for part in PARTS for row in lines(made, part)]
+    assert {row["score"] for row in rows if row["reference"] == "1"} == {1.0}
+    assert {row["score"] for row in rows if row["reference"] == "0"} == {score} - {0.0}
+    read = read_rows(made.folder / "train.jsonl")
+    assert all(row.weight == (1.0 if row.reference == "1" else score) for row in read)
 
 
 def test_facts_count_everything(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""A recipe for large machines as it runs here: the same stages and fields with small models, so
+that it can be tried end to end before anything is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from edgedistill.recipe import LocalTeacher, Recipe
+
+SUFFIX = "-scaled-down"
+TEACHER, PROXY = "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct-q4_k_m"
+STUDENT = "smollm2-135m-instruct-q4_1"
+PROMPTS, EPOCHS, ROUNDS = 80, 1.0, 1
+BATCH, RANK = 4, 16
+
+
+def scale_down(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe with pinned small models, a sample of its prompts and a short training, under a
+    name of its own, and in words what was changed. Gates on agreement go: so little is learnt."""
+    changes: dict[str, Any] = {
+        "name": recipe.name + SUFFIX,
+        "sample": min(PROMPTS, recipe.sample or PROMPTS),
+        "teacher": _teacher(recipe),
+        "student": recipe.student.model_copy(update={"weights": STUDENT}),
+        "distill": _distill(recipe),
+        "gates": recipe.gates.model_copy(update={"merged_agreement": None}),
+    }
+    made = recipe.model_copy(update=changes)
+    return made, list(_told(recipe, made))
+
+
+def _teacher(recipe: Recipe) -> LocalTeacher:
+    asked = recipe.teacher
+    return LocalTeacher(
+        kind="local",
+        model=TEACHER,
+        weights=f"{TEACHER}-q4_k_m",
+        licence="Apache-2.0",
+        system=asked.system,
+        prompt_version=asked.prompt_version,
+        sampling=asked.sampling,
+    )
+
+
+def _distill(recipe: Recipe) -> Any:
+    spec = recipe.distill
+    lora = spec.lora.model_copy(update={"rank": min(RANK, spec.lora.rank)})
+    changes: dict[str, Any] = {
+        "tuning": "lora" if spec.tuning == "qlora" else spec.tuning,
+        "lora": lora,
+        "epochs": min(EPOCHS, spec.epochs),
+        "batch_size": min(BATCH, spec.batch_size),
+        "processes": 1,
+        "evaluations": 1,
+        "report_to": (),
+    }
+    if spec.proxy is not None:
+        changes["proxy"] = spec.proxy.model_copy(
+            update={"weights": PROXY, "rounds": min(ROUNDS, spec.proxy.rounds), "min_agreement": 0}
+        )
+    rounds = min(ROUNDS, spec.on_policy.rounds)
+    changes["on_policy"] = spec.on_policy.model_copy(update={"rounds": rounds})
+    return spec.model_copy(update=changes)
+
+
+def _told(recipe: Recipe, made: Recipe) -> Iterator[str]:
+    yield f"teacher {made.teacher.model} on this machine instead of {recipe.teacher.model}"
+    yield f"student {made.student.weights} instead of {recipe.student.weights}"
+    yield f"{made.sample} of its prompts"
+    before, after = recipe.distill, made.distill
+    for field in ("tuning", "epochs", "batch_size", "processes"):
+        old, new = getattr(before, field), getattr(after, field)
+        if old != new:
+            yield f"distill.{field} {new} instead of {old}"
