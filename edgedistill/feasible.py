@@ -81,6 +81,7 @@ def _require(student: Student, targets: Sequence[Target], pruned: int) -> None:
                 _require_allocation(student, _with(spec, pruned), target)
             except ArtifactError as error:
                 where = f"target {target.name}: allocations.{spec.name}"
+                where += f" behind student.prune ({pruned} layers)" if pruned else ""
                 raise ArtifactError(error.what, where=where, hint=error.hint) from error
 
 

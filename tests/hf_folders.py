@@ -25,7 +25,7 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-FOREIGN = r"\p{L}+|\p{N}{2}|\s|[^\s\p{L}\p{N}]"
+FOREIGN = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,2}|")
 PATTERNS = {"qwen2": QWEN2, "llama-bpe": LLAMA3, "tekken": TEKKEN, "foreign": FOREIGN}
 LINES = (
     *HARD,

@@ -46,6 +46,7 @@ BOUNDARIES = {
     "rich": {"cli", "cli_update", "console", "tables"},
     "llama_cpp": {"runtime_child", "teacher"},
     "openai": {"teacher"},
+    "huggingface_hub": {"weights"},
     "matplotlib": {"report"},
     "yaml": {"yamlfile"},
     "onnxruntime_genai": {"onnx_child"},
