@@ -111,6 +111,7 @@ class _Folder:
         self.file, self.model = self.source.file, self.source.says.get("model") or {}
         self.added = {entry["id"]: entry for entry in self.source.says.get("added_tokens") or ()}
         self.tokens, self.kinds = self._vocabulary(rows)
+        self._require_all_added()
         self.strips = any(entry.get("rstrip") for entry in self.added.values())
 
     def keys(self) -> tuple[list[Key], str, list[str]]:
@@ -193,6 +194,11 @@ class _Folder:
         ids = {name: self.config.token_id(short, self._id) for name, short in special.items()}
         if ids["eos"] is None:
             self._refuse("neither tokenizer_config.json nor config.json names one stop token")
+        for index in (ids["bos"], ids["eos"]):
+            if index is not None and self.kinds[index] == NORMAL:
+                self._refuse(
+                    f"its special token {self.tokens[index]!r} is plain text in {TOKENIZER}"
+                )
         return [
             Key("tokenizer.ggml.model", "STRING", None, model),
             Key("tokenizer.ggml.pre", "STRING", None, pre),
@@ -242,6 +248,13 @@ class _Folder:
         if len({*tokens}) < len(tokens):
             self._refuse("two of its tokens have the same text")
         return tokens, [self._kind(index, texts.get(index)) for index in range(rows)]
+
+    def _require_all_added(self) -> None:
+        """transformers adds to tokenizer.json what tokenizer_config.json lists besides."""
+        for index, entry in (self.config.tokenizer.get("added_tokens_decoder") or {}).items():
+            known = self.added.get(int(index))
+            if known is None or known["content"] != entry["content"]:
+                self._refuse(f"it lacks the token {entry['content']!r} of tokenizer_config.json")
 
     def _kind(self, index: int, text: str | None) -> int:
         if not text:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -78,17 +79,9 @@ def prepare_student(
 
     def work(folder: Path) -> dict[str, Any]:
         file = locate(spec.weights, progress)
-        try:
+        with _told_of(file.path, folder):
             read_header(file.path)  # says what is wrong and where
             return _make(folder, file, spec, progress)
-        except WeightsError as error:  # of the folder that was to become the student
-            raise WeightsError(error.what, where=str(file.path), hint=error.hint) from error
-        except ArtifactError as error:
-            _refuse(file.path, error.what, error)
-        # A damaged key turns up where it is used; chained, so that a fault of ours is found.
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            told = f"what it says of its tokenizer or layers cannot be used: {error!r}"
-            _refuse(file.path, told, error)
 
     done = run_stage(identity, out, progress, work)
     return Student(
@@ -120,6 +113,23 @@ def _make(folder: Path, file: ModelFile, spec: StudentSpec, progress: Progress) 
     return {**made, "weights": file.name, "licence": file.licence}
 
 
+@contextmanager
+def _told_of(source: Path, folder: Path) -> Iterator[None]:
+    """What is wrong with the `folder` that was to become the student is wrong with its source."""
+    try:
+        yield
+    except WeightsError as error:
+        own = error.where is None or Path(error.where).is_relative_to(folder)
+        where = str(source) if own else error.where
+        raise WeightsError(error.what, where=where, hint=error.hint) from error
+    except ArtifactError as error:
+        _refuse(source, error.what, error)
+    # A damaged value turns up where it is used; chained, so that a fault of ours is found.
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        told = f"what it says of its tokenizer or layers cannot be used: {error!r}"
+        _refuse(source, told, error)
+
+
 def _from_folder(model: ModelFolder, spec: StudentSpec, out: Path, progress: Progress) -> Student:
     identity = Identity(
         stage="student",
@@ -131,29 +141,35 @@ def _from_folder(model: ModelFolder, spec: StudentSpec, out: Path, progress: Pro
 
     def work(folder: Path) -> dict[str, Any]:
         source = model.obtain(progress, _accept)
-        require_student(source)
-        keys, name, told = tokenizer_keys_of(source, embedding_rows(source))
-        write_tokenizer(folder, keys, name)
-        StudentPrompt(folder, StudentSpec(weights=spec.weights))
-        values = {key.key: key.value for key in keys}
-        parameters = convert_folder(source, folder, _ids(values))
-        for text in told:
-            progress.note(text)
-        if not is_own(folder):
-            progress.note(
-                "this family is read by transformers, and exported by llama.cpp's converter: it is "
-                f"not among {known_names()}"
-            )
-        return {
-            "parameters": parameters,
-            "tokens": len(values["tokenizer.ggml.tokens"]),
-            "pre_tokenizer": values["tokenizer.ggml.pre"],
-            "weights": model.name,
-            "licence": licence_of(source),
-        }
+        with _told_of(source, folder):
+            made = _make_of_folder(source, folder, spec, progress)
+        return {**made, "weights": model.name, "licence": licence_of(source)}
 
     done = run_stage(identity, out, progress, work)
     return Student(done.folder, done.digest, model.name, done.facts["licence"], model.source)
+
+
+def _make_of_folder(
+    source: Path, folder: Path, spec: StudentSpec, progress: Progress
+) -> dict[str, Any]:
+    require_student(source)
+    keys, name, told = tokenizer_keys_of(source, embedding_rows(source))
+    write_tokenizer(folder, keys, name)
+    StudentPrompt(folder, StudentSpec(weights=spec.weights))
+    values = {key.key: key.value for key in keys}
+    parameters = convert_folder(source, folder, _ids(values))
+    for text in told:
+        progress.note(text)
+    if not is_own(folder):
+        progress.note(
+            "this family is read by transformers, and exported by llama.cpp's converter: it is "
+            f"not among {known_names()}"
+        )
+    return {
+        "parameters": parameters,
+        "tokens": len(values["tokenizer.ggml.tokens"]),
+        "pre_tokenizer": values["tokenizer.ggml.pre"],
+    }
 
 
 def _accept(config: Path) -> None:

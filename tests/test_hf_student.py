@@ -168,6 +168,29 @@ def test_a_template_that_would_never_stop_is_refused(tmp_path: Path) -> None:
         prepared(source)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("tokenizer_config.json", {"chat_template": [1]}),
+        ("tokenizer_config.json", {"eos_token": "<|gone|>"}),
+        ("tokenizer.json", {"added_tokens": None}),
+        ("config.json", {"num_hidden_layers": "two"}),
+        ("config.json", {"vocab_size": 3}),
+        ("generation_config.json", {"pad_token_id": 99999}),
+    ],
+)
+def test_damaged_files_are_errors_of_one_line(
+    tmp_path: Path, file: str, changes: dict[str, Any]
+) -> None:
+    source = model_folder(tmp_path / "source")
+    if file == "generation_config.json":
+        change(source / "tokenizer_config.json", pad_token=None)
+    change(source / file, **changes)
+    with pytest.raises(WeightsError) as caught:
+        prepared(source)
+    assert (caught.value.where or "").startswith(str(source))
+
+
 def test_more_tokens_than_rows_are_refused(tmp_path: Path) -> None:
     source = model_folder(tmp_path / "source")
     save_tokenizer(source, train_byte_level("gpt-2"))

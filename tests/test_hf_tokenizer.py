@@ -185,6 +185,20 @@ def test_the_default_of_several_templates(tmp_path: Path) -> None:
     assert found(tmp_path)["chat_template"] == "yes"
 
 
+def test_special_tokens_that_are_not_in_tokenizer_json_are_refused(tmp_path: Path) -> None:
+    """transformers would add them; what then is text and what is not, nobody says."""
+    made = train_byte_level("qwen2")
+    listed = {str(made.token_to_id(name)): {"content": name} for name in tiny.SPECIAL}
+    save_tokenizer(tmp_path, made, added_tokens_decoder=listed)
+    assert found(tmp_path)["ggml.pre"] == "qwen2"
+    save_tokenizer(tmp_path, made, added_tokens_decoder=listed | {"9": {"content": "<new>"}})
+    with pytest.raises(WeightsError, match="lacks the token '<new>'"):
+        found(tmp_path)
+    save_tokenizer(tmp_path, made, eos_token="a")
+    with pytest.raises(WeightsError, match="'a' is plain text"):
+        found(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -138,6 +138,7 @@ class _Listing:
     """The files of a repository at one revision, with their sizes and hashes."""
 
     def __init__(self, model: HubModel) -> None:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, here or later
         try:
             from huggingface_hub import HfApi
         except ImportError:
