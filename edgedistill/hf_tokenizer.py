@@ -24,6 +24,7 @@ from edgedistill.gguf_tokenizer import (
     PRE_TOKENIZERS,
     SPACE,
     UNKNOWN,
+    UNSTRIPPED,
     UNUSED,
     USER_DEFINED,
     Key,
@@ -113,6 +114,10 @@ class _Folder:
         self.tokens, self.kinds = self._vocabulary(rows)
         self._require_all_added()
         self.strips = any(entry.get("rstrip") for entry in self.added.values())
+        if self.strips and not {*UNSTRIPPED} <= {*self.tokens}:  # it would not load such a file
+            self._refuse(
+                "white space behind its special tokens goes, which llama.cpp does for Phi-3's only"
+            )
 
     def keys(self) -> tuple[list[Key], str, list[str]]:
         """Those of the first candidate that is proven; see `tokenizer_keys_of`."""

@@ -65,8 +65,9 @@ def train_byte_level(kind: str, ignore_merges: bool = False, composes: bool = Fa
     return made
 
 
-def sentencepiece(prefix: bool, scheme: str | None = None) -> Any:
-    """A SentencePiece BPE as Llama 2 (`prefix`) and Gemma have it; `scheme`: as Metaspace."""
+def sentencepiece(prefix: bool, scheme: str | None = None, strips: bool = False) -> Any:
+    """A SentencePiece BPE as Llama 2 (`prefix`) and Gemma have it; `scheme`: as Metaspace;
+    `strips`: white space behind special tokens goes, as in Phi-3."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
     from tokenizers import pre_tokenizers as pre
 
@@ -75,7 +76,8 @@ def sentencepiece(prefix: bool, scheme: str | None = None) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=500, min_frequency=1, show_progress=False)
     trained.train_from_iterator([line for line in LINES if line.isascii()] * 3, trainer)
     pieces = trained.get_vocab()
-    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"]
+    whole = ["<unk>", "<s>", "<|endoftext|>"]  # behind them white space stays, in Phi-3 too
+    special = [*whole[:2], "</s>", whole[2], "<|user|>", "<|end|>"]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += sorted((piece for piece in pieces if piece not in tokens), key=pieces.__getitem__)
     ids = {token: index for index, token in enumerate(tokens)}
@@ -104,7 +106,12 @@ def sentencepiece(prefix: bool, scheme: str | None = None) -> Any:
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    made.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    made.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, rstrip=strips and token not in whole)
+            for token in special
+        ]
+    )
     return made
 
 

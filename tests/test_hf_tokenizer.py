@@ -120,12 +120,20 @@ def test_sentencepiece_by_merge_ranks(tmp_path: Path, prefix: bool) -> None:
     assert keys["ggml.add_space_prefix"] is prefix
     assert keys["ggml.add_bos_token"] is True
     assert keys["ggml.token_type"][:3] == [2, 3, 3]
-    assert keys["ggml.token_type"][5:261] == [6] * 256
+    assert keys["ggml.token_type"][6:262] == [6] * 256
 
 
 def test_a_space_in_front_of_the_first_word_only_is_refused(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, sentencepiece(True, scheme="first"))
     with pytest.raises(WeightsError, match="is proven to give its token IDs"):
+        found(tmp_path)
+
+
+def test_stripping_is_for_the_tokens_that_llama_cpp_knows(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, train_byte_level("qwen2"))
+    added = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    change(tmp_path / "tokenizer.json", added_tokens=[{**each, "rstrip": True} for each in added])
+    with pytest.raises(WeightsError, match="for Phi-3's only"):
         found(tmp_path)
 
 
@@ -214,16 +222,24 @@ def test_other_tokenizers_are_refused(tmp_path: Path, changes: dict[str, Any], s
         tokenizer_keys_of(tmp_path, 710)
 
 
-@pytest.mark.parametrize("kind", [*PRE_TOKENIZERS, "with a space", "without a space"])
+KINDS = [*PRE_TOKENIZERS, "with a space", "without a space", "with a space, stripping"]
+BEHIND = ("<|user|> a<|end|>\n \nb <s> c", "x</s>  y")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_cuts_as_the_source(tmp_path: Path, kind: str) -> None:
     spm = kind not in PRE_TOKENIZERS
-    made = sentencepiece(kind.startswith("with ")) if spm else train_byte_level(kind)
+    if spm:
+        made = sentencepiece(kind.startswith("with "), strips=kind.endswith("stripping"))
+    else:
+        made = train_byte_level(kind)
     keys, name, _ = tokenizer_keys_of(save_tokenizer(tmp_path / "hf", made), made.get_vocab_size())
     student = family_student(tmp_path / "own", "llama", keys=keys)
+    write_tokenizer(student.folder, keys, name)
     file = tmp_path / "model.gguf"
-    about = Provenance("r", name or "Tiny", "MIT", "digest")
+    about = Provenance("r", "Tiny", "MIT", "digest")
     write_gguf(student.folder, student.folder / TOKENIZER_GGUF, file, about, Silent())
-    texts = [text for text in HARD if kind != "tekken" or text.isascii()]
+    texts = [text for text in (*HARD, *BEHIND) if kind != "tekken" or text.isascii()]
     with LlamaCpp(file, threads=1, context_tokens=64) as model:
         different = [
             text
