@@ -104,6 +104,12 @@ def adapt(
             hint=f"set student.weights to {model.absolute()}",
         )
     _require_its_prompt(held, recipe)
+    if recipe.student.prune is not None:
+        raise UsageError(
+            "the recipe's student.prune would take layers away from the model that apps hold",
+            where=recipe.name,
+            hint="leave it out; the model in the bundle stays as it is",
+        )
     stages = adapter_alone(recipe, workspace, progress, type)
     lora = stages["lora"].folder / stages["lora"].facts["file"]
     with locked(workspace.root):  # gc may not take away what is measured
@@ -259,7 +265,7 @@ def _pack(
 
 def _identity(held: Finished, recipe: Recipe, stages: Mapping[str, Finished]) -> Identity:
     shown = recipe.model_dump(mode="json", include={"name", "description", "student", "distill"})
-    shown["student"]["weights"] = Path(recipe.student.weights).name
+    shown["student"]["weights"] = Path(recipe.student.weights).name  # a file: adapt wants one
     return Identity(
         stage="pack",
         version=2,

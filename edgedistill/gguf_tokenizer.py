@@ -8,6 +8,7 @@ src/llama-vocab.cpp. There is no Unicode normalization, also where the model's a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from edgedistill.errors import WeightsError
 NAME = "general.name"
 STRIPS = "strips_after_special"  # of tokenizer_config.json, ours
 SPACE = "\u2581"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # gguf.TokenType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
 
 # llama.cpp's regular expressions, applied one after the other.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -40,6 +41,16 @@ PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
 # A word that is a token of its own is taken whole, and a BOS is the default.
 WHOLE_WORDS = ("llama-bpe", "tekken")
 UNSTRIPPED = ("<unk>", "<s>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One GGUF key: `type` and `element` (of an array) are names of gguf.GGUFValueType."""
+
+    key: str
+    type: str
+    element: str | None
+    value: Any
 
 
 def build_tokenizer(values: Mapping[str, Any], where: Path) -> Any:
@@ -95,8 +106,7 @@ def _default_bos(values: Mapping[str, Any]) -> bool:
 
 
 def _byte_level(values: Mapping[str, Any], where: Path) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models
-    from tokenizers import pre_tokenizers as pre
+    from tokenizers import Tokenizer, decoders, models
 
     name = values.get("tokenizer.ggml.pre", "none")
     if name not in PRE_TOKENIZERS:
@@ -110,12 +120,18 @@ def _byte_level(values: Mapping[str, Any], where: Path) -> Any:
         tokenizer = Tokenizer(models.BPE(ids, merges, **own))
     except Exception as error:  # `tokenizers` raises nothing narrower
         _refuse(where, f"its merges and tokens do not go together: {error}")
-    splits = [pre.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name]]
-    tokenizer.pre_tokenizer = pre.Sequence(
-        [*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizer(name)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def pre_tokenizer(name: str) -> Any:
+    """One of PRE_TOKENIZERS as a `tokenizers.pre_tokenizers.PreTokenizer`."""
+    from tokenizers import Regex
+    from tokenizers import pre_tokenizers as pre
+
+    splits = [pre.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name]]
+    return pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _sentencepiece(values: Mapping[str, Any], where: Path) -> Any:

@@ -60,8 +60,9 @@ READ_ME = """\
 
 `recipe.yaml` says what to distil, `prompts.jsonl` holds the prompts, one JSON object a line:
 `id` and `prompt` (or `messages`, a conversation that ends with the user's turn), and if you like
-`tags`, `reference` and `weight` (the last two are kept, not used yet). A tag `phrasing:NAME` marks
-prompts that are worded the same way, so that the report can tell seen from unseen wording.
+`tags`, `reference` (a known good answer) and `weight` (what its answer counts in training). A tag
+`phrasing:NAME` marks prompts that are worded the same way, so that the report can tell seen from
+unseen wording.
 
 The four prompts here only show the form. Use the ones your users really send: a few hundred in
 many different wordings.
@@ -118,6 +119,9 @@ def _lines(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> Ite
         if section is not None:
             yield ("" if depth else "\n") + f"{pad}{name}:  # {_first_line(section)}"
             yield from _lines(section, values.get(name, {}), depth + 1)
+        elif (optional := _optional_section(field)) is not None:
+            yield f"{pad}# {name}:  # {_first_line(optional)}"
+            yield from (f"{pad}#   {line}" for line in _lines(optional, {}, 0) if line)
         elif name in values:
             yield _commented(f"{pad}{name}: {_yaml(values[name])}", field)
         elif field.default is None:
@@ -136,6 +140,11 @@ def _section(name: str, field: FieldInfo) -> type[BaseModel] | None:
         return VARIANTS[name]
     held = field.annotation
     return held if isinstance(held, type) and issubclass(held, BaseModel) else None
+
+
+def _optional_section(field: FieldInfo) -> type[BaseModel] | None:
+    kinds = (kind for kind in get_args(field.annotation) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 def _default(field: FieldInfo) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedistill import machine
 from edgedistill.artifacts import (
     Adapter,
     Bundle,
@@ -33,16 +32,17 @@ from edgedistill.curate import curate
 from edgedistill.distill import distill
 from edgedistill.errors import GateFailed
 from edgedistill.export import export
-from edgedistill.export.lora import export_lora
+from edgedistill.export.lora import export_lora, lora_base
 from edgedistill.export.onnx import export_onnx
 from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
-from edgedistill.feasible import asks_of_student, require_possible, scarce_memory
+from edgedistill.feasible import possible_student
 from edgedistill.fit import prove
 from edgedistill.merge import merge
 from edgedistill.pack import pack, shipped_student, write_page
 from edgedistill.pack.optimum import pack_optimum
 from edgedistill.progress import Progress
+from edgedistill.prune import prune
 from edgedistill.quantize import quantize
 from edgedistill.recipe import Recipe
 from edgedistill.recorder import Recorder
@@ -53,7 +53,6 @@ from edgedistill.tokenmix import TokenMix, read_token_mix
 from edgedistill.variants import make_variant, weighed_for
 from edgedistill.verify import verify
 from edgedistill.verify.onnx import verify_onnx
-from edgedistill.weights import locate
 from edgedistill.workspace import locked
 
 SHARED = ("distill", "merge")  # no target shapes them: one that misses a gate misses it for all
@@ -121,7 +120,7 @@ def adapter_alone(
         log, out = Recorder(progress), workspace.root
         learnt = _distilled(recipe, out, log, "lora", retry_failed=False)
         assert learnt is not None  # it ends early only when it is told to
-        base = locate(recipe.student.weights, log).path
+        base = lora_base(recipe, learnt.student, out, log)
         export_lora(learnt.adapter, learnt.student, base, recipe.name, out, log, type)
         found = {name: load_finished(at, reused=True) for name, at in log.folders.items()}
         return {name: done for name, done in found.items() if done is not None}
@@ -214,30 +213,17 @@ def _distilled(
     mix = read_token_mix(recipe.prompts, recipe.sample)
     student = None
     if until not in ("collect", "curate"):
-        student = _possible(recipe, targets, out, log)
+        student = possible_student(recipe, targets, mix, out, log)
     traces = collect(mix, recipe.teacher, recipe.collect, out, log, retry_failed=retry_failed)
     if until == "collect":
         return None
     dataset = curate(traces, mix, recipe.curate, check, out, log)
     if until == "curate":
         return None
-    student = student or prepare_student(prompt, out, log)
+    student = student or prepare_student(prompt, out, log, mix.entries)
+    student = prune(student, dataset, prompt, out, log)
     adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
     return _Distilled(mix, traces, dataset, student, adapter)
-
-
-def _possible(
-    recipe: Recipe, targets: Sequence[Target], out: Path, log: Progress
-) -> Student | None:
-    """The student, held against what the targets ask of it before the teacher is asked, whose calls
-    may cost money; None where they ask nothing."""
-    if not any(asks_of_student(target) for target in targets):
-        return None
-    student = prepare_student(recipe.student, out, log)
-    require_possible(student, targets)
-    for told in scarce_memory(student, targets, machine.memory_bytes()):
-        log.note(told)
-    return student
 
 
 def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: Recorder) -> _Started:

@@ -147,7 +147,7 @@ class StudentPrompt:
         raise WeightsError(
             f"this model cannot be a student: {what}",
             where=str(self._folder),
-            hint="use an instruction-tuned GGUF with a sound chat template and EOS token",
+            hint="use an instruction-tuned model with a sound chat template and EOS token",
         ) from cause
 
 

@@ -168,10 +168,24 @@ class TextCheck(Strict):
 Check = Annotated[SqlExecutionCheck | TextCheck, Field(discriminator="kind")]
 
 
+class PruneSpec(Strict):
+    """Layers that the student loses before it learns."""
+
+    drop_layers: int = Field(
+        ge=1, description="how many, each time the one that the token mix misses least"
+    )
+
+
 class StudentSpec(Strict):
     """The small model, and the prompt it will have on the device."""
 
-    weights: str = Field(description="a pinned name (edgedistill doctor lists them) or a GGUF path")
+    weights: str = Field(
+        description="a pinned name (edgedistill doctor lists them), a GGUF path, a Hugging Face "
+        "folder (./name) or a hub model (org/name@revision, 40 hex digits)"
+    )
+    prune: PruneSpec | None = Field(
+        None, description="{drop_layers: N} takes N layers away before it learns"
+    )
     system: str | None = Field(None, description="short system prompt of the student; often none")
     prompt: str = Field("{prompt}", description="the user message; {prompt} is the user's text")
     max_tokens: int = Field(128, ge=1, description="longest answer on the device, in tokens")
@@ -316,7 +330,7 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
         "teacher": teacher,
         "check": check,
     }
-    changes["student"] = _with_path(recipe.student, folder)
+    changes["student"] = _with_path(recipe.student, folder, _is_folder(recipe.student, folder))
     added = tuple(
         each.model_copy(update={"path": (folder / each.path).resolve()})
         for each in recipe.merge.adapters
@@ -327,8 +341,19 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _with_path(spec: Held, folder: Path) -> Held:
-    """A weights value that ends in .gguf is a path, relative to the recipe."""
-    if not spec.weights.endswith(".gguf"):
+def _is_folder(spec: StudentSpec, folder: Path) -> bool:
+    """Whether weights names a model folder: by its form (./name, ~/name, an absolute path), or,
+    where it may be a model of the hub too, by being there."""
+    named = Path(spec.weights)
+    if spec.weights.startswith((".", "~")) or named.is_absolute():
+        return True
+    return len(named.parts) > 1 and (folder / named).is_dir()
+
+
+def _with_path(spec: Held, folder: Path, is_folder: bool = False) -> Held:
+    """A weights value that ends in .gguf is a path, relative to the recipe; so is a folder's."""
+    if not is_folder and not spec.weights.endswith(".gguf"):
         return spec
-    return spec.model_copy(update={"weights": str((folder / spec.weights).resolve())})
+    named = Path(spec.weights)
+    path = (folder / (named.expanduser() if named.parts[:1] == ("~",) else named)).resolve()
+    return spec.model_copy(update={"weights": str(path)})

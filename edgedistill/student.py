@@ -1,14 +1,17 @@
-"""The base student: a pinned GGUF turned into an fp32 Hugging Face checkpoint that trains.
+"""The base student: a GGUF file or a Hugging Face model turned into an fp32 checkpoint that trains.
 
-`tokenizer.gguf.json` keeps every `tokenizer.*` key of the GGUF for the export to write back
-unchanged; `tokenizer.json` is built from the same keys, because the tokenizer that transformers
-reads from a GGUF is not the model's.
+`tokenizer.gguf.json` keeps every `tokenizer.*` key for the export to write: those of the GGUF
+unchanged, those of a Hugging Face model as hf_tokenizer.py proves them. `tokenizer.json` is built
+from the same keys, so that training cuts text as the device will.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +19,8 @@ from edgedistill.artifacts import (
     RESUME,
     Identity,
     Student,
+    TokenMixEntry,
+    digest_of,
     run_stage,
     tool_versions,
     write_json,
@@ -25,11 +30,21 @@ from edgedistill.errors import ArtifactError, WeightsError
 from edgedistill.families import ARCHITECTURES, is_own, known_names
 from edgedistill.gguf_header import read_header
 from edgedistill.gguf_student import check_student, complete_config
-from edgedistill.gguf_tokenizer import NAME, build_tokenizer, tokenizer_config
+from edgedistill.gguf_tokenizer import NAME, Key, build_tokenizer, tokenizer_config
+from edgedistill.hf_config import require_family, require_student
+from edgedistill.hf_student import convert_folder, embedding_rows
+from edgedistill.hf_tokenizer import first_difference, tokenizer_keys_of
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import StudentSpec
-from edgedistill.weights import ModelFile, describe, locate
+from edgedistill.weights import (
+    ModelFile,
+    ModelFolder,
+    describe,
+    licence_of,
+    locate,
+    model_folder,
+)
 
 TOKENIZER_GGUF = "tokenizer.gguf.json"
 KEPT_TOKENS = "kept-tokens.json"  # of a trimmed checkpoint: the IDs its tokens had before
@@ -39,23 +54,20 @@ TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_GGUF)
 NOT_COPIED = ("GGUF.", "tokenizer.", "general.architecture", "general.alignment")
 
 
-@dataclass(frozen=True)
-class Key:
-    """One GGUF key: `type` and `element` (of an array) are names of gguf.GGUFValueType."""
-
-    key: str
-    type: str
-    element: str | None
-    value: Any
-
-
-def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student:
-    """Stage "student": the GGUF of `spec.weights` as an fp32 checkpoint folder with its tokenizer.
+def prepare_student(
+    spec: StudentSpec, out: Path, progress: Progress, asked: Sequence[TokenMixEntry] = ()
+) -> Student:
+    """Stage "student": the model of `spec.weights` as an fp32 checkpoint folder with its tokenizer.
+    `asked` are prompts on which the tokens of a Hugging Face model are compared once more.
 
     Raises:
-        WeightsError: the file cannot be had, its architecture or pre-tokenizer is not known, or
-            its chat template cannot prompt a student.
+        WeightsError: it cannot be had, its architecture or tokenizer is not known, or its chat
+            template cannot prompt a student.
     """
+    model = model_folder(spec.weights)
+    if model is not None:
+        student = _from_folder(model, spec, out, progress)
+        return _proven(model, student, spec, asked, out, progress) if asked else student
     about = describe(spec.weights)
     identity = Identity(
         stage="student",
@@ -67,17 +79,9 @@ def prepare_student(spec: StudentSpec, out: Path, progress: Progress) -> Student
 
     def work(folder: Path) -> dict[str, Any]:
         file = locate(spec.weights, progress)
-        try:
+        with _told_of(file.path, folder):
             read_header(file.path)  # says what is wrong and where
             return _make(folder, file, spec, progress)
-        except WeightsError as error:  # of the folder that was to become the student
-            raise WeightsError(error.what, where=str(file.path), hint=error.hint) from error
-        except ArtifactError as error:
-            _refuse(file.path, error.what, error)
-        # A damaged key turns up where it is used; chained, so that a fault of ours is found.
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            told = f"what it says of its tokenizer or layers cannot be used: {error!r}"
-            _refuse(file.path, told, error)
 
     done = run_stage(identity, out, progress, work)
     return Student(
@@ -107,6 +111,109 @@ def _make(folder: Path, file: ModelFile, spec: StudentSpec, progress: Progress) 
             f"this family is not among {known_names()}"
         )
     return {**made, "weights": file.name, "licence": file.licence}
+
+
+@contextmanager
+def _told_of(source: Path, folder: Path) -> Iterator[None]:
+    """What is wrong with the `folder` that was to become the student is wrong with its source."""
+    try:
+        yield
+    except WeightsError as error:
+        own = error.where is None or Path(error.where).is_relative_to(folder)
+        where = str(source) if own else error.where
+        raise WeightsError(error.what, where=where, hint=error.hint) from error
+    except ArtifactError as error:
+        _refuse(source, error.what, error)
+    # A damaged value turns up where it is used; chained, so that a fault of ours is found.
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        told = f"what it says of its tokenizer or layers cannot be used: {error!r}"
+        _refuse(source, told, error)
+
+
+def _from_folder(model: ModelFolder, spec: StudentSpec, out: Path, progress: Progress) -> Student:
+    identity = Identity(
+        stage="student",
+        version=1,
+        spec={"dtype": "float32", "kind": "folder"},
+        inputs={"weights": model.identity},
+        tools=tool_versions("transformers", "tokenizers"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        source = model.obtain(progress, _accept)
+        with _told_of(source, folder):
+            made = _make_of_folder(source, folder, spec, progress)
+        return {**made, "weights": model.name, "licence": licence_of(source)}
+
+    done = run_stage(identity, out, progress, work)
+    return Student(done.folder, done.digest, model.name, done.facts["licence"], model.source)
+
+
+def _make_of_folder(
+    source: Path, folder: Path, spec: StudentSpec, progress: Progress
+) -> dict[str, Any]:
+    require_student(source)
+    keys, name, told = tokenizer_keys_of(source, embedding_rows(source))
+    write_tokenizer(folder, keys, name)
+    StudentPrompt(folder, StudentSpec(weights=spec.weights))
+    values = {key.key: key.value for key in keys}
+    parameters = convert_folder(source, folder, _ids(values))
+    for text in told:
+        progress.note(text)
+    if not is_own(folder):
+        progress.note(
+            "this family is read by transformers, and exported by llama.cpp's converter: it is "
+            f"not among {known_names()}"
+        )
+    return {
+        "parameters": parameters,
+        "tokens": len(values["tokenizer.ggml.tokens"]),
+        "pre_tokenizer": values["tokenizer.ggml.pre"],
+    }
+
+
+def _accept(config: Path) -> None:
+    """Refuse another family before its weights are fetched."""
+    require_family(json.loads(config.read_text("utf-8")), config)
+
+
+def _proven(
+    model: ModelFolder,
+    student: Student,
+    spec: StudentSpec,
+    asked: Sequence[TokenMixEntry],
+    out: Path,
+    progress: Progress,
+) -> Student:
+    """Stage "tokens": the prompts of the token mix have the IDs of the model's tokenizer.json."""
+    prompts = [[entry.id, [dict(message) for message in entry.messages]] for entry in asked]
+    identity = Identity(
+        stage="tokens",
+        version=1,
+        spec={"prompt": spec.model_dump(mode="json", include={"system", "prompt"})},
+        inputs={"student": student.digest, "weights": model.identity, "asked": digest_of(prompts)},
+        tools=tool_versions("tokenizers"),
+    )
+
+    def work(folder: Path) -> dict[str, Any]:
+        shown = StudentPrompt(student.folder, spec)
+
+        def texts() -> Iterator[tuple[str, str]]:
+            for entry in asked:
+                yield entry.id, shown.render(entry.prompt, entry.messages[:-1])
+
+        source = model.obtain(progress, _accept)
+        different = first_difference(source, student.folder, texts())
+        if different is not None:
+            _refuse(
+                source / TOKENIZER,
+                f"llama.cpp would cut the prompt {different[0]} otherwise than this tokenizer: "
+                f"{different[1]!r}",
+            )
+        return {"prompts": len(asked)}
+
+    run_stage(identity, out, progress, work)
+    return student
 
 
 def read_tokenizer_keys(path: Path) -> list[Key]:
@@ -201,9 +308,7 @@ def _convert(
 
     logging.disable_progress_bar()
     values = {key.key: key.value for key in keys}
-    bos = values.get("tokenizer.ggml.bos_token_id")
-    eos = values["tokenizer.ggml.eos_token_id"]
-    pad = values.get("tokenizer.ggml.padding_token_id", eos)
+    bos, eos, pad = _ids(values).values()
     # Phi-3's own default is beyond a smaller vocabulary.
     own = {"pad_token_id": pad} if architecture == "phi3" else {}
     try:
@@ -225,6 +330,16 @@ def _convert(
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
     parameters = sum(p.numel() for p in model.parameters())
     return {"parameters": parameters, "tokens": len(values["tokenizer.ggml.tokens"])}
+
+
+def _ids(values: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of special tokens."""
+    eos = values["tokenizer.ggml.eos_token_id"]
+    return {
+        "bos": values.get("tokenizer.ggml.bos_token_id"),
+        "eos": eos,
+        "pad": values.get("tokenizer.ggml.padding_token_id", eos),
+    }
 
 
 def _refuse(where: Path, what: str, cause: Exception | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ from edgedistill.gguf_header import read_header
 from edgedistill.initialise import MODEL_ID
 from edgedistill.library import shown
 from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
+from edgedistill.student_file import student_problem
 from edgedistill.target import Target, load_target
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.weights import KNOWN
@@ -136,31 +137,25 @@ def _each(
 
 
 def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
-    wanted = {("student", "weights"): recipe.student.weights}
-    if not isinstance(recipe.teacher, ApiTeacher):
-        wanted["teacher", "weights"] = recipe.teacher.weights
     problems = []
-    for location, weights in wanted.items():
-        if weights.endswith(".gguf") and not Path(weights).is_file():
-            problems.append(_problem(path, location, f"there is no file {weights}"))
+    if wrong := student_problem(recipe.student):
+        problems.append(_problem(path, ("student", wrong.field), wrong.what))
+    if not isinstance(recipe.teacher, ApiTeacher):
+        weights = recipe.teacher.weights
+        if weights.endswith(".gguf") and (told := _about_file(Path(weights))):
+            problems.append(_problem(path, ("teacher", "weights"), told))
         elif not weights.endswith(".gguf") and weights not in KNOWN:
-            known = ", ".join(KNOWN)
-            problems.append(
-                _problem(path, location, f"no pinned weights '{weights}'; known: {known}")
-            )
-        elif location[0] == "student" and weights in KNOWN and not KNOWN[weights].trainable:
-            known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
-            text = f"'{weights}' cannot be a student yet; those that can: {known}"
-            problems.append(_problem(path, location, text))
-        elif weights.endswith(".gguf") and (wrong := _about_file(Path(weights))):
-            problems.append(_problem(path, location, wrong))
-    if isinstance(recipe.check, SqlExecutionCheck) and (wrong := _about_db(recipe.check.database)):
-        problems.append(_problem(path, ("check", "database"), wrong))
+            told = f"no pinned weights '{weights}'; known: {', '.join(KNOWN)}"
+            problems.append(_problem(path, ("teacher", "weights"), told))
+    if isinstance(recipe.check, SqlExecutionCheck) and (told := _about_db(recipe.check.database)):
+        problems.append(_problem(path, ("check", "database"), told))
     return problems
 
 
 def _about_file(file: Path) -> str:
     """What is wrong with a model file that no pin vouches for; "" where nothing is."""
+    if not file.is_file():
+        return f"there is no file {file}"
     try:
         read_header(file)
     except ArtifactError as error:

@@ -91,6 +91,17 @@ def load(path: Path, shown: str | None = None) -> Document:
     return Document(file, values, lines)
 
 
+def front_matter(text: str) -> Mapping[str, Any]:
+    """The YAML between the first two lines of `---` of a Markdown file; {} where there is none that
+    can be read."""
+    first, *rest = text.split("\n---", 1) if text.startswith("---\n") else ("",)
+    try:
+        values = yaml.safe_load(first.removeprefix("---")) if rest else None
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def _walk(node: yaml.Node, at: Location, lines: dict[Location, int]) -> list[tuple[str, int]]:
     twice: list[tuple[str, int]] = []
     lines.setdefault(at, node.start_mark.line + 1)

@@ -269,6 +269,17 @@ def test_unknown_weights(run: Run, tiny: Path) -> None:
     assert "student.weights: no pinned weights 'smollm3'; known: " in result.err
 
 
+def test_a_student_that_cannot_be(run: Run, tiny: Path) -> None:
+    edit(tiny, "smollm2-135m-instruct-q4_1", "some/model@main")
+    result = run("validate", "--recipe", "tiny")
+    assert result.code == 1
+    assert "recipe.yaml:13: student.weights: some/model@main: a hub model needs" in result.err
+    (tiny.parent / "mine").mkdir()
+    (tiny.parent / "mine" / "config.json").write_text('{"architectures": ["Odd"]}', "utf-8")
+    edit(tiny, "some/model@main", "./mine")
+    assert "'Odd' cannot be trained, only Llama and" in run("validate", "--recipe", "tiny").err
+
+
 def test_files_that_are_not_what_they_are_called(run: Run, tiny: Path) -> None:
     for name in ("student.gguf", "my.db"):
         (tiny.parent / name).write_text("hello, this is some text", "utf-8")

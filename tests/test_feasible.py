@@ -47,6 +47,18 @@ def test_what_is_possible_passes(tmp_path: Path) -> None:
     require_possible(tiny.tiny_student(tmp_path), [target])
 
 
+def test_layers_that_pruning_takes_count_too(tmp_path: Path) -> None:
+    student = tiny.tiny_student(tmp_path)
+    drops = Target.model_validate({**TARGET, "allocations": [{**MINE, "drop_layers": 1}]})
+    require_possible(student, [drops])
+    with pytest.raises(TargetError, match=r"mine behind student.prune \(1 layers\): drop_layers"):
+        require_possible(student, [drops], pruned=1)
+    tight = Target.model_validate({**TARGET, "allocations": [{**FAST, "budget_mb": 0.6}]})
+    with pytest.raises(TargetError, match="budget_mb"):
+        require_possible(student, [tight])
+    require_possible(student, [tight], pruned=1)
+
+
 @pytest.mark.parametrize(
     ("given", "config", "message"),
     [

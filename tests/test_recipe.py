@@ -33,8 +33,39 @@ def test_paths_become_absolute(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("weights", "place"),
+    [
+        ("./my-model", "my-model"),
+        ("../x", "../x"),
+        ("models/mine", "models/mine"),  # is there, so it is no model of a hub
+        ("x/student.gguf", "x/student.gguf"),
+        ("some/model", None),
+        (f"some/model@{'0' * 40}", None),
+        ("models", None),
+    ],
+)
+def test_a_student_beside_the_recipe(tiny: Path, weights: str, place: str | None) -> None:
+    (tiny.parent / "models" / "mine").mkdir(parents=True)
+    changed(tiny, "weights: smollm2-135m-instruct-q4_1", f"weights: {weights}")
+    wanted = weights if place is None else str((tiny.parent / place).resolve())
+    assert load_recipe(tiny).student.weights == wanted
+
+
+def test_a_student_in_the_home_folder(tiny: Path) -> None:
+    changed(tiny, "weights: smollm2-135m-instruct-q4_1", "weights: ~/models/mine")
+    assert load_recipe(tiny).student.weights == str(Path("~/models/mine").expanduser().resolve())
+
+
+@pytest.mark.parametrize(
     ("old", "new", "line", "field", "said"),
     [
+        (
+            "  max_tokens: 8",
+            "  prune: {drop_layers: 0}",
+            14,
+            "student.prune.drop_layers",
+            "greater",
+        ),
         ("name: tiny", "name: Tiny Recipe", 1, "name", "may have lower-case letters, digits and -"),
         ("  max_tokens: 8", "  max_tokns: 8", 14, "student.max_tokns", "unknown field"),
         ("description: S", "# description: S", 1, "description", "is required"),

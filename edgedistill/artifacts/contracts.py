@@ -52,13 +52,30 @@ class Dataset:
 @dataclass(frozen=True)
 class Student:
     """The base student: a Hugging Face checkpoint folder in fp32 (safetensors), `tokenizer.json`,
-    and `tokenizer.gguf.json` with every `tokenizer.*` key of the GGUF it came from."""
+    and `tokenizer.gguf.json` with every `tokenizer.*` key of its GGUF files. `layers`: numbers, in
+    the base, of those that a pruned one has left of `layers_before`."""
 
     folder: Path
     digest: str
     name: str
     licence: str
     source: str
+    layers: tuple[int, ...] = ()
+    layers_before: int = 0
+
+    @property
+    def title(self) -> str:
+        """The name, and whether layers are missing: for readers, no name on a model hub."""
+        if not self.layers:
+            return self.name
+        return f"{self.name} pruned to {len(self.layers)} of {self.layers_before} layers"
+
+    @property
+    def stem(self) -> str:
+        """What file names begin with."""
+        if not self.layers:
+            return self.name
+        return f"{self.name}-{len(self.layers)}of{self.layers_before}-layers"
 
 
 @dataclass(frozen=True)

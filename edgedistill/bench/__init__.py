@@ -160,7 +160,7 @@ def _identity(build: Build, shared: Unquantized) -> Identity:
             "emulated": emulated.identity(recipe.bench, target),
             "gates": recipe.gates.model_dump(mode="json"),
             "check": check_identity(recipe.check),
-            "prompt": recipe.student.model_dump(mode="json", exclude={"weights"}),
+            "prompt": recipe.student.model_dump(mode="json", exclude={"weights", "prune"}),
             "teacher": {
                 **teacher.model_dump(mode="json", exclude=NOT_MEASURED),
                 "weights": weights_identity(teacher),

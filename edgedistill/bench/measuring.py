@@ -197,7 +197,7 @@ def _result(
         machine=machine.facts(),
         check=check,
         teacher_model=recipe.teacher.model,
-        student_base=build.student.name,
+        student_base=build.student.title,
         model_file=quantized.model.name,
         model_bytes=size_of(quantized.model),
         format=quantized.format,

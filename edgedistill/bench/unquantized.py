@@ -53,7 +53,7 @@ def measure_unquantized(build: Build, out: Path, progress: Progress) -> Unquanti
         stage="unquantized",
         version=2,
         spec={
-            "prompt": prompt_spec.model_dump(mode="json", exclude={"weights"}),
+            "prompt": prompt_spec.model_dump(mode="json", exclude={"weights", "prune"}),
             "unquantized": TRAITS[kind].unquantized,  # llama.cpp and wllama run one file
         },
         inputs={

@@ -52,7 +52,7 @@ def export(
         spec={
             "name": name,
             "encoding": encoding,
-            "base": student.name,
+            "base": student.stem,
             "licence": student.licence,
             "version": VERSION,
             **({} if converter is None else {"converter": path}),
@@ -67,7 +67,7 @@ def export(
         tokenizer = checkpoint.folder / TOKENIZER_GGUF
         write = _own if converter is None else partial(_converted, converter)
         made = write(checkpoint.folder, tokenizer, temporary, made_from, encoding, progress)
-        model = folder / gguf_name(student.name, made.parameters, name, VERSION, encoding)
+        model = folder / gguf_name(student.stem, made.parameters, name, VERSION, encoding)
         temporary.rename(model)
         for file in TOKENIZER_FILES:  # whoever runs the file needs the prompt it was trained with
             shutil.copyfile(checkpoint.folder / file, folder / file)

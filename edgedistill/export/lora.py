@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgedistill.adapter_file import A, B, require_fit
 from edgedistill.artifacts import (
     Adapter,
+    Checkpoint,
     Identity,
     Student,
     digest_of_file,
@@ -26,10 +27,13 @@ from edgedistill.artifacts import (
     tool_versions,
 )
 from edgedistill.errors import ArtifactError
+from edgedistill.export import export
 from edgedistill.export.gguf import VERSION, writer_class
 from edgedistill.gguf_header import Header, read_header
 from edgedistill.names import name_parts, size_label
 from edgedistill.progress import Progress
+from edgedistill.recipe import Recipe
+from edgedistill.weights import folder_or_hub, locate
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX, SUFFIXES = "base_model.model.", {".lora_A.weight": A, ".lora_B.weight": B}
@@ -87,18 +91,30 @@ def export_lora(
     identity = Identity(
         stage="lora",
         version=1,
-        spec={"name": name, "type": type, "base": student.name, "licence": student.licence},
+        spec={"name": name, "type": type, "base": student.stem, "licence": student.licence},
         inputs={"adapter": adapter.digest, "student": student.digest, "base": base_sha256},
         tools=tool_versions("gguf"),
     )
 
     def work(folder: Path) -> dict[str, Any]:
         origin = Origin(name, student.name, student.licence, base_sha256, adapter.digest)
-        file = folder / lora_name(student.name, read_header(base), name, type)
+        file = folder / lora_name(student.stem, read_header(base), name, type)
         return {"file": file.name, **write_lora(adapter.folder, base, file, origin, type)}
 
     done = run_stage(identity, out, progress, work)
     return LoraFile(done.folder, done.digest, done.folder / done.facts["file"])
+
+
+def lora_base(recipe: Recipe, student: Student, out: Path, progress: Progress) -> Path:
+    """The GGUF file that an adapter alone is for: the one that the student was made from, or else
+    the student itself, exported."""
+    weights = recipe.student.weights
+    if folder_or_hub(weights) is None and not student.layers:
+        return locate(weights, progress).path
+    whole = Checkpoint(student.folder, student.digest)
+    base = export(whole, student, recipe.name, out, progress).model
+    progress.note(f"the base of this adapter is {student.title}; as a GGUF file: {base}")
+    return base
 
 
 def lora_name(base: str, header: Header, finetune: str, type: str) -> str:

@@ -45,7 +45,7 @@ def export_onnx(
             "runtime": ONNX,
             "name": name,
             "encoding": UNQUANTIZED,
-            "base": student.name,
+            "base": student.stem,
             "version": VERSION,
         },
         inputs={"checkpoint": checkpoint.digest, "student": student.digest},
@@ -55,7 +55,7 @@ def export_onnx(
     def work(folder: Path) -> dict[str, Any]:
         refuse_unknown(checkpoint.folder)
         layout = read_layout(checkpoint.folder)
-        model = folder / onnx_name(student.name, layout.parameters, name, VERSION, UNQUANTIZED)
+        model = folder / onnx_name(student.stem, layout.parameters, name, VERSION, UNQUANTIZED)
         with progress.task("export to ONNX", None):
             build_onnx(checkpoint.folder, model, UNQUANTIZED)
         for file in TOKENIZER_FILES:  # whoever runs the model needs the prompt it was trained with

@@ -112,7 +112,7 @@ def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
     """Weights given as a path by their file name only: where they lie changes nothing."""
     return {
         name: {**part, "weights": Path(part["weights"]).name}
-        if isinstance(part, dict) and "weights" in part
+        if isinstance(part, dict) and Path(part.get("weights", "")).is_absolute()
         else part
         for name, part in recipe.items()
     }
@@ -204,7 +204,7 @@ def _provenance(
     return {
         "edgedistill": __version__,
         "teacher": _teacher(recipe),
-        "student": {"base": student.name, "licence": student.licence, "source": student.source},
+        "student": {"base": student.title, "licence": student.licence, "source": student.source},
         "data": _data(recipe, chain),
         "prompt_template": prompt_template(student, recipe.student),
         "makeup": makeup(quantized, chain),
@@ -235,7 +235,7 @@ def _sizes(exported: Exported, quantized: Quantized, chain: Mapping[str, Json]) 
             for name, entry in chain[stage]["outputs"].items()
             if name.endswith(".safetensors")
         )
-        for model, stage in WEIGHTS_OF.items()
+        for model, stage in (WEIGHTS_OF | ({"base": "prune"} if "prune" in chain else {})).items()
         if stage in chain
     }
     sizes["exported"] = size_of(exported.model)

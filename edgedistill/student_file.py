@@ -1,0 +1,112 @@
+"""What is wrong with a student before any work: of a GGUF file its header tells, of a folder or a
+fetched hub model its JSON files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.converter import HINT, checkout
+from edgedistill.errors import ArtifactError, WeightsError
+from edgedistill.families import ARCHITECTURES, gemma_layer_types, known_names
+from edgedistill.gguf_header import read_header
+from edgedistill.hf_config import require_student
+from edgedistill.recipe import StudentSpec
+from edgedistill.weights import KNOWN, HubModel, folder_or_hub
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """What is wrong with which field of `student`."""
+
+    field: str
+    what: str
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """How many there are (None: not known here), and whether they are of one kind."""
+
+    count: int | None
+    alike: bool
+
+
+def student_problem(spec: StudentSpec) -> Wrong | None:
+    """The first thing that `prepare_student` or `prune` would refuse, as far as it can be seen
+    without fetching, reading weights or cutting text; None where that is nothing."""
+    try:
+        layers = _layers(spec.weights)
+    except (ArtifactError, WeightsError) as error:
+        told = f"{error.where}: {error.what}" if error.where else error.what
+        return Wrong("weights", f"{told}; {error.hint}" if error.hint else told)
+    if spec.prune is None or layers is None:
+        return None
+    if not layers.alike:
+        what = "layers of this architecture are of several kinds in a fixed order; leave it out"
+        return Wrong("prune", what)
+    if layers.count is not None and spec.prune.drop_layers >= layers.count:
+        drop = spec.prune.drop_layers
+        return Wrong("prune", f"drop_layers is {drop}, and the model has {layers.count} layers")
+    return None
+
+
+def _layers(weights: str) -> _Layers | None:
+    """The layers of a student that was looked at; None: it is not on this machine."""
+    if weights.lower().endswith(".gguf"):
+        return _of_file(Path(weights))
+    place = folder_or_hub(weights)
+    if place is None:
+        return _of_pinned(weights)
+    folder = place.folder if isinstance(place, HubModel) else place
+    if isinstance(place, HubModel) and not place.complete:
+        return None
+    if not folder.is_dir():
+        raise WeightsError(f"there is no folder {folder}")
+    return _of_config(require_student(folder).model)
+
+
+def _of_config(config: Mapping[str, Any]) -> _Layers:
+    kinds = {*(config.get("layer_types") or ())}
+    if str(config.get("model_type")).startswith("gemma3"):
+        kinds |= {*gemma_layer_types(config.get("num_hidden_layers") or 0)}
+    return _Layers(config.get("num_hidden_layers"), len(kinds) < 2)
+
+
+def _of_file(file: Path) -> _Layers:
+    if not file.is_file():
+        raise WeightsError(f"there is no file {file}")
+    header = read_header(file)
+    _require_known(header.architecture)
+    if not header.keys.get("tokenizer.chat_template"):
+        raise WeightsError(
+            "it has no chat template, so nobody knows how to prompt it",
+            where=str(file),
+            hint="use an instruction-tuned model",
+        )
+    count = header.keys.get(f"{header.architecture}.block_count")
+    alike = header.architecture != "gemma3" or len({*gemma_layer_types(count or 0)}) < 2
+    return _Layers(count, alike)
+
+
+def _of_pinned(name: str) -> _Layers:
+    pin = KNOWN.get(name)
+    if pin is None:
+        raise WeightsError(
+            f"no pinned weights '{name}'; known: {', '.join(KNOWN)}; or give the path of a GGUF "
+            "file, a folder as ./name, or a hub model as org/name@revision"
+        )
+    if not pin.trainable:
+        known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
+        raise WeightsError(f"'{name}' cannot be a student yet; those that can: {known}")
+    _require_known(pin.architecture)
+    return _Layers(None, pin.architecture != "gemma3")
+
+
+def _require_known(architecture: str) -> None:
+    if architecture not in ARCHITECTURES and checkout() is None:
+        raise WeightsError(
+            f"architecture {architecture!r} cannot be trained, only {known_names()}",
+            hint=f"choose another student; or {HINT}",
+        )
