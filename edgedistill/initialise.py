@@ -124,6 +124,8 @@ def _lines(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> Ite
             yield from (f"{pad}#   {line}" for line in _lines(optional, {}, 0) if line)
         elif name in values:
             yield _commented(f"{pad}{name}: {_yaml(values[name])}", field)
+        elif field.is_required():  # within an optional section
+            yield _commented(f"{pad}{name}:", field)
         elif field.default is None:
             yield _commented(f"{pad}# {name}:", field)
         else:
