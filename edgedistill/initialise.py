@@ -121,7 +121,8 @@ def _lines(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> Ite
             yield from _lines(section, values.get(name, {}), depth + 1)
         elif (optional := _optional_section(field)) is not None:
             yield f"{pad}# {name}:  # {_first_line(optional)}"
-            yield from (f"{pad}#   {line}" for line in _lines(optional, {}, 0) if line)
+            inside = _lines(optional, {}, 0)
+            yield from (f"{pad}#   {line.strip(chr(10))}" for line in inside)
         elif name in values:
             yield _commented(f"{pad}{name}: {_yaml(values[name])}", field)
         elif field.is_required():  # within an optional section
@@ -145,8 +146,9 @@ def _section(name: str, field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _optional_section(field: FieldInfo) -> type[BaseModel] | None:
-    kinds = (kind for kind in get_args(field.annotation) if isinstance(kind, type))
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+    kinds = [kind for kind in get_args(field.annotation) if isinstance(kind, type)]
+    held = (kind for kind in kinds if issubclass(kind, BaseModel))
+    return next(held, None) if type(None) in kinds else None
 
 
 def _default(field: FieldInfo) -> Any:
