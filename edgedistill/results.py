@@ -236,6 +236,7 @@ class BenchResult:
     in_browser: InBrowser | None = None  # only for a target whose runtime is a browser
     fitting: list[TrainingPoint] = field(default_factory=list)  # of a fitted file
     fitted_step: int | None = None  # the step whose weights it has
+    trained: dict[str, Any] = field(default_factory=dict)  # facts of the training run
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -18,6 +18,7 @@ from edgedistill.results import (
     Latency,
     Link,
     LlamaBench,
+    Sample,
     Spread,
     TrainingPoint,
 )
@@ -64,6 +65,11 @@ def sample_report() -> BenchResult:
         ],
         candidates=_candidates(),
         training=_training(),
+        trained={
+            "steps": 57, "device": "cpu", "processes": 2, "precision": "fp32",
+            "tokens_per_second": 211.4, "peak_memory_bytes": 2_100_000_000,
+            "gradient_checkpointing": False,
+        },
         fitting=_fitting(),
         fitted_step=54,
         latency_kind="measured",
@@ -202,8 +208,16 @@ def _training() -> list[TrainingPoint]:
     for step in range(1, 79):
         loss = 0.08 + 3.1 * math.exp(-step / 9) + 0.03 * math.sin(step * 1.7)
         score = {26: 0.71, 52: 0.839, 78: 0.887}.get(step)
-        points.append(TrainingPoint(step, step / 26, loss, 4e-4 * (1 - step / 80), score))
+        point = TrainingPoint(step, step / 26, loss, 4e-4 * (1 - step / 80), score)
+        said = [] if score is None else _samples(step)
+        points.append(replace(point, samples=said))
     return points
+
+
+def _samples(step: int) -> list[Sample]:
+    wanted = "SELECT count(*) FROM tickets WHERE status = 'open'"
+    given = wanted if step > 26 else "SELECT * FROM tickets <open>"
+    return [Sample("How many tickets are open?", wanted, given, given == wanted)]
 
 
 def _fitting() -> list[TrainingPoint]:

@@ -186,10 +186,19 @@ def test_a_missed_gate_is_seen_at_the_top_and_at_its_step() -> None:
     assert "must not ship" in html.split("</header>")[0]
 
 
+def test_training_tells_how_it_ran_and_what_was_answered_on_the_way() -> None:
+    html = render(sample_report())
+    assert "57 steps on cpu in 2 processes in fp32, 211 tokens/s, at most 2.1" in html
+    shown = html.split("Answers during training")[1].split("</section>")[0]
+    assert [f"step {step}" in shown for step in (26, 52, 78)] == [True] * 3
+    assert (shown.count("≠ differs"), shown.count("= same")) == (1, 2)
+    assert "&lt;open&gt;" in shown
+
+
 def test_a_report_with_little_in_it_still_renders() -> None:
     bare = replace(
-        sample_report(), training=[], fitting=[], latencies=[], llama_bench=[], speedup_p50=None,
-        examples=[], notes=[], rejected={}, gates=[], candidates=sample_report().candidates[:1],
+        sample_report(), training=[], trained={}, fitting=[], latencies=[], llama_bench=[],
+        speedup_p50=None, examples=[], notes=[], rejected={}, gates=[], candidates=sample_report().candidates[:1],
         agreements=[replace(a, seen=None, unseen=None) for a in sample_report().agreements],
     )  # fmt: skip
     html = render(bare)

@@ -45,6 +45,12 @@ CLOCKLESS = (
     "counts", "rejected", "agreements", "links", "candidates", "training", "fitting",
     "fitted_step", "examples",
 )  # fmt: skip
+# Of the training's facts, those that the report tells.
+TRAINED = (
+    "steps", "device", "gpu", "processes", "precision", "trained_parameters", "tokens_per_second",
+    "step_seconds", "evaluation_seconds", "part_tokens", "gradient_checkpointing",
+    "estimated_bytes", "gpu_peak_memory_bytes", "model_flops_utilisation",
+)  # fmt: skip
 
 
 def measure_build(
@@ -207,6 +213,7 @@ def _result(
         links=links,
         candidates=candidates,
         training=_training(build.adapter.folder),
+        trained=_trained(build.adapter.folder),
         latency_kind=target.latency,
         latencies=speed.latencies,
         speedup_p50=speed.speedup_p50,
@@ -259,6 +266,15 @@ def _candidates(folder: Path) -> list[Candidate]:
 def _training(folder: Path) -> list[TrainingPoint]:
     points = json.loads((folder / "training.json").read_text("utf-8"))
     return [TrainingPoint(**point) for point in points]
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    """Of the run that made an adapter: device, rate, memory; as far as its stage has them."""
+    done = load_finished(folder, reused=True)
+    if done is None:
+        return {}
+    facts = {name: done.facts[name] for name in TRAINED if name in done.facts}
+    return {**facts, "peak_memory_bytes": done.manifest["peak_memory_bytes"]}
 
 
 def _fitting(build: Build) -> dict[str, Any]:

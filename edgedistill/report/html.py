@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -47,6 +47,8 @@ def render_html(report: Json, provenance: Json) -> str:
         machine=machine(report["machine"]),
         css=Markup(folder.joinpath("report.css").read_text("utf-8")),
         sentence=sentence(report),
+        trained=trained(report.get("trained", {})),
+        samples=samples(report["training"]),
         passed=all(gate["passed"] for gate in report["gates"]),
     )
 
@@ -71,6 +73,35 @@ def sentence(report: Json) -> str:
             against = f" (median {student} against {teacher})"
         parts.append(f"and answers {_faster(report['speedup_p50'])}{against}")
     return " ".join(parts) + "."
+
+
+def trained(facts: Json) -> str:
+    """How the training ran, in one sentence; "" where nothing is known of it."""
+    if not facts.get("steps"):
+        return ""
+    several = f" in {facts['processes']} processes" if facts.get("processes", 1) > 1 else ""
+    where = facts.get("gpu", facts["device"])
+    parts = [f"{facts['steps']} steps on {where}{several} in {facts['precision']}"]
+    if facts["tokens_per_second"]:
+        parts.append(f"{facts['tokens_per_second']:.0f} tokens/s")
+    memory = facts.get("gpu_peak_memory_bytes", facts["peak_memory_bytes"])
+    parts.append(f"at most {memory / 1e9:.1f}{NBSP}GB of memory")
+    if facts.get("gradient_checkpointing"):
+        parts.append("activations computed twice to save memory (gradient checkpointing)")
+    if facts.get("model_flops_utilisation"):
+        parts.append(f"{percent(facts['model_flops_utilisation'])} model-FLOPs utilisation")
+    return ", ".join(parts) + "."
+
+
+def samples(points: Sequence[Json]) -> list[dict[str, Any]]:
+    """Each sampled prompt with the answers of all evaluations: (step, answer, same)."""
+    rows: dict[str, dict[str, Any]] = {}
+    for point in points:
+        for sample in point.get("samples", ()):
+            fresh = {"prompt": sample["prompt"], "teacher": sample["teacher"], "answers": []}
+            row = rows.setdefault(sample["prompt"], fresh)
+            row["answers"].append((point["step"], sample["student"], sample["same"]))
+    return list(rows.values())
 
 
 def _faster(ratio: float) -> str:
