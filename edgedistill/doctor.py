@@ -90,7 +90,7 @@ def _machine(facts: Mapping[str, Any], workspace: Path) -> Iterator[Finding]:
     features = " ".join(facts["cpu_features"])
     yield Finding("machine", "cpu features", "ok" if features else "note", features or "unknown")
     yield _room("memory", psutil.virtual_memory().available, facts["memory_bytes"], MEMORY_BYTES)
-    disk = shutil.disk_usage(_existing(workspace))
+    disk = shutil.disk_usage(existing(workspace))
     yield _room("disk", disk.free, disk.total, DISK_BYTES)
     gpus = ", ".join(facts["gpus"])
     yield Finding(
@@ -98,7 +98,8 @@ def _machine(facts: Mapping[str, Any], workspace: Path) -> Iterator[Finding]:
     )
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The nearest folder of a path that is there."""
     path = path.resolve()
     return next(place for place in (path, *path.parents) if place.exists())
 

@@ -71,6 +71,11 @@ def memory_bytes(cgroup: Path = CGROUP) -> int | None:
     return int(min(bounds))
 
 
+def gpu_names() -> list[str]:
+    """NVIDIA GPUs here, by name and memory."""
+    return [name for name in _gpus() if "MiB" in name]
+
+
 def child_environment() -> dict[str, str]:
     """The environment of a Python child of ours: it finds this package wherever we were found,
     installed or not, takes no module from the folder it is started in, and speaks UTF-8."""

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "pack", "prune", "quantize", "trim", "verify"}),
     ("flow", {"adapt", "feasible", "pipeline", "planning", "recorder", "scaled", "update",
             "variants"}),
-    ("command", {"catalogue", "console", "doctor", "initialise", "tables", "validate"}),
+    ("command", {"catalogue", "console", "doctor", "initialise", "needs", "tables", "validate"}),
     ("cli", {"__main__", "cli", "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}

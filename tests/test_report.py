@@ -198,7 +198,8 @@ def test_training_tells_how_it_ran_and_what_was_answered_on_the_way() -> None:
 def test_a_report_with_little_in_it_still_renders() -> None:
     bare = replace(
         sample_report(), training=[], trained={}, fitting=[], latencies=[], llama_bench=[],
-        speedup_p50=None, examples=[], notes=[], rejected={}, gates=[], candidates=sample_report().candidates[:1],
+        speedup_p50=None, examples=[], notes=[], rejected={}, gates=[],
+        candidates=sample_report().candidates[:1],
         agreements=[replace(a, seen=None, unseen=None) for a in sample_report().agreements],
     )  # fmt: skip
     html = render(bare)

@@ -17,6 +17,7 @@ BUCKET = 8  # batches that are sorted by length together
 # A batch goes through the model in parts of about this many tokens: the gradient is the same, the
 # activations in memory are not. Matrices of this many rows keep a core busy already.
 PART_TOKENS = {"cpu": 512, "cuda": 16384}
+CHUNK_BYTES = 128 << 20  # of fp32 logits at once; some copies of that size are made on the way
 
 Row = TypeVar("Row", bound=Sized)  # a TrainingRow, or several that belong together
 

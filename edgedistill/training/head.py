@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 128 << 20  # of fp32 logits at once; some copies of that size are made on the way
+from edgedistill.training.data import CHUNK_BYTES
+
 Losses = Callable[[Tensor, slice], Tensor]
 
 

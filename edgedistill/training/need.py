@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgedistill.errors import TrainingError
 from edgedistill.methods import DistillSpec
-from edgedistill.training.data import PART_TOKENS
-from edgedistill.training.head import CHUNK_BYTES
+from edgedistill.training.data import CHUNK_BYTES, PART_TOKENS
 
 # Smallest parts that still keep the device busy; below that activations are computed twice.
 BUSY_TOKENS = {"cpu": 128, "cuda": 2048}
@@ -66,18 +65,29 @@ def dimensions(folder: Path) -> Dimensions:
     """Of a checkpoint folder in fp32."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or config["hidden_size"] // heads
+    return replace(dimensions_of(config), parameters=size // 4)
+
+
+def dimensions_of(config: Mapping[str, Any]) -> Dimensions:
+    """Of what a config.json says; parameters but for norms and biases."""
+    heads, width, mlp = (
+        config[name] for name in ("num_attention_heads", "hidden_size", "intermediate_size")
+    )
+    head = config.get("head_dim") or width // heads
     keys = config.get("num_key_value_heads") or heads
+    layers, attention = config["num_hidden_layers"], head * (heads + 2 * keys)
+    tied = bool(config.get("tie_word_embeddings"))
+    layer = width * attention + head * heads * width + 3 * width * mlp
+    embeddings = config["vocab_size"] * width * (1 if tied else 2)
     return Dimensions(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        mlp=config["intermediate_size"],
-        attention=head * (heads + 2 * keys),
+        layers=layers,
+        width=width,
+        mlp=mlp,
+        attention=attention,
         queries=head * heads,
         vocabulary=config["vocab_size"],
-        parameters=size // 4,
-        tied=bool(config.get("tie_word_embeddings")),
+        parameters=layers * layer + embeddings,
+        tied=tied,
     )
 
 
@@ -156,6 +166,11 @@ def free_bytes(device_type: str) -> int | None:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
+    return free_memory()
+
+
+def free_memory() -> int | None:
+    """Of this machine, in bytes, a container's bounds included; None where it is not known."""
     import psutil
 
     from edgedistill import machine

@@ -1,0 +1,90 @@
+"""What a recipe needs, and how one for large machines runs on this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_student
+
+from edgedistill import machine
+from edgedistill.doctor import Finding
+from edgedistill.library import shipped_root
+from edgedistill.needs import needs
+from edgedistill.recipe import LocalTeacher, Recipe, load_recipe
+from edgedistill.scaled import SUFFIX, scale_down
+from edgedistill.tokenmix import read_token_mix
+
+LARGE = ("sql-24gb", "sql-8gpu")
+
+
+def shipped(name: str, **distill: Any) -> Recipe:
+    recipe = load_recipe(shipped_root() / "recipes" / name)
+    spec = recipe.distill.model_copy(update=distill)
+    return recipe.model_copy(update={"distill": spec})
+
+
+def with_student(recipe: Recipe, folder: Path) -> Recipe:
+    student = recipe.student.model_copy(update={"weights": str(folder)})
+    return recipe.model_copy(update={"student": student})
+
+
+def told(found: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in found}
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return tiny_student(tmp_path / "student").folder
+
+
+def test_what_is_missing_is_told_with_what_to_do(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    recipe = with_student(shipped("sql-8gpu", tuning="qlora", processes=1000), student)
+    found = told(needs(recipe, tmp_path))
+    assert found["key OPENAI_API_KEY"].state == "missing"
+    assert "at most 502 calls to gpt-4.1" in found["teacher"].value
+    assert found["student"].value.endswith("0.00 billion parameters")
+    assert (found["processes"].state, found["processes"].value[:11]) == ("missing", "1000 wanted")
+    assert found["training memory"].state == "ok"
+    if not machine.gpu_names():
+        assert found["tuning"].state == "missing"
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    alone = with_student(shipped("sql-24gb", tuning="lora"), student)
+    assert all(finding.state == "ok" for finding in needs(alone, tmp_path))
+
+
+def test_a_student_that_is_too_large_is_told(student: Path, tmp_path: Path) -> None:
+    file = student / "config.json"
+    text = file.read_text("utf-8").replace('"hidden_size": 256', '"hidden_size": 262144')
+    file.write_text(text, "utf-8")
+    found = told(needs(with_student(shipped("sql-24gb"), student), tmp_path))
+    assert found["training memory"].state == "missing"
+    assert found["disk"].state == "missing"
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_scaled_down_it_asks_no_api_and_no_gpu(name: str, tmp_path: Path) -> None:
+    large = shipped(name)
+    small, changes = scale_down(large)
+    assert small.name == name + SUFFIX
+    assert isinstance(small.teacher, LocalTeacher)
+    assert small.teacher.system == large.teacher.system
+    assert small.distill.method == large.distill.method
+    assert (small.distill.processes, small.distill.tuning) == (1, "lora")
+    assert len(read_token_mix(small.prompts, small.sample).entries) == 80
+    assert any("instead of gpt-4.1" in line for line in changes)
+    states = {finding.name: finding.state for finding in needs(small, tmp_path)}
+    assert "missing" not in states.values()
+    assert not any(name.startswith("key ") for name in states)
+
+
+def test_a_larger_sample_holds_a_smaller_one() -> None:
+    prompts = shipped("sql-24gb").prompts
+    few, many, every = (read_token_mix(prompts, count).entries for count in (10, 40, None))
+    assert (len(few), len(many), len(every)) == (10, 40, 502)
+    assert [entry for entry in every if entry in many] == list(many)
+    assert [entry for entry in many if entry in few] == list(few)
