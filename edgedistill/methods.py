@@ -114,8 +114,8 @@ class DistillSpec(Strict):
         "lora",
         description="what is trained: lora, an update of low rank; dora, with magnitudes of its "
         "own (Liu et al. 2024, arXiv 2402.09353); rslora, scaled for high ranks (Kalajdzievski "
-        "2023, arXiv 2312.03732); qlora, over 4-bit weights on CUDA (Dettmers et al. 2023, arXiv "
-        "2305.14314); full, every weight",
+        "2023, arXiv 2312.03732); qlora, over 4-bit weights (Dettmers et al. 2023, arXiv "
+        "2305.14314), for GPUs that the weights would fill; full, every weight",
     )
     lora: LoraSpec = LoraSpec()
     learning_rate: float = Field(4e-4, gt=0, description="highest one; it falls to 0 linearly")

@@ -84,8 +84,8 @@ def _processors(recipe: Recipe, found: Dimensions) -> Iterator[Finding]:
     told = f"{spec.processes} wanted, {places} {what} here"
     yield Finding(AREA, "processes", "ok" if enough else "missing", told, hint)
     if spec.tuning == "qlora" and not gpus:
-        hint = "build on a machine with an NVIDIA GPU, or set distill.tuning to lora"
-        yield Finding(AREA, "tuning", "missing", "qlora needs CUDA", hint)
+        hint = "it saves memory on a GPU; on a CPU distill.tuning lora is faster"
+        yield Finding(AREA, "tuning", "note", "qlora without a GPU", hint)
     kind = "cuda" if gpus else "cpu"
     precise = "bf16" if spec.precision == "auto" and gpus else spec.precision
     settled = spec.model_copy(update={"precision": "fp32" if precise == "auto" else precise})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,13 +15,16 @@ import pytest
 from tiny import STOP, tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student
-from edgedistill.distill import distill
-from edgedistill.errors import DatasetError, TrainingError
+from edgedistill.distill import distill, learn
+from edgedistill.distill.lesson import Job
+from edgedistill.errors import DatasetError, MissingTool, TrainingError
 from edgedistill.fidelity import EvalRow
+from edgedistill.merge import merge, require_fp32
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.torch_runtime import TorchModel
 from edgedistill.training.data import (
     IGNORED,
     TrainingRow,
@@ -193,6 +197,73 @@ def test_loss_that_is_not_finite_ends_the_run(
 ) -> None:
     with pytest.raises(TrainingError, match="the loss is"):
         run(student, dataset, tmp_path, SPEC.model_copy(update={"learning_rate": 1e30}))
+
+
+def test_a_loss_that_rises_ends_the_run_and_keeps_what_was_good(
+    student: Student, dataset: Dataset, tmp_path: Path
+) -> None:
+    apt = run(student, dataset, tmp_path, SPEC.model_copy(update={"epochs": 8}))
+    wild = {"learning_rate": 1e3, "warmup_share": 0.9, "epochs": 12, "evaluations": 12}
+    job = Job(
+        student=student,
+        prompt=PROMPT,
+        spec=SPEC.model_copy(update=wild),
+        check=CHECK,
+        rows=dataset.folder / "train.jsonl",
+        validation=dataset.folder / "validation.jsonl",
+        start=apt.folder,
+    )
+    with pytest.raises(TrainingError, match="training diverges: the loss was") as caught:
+        learn(job, tmp_path / "made", Silent())
+    kept = Path(str(caught.value).split("the last adapter before that is ")[1].splitlines()[0])
+    assert (kept / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("tuning", ["dora", "rslora", "qlora", "full"])
+def test_each_way_of_tuning_learns_and_merges(
+    student: Student, dataset: Dataset, tmp_path: Path, tuning: Any
+) -> None:
+    if tuning == "qlora":
+        pytest.importorskip("bitsandbytes")
+    rate = 3e-4 if tuning == "full" else 2e-3
+    adapter = run(
+        student,
+        dataset,
+        tmp_path,
+        SPEC.model_copy(update={"tuning": tuning, "learning_rate": rate}),
+    )
+    points = json.loads((adapter.folder / "training.json").read_text("utf-8"))
+    assert points[-1]["loss"] < 0.9 * points[0]["loss"]
+    merged = merge(adapter, student, tmp_path, Silent())
+    require_fp32(merged.folder)
+    ids = [5, 40, 41, 90, 17, 60, 2]
+    (adapted,) = TorchModel(student.folder, adapter.folder).logits([(ids, 3)])
+    (after,) = TorchModel(merged.folder).logits([(ids, 3)])
+    assert abs(adapted - after).max() < 1e-3
+
+
+def test_a_tracker_is_told_of_every_step(
+    student: Student, dataset: Dataset, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    adapter = run(
+        student, dataset, tmp_path, SPEC.model_copy(update={"report_to": ("tensorboard",)})
+    )
+    told = EventAccumulator(str(tmp_path / "runs" / adapter.folder.name))
+    told.Reload()
+    assert len(told.Scalars("train/loss")) == adapter.steps
+    assert len(told.Scalars("train/validation_agreement")) == SPEC.evaluations
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    student: Student, dataset: Dataset, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    with pytest.raises(MissingTool, match="the package wandb is not installed"):
+        run(student, dataset, tmp_path, SPEC.model_copy(update={"report_to": ("wandb",)}))
 
 
 def test_precision_is_measured_once(student: Student, dataset: Dataset, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_is_missing_is_told_with_what_to_do(
     assert (found["processes"].state, found["processes"].value[:11]) == ("missing", "1000 wanted")
     assert found["training memory"].state == "ok"
     if not machine.gpu_names():
-        assert found["tuning"].state == "missing"
+        assert found["tuning"].state == "note"
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     alone = with_student(shipped("sql-24gb", tuning="lora"), student)
     assert all(finding.state == "ok" for finding in needs(alone, tmp_path))

@@ -81,6 +81,8 @@ def with_precision(
     """The spec with the precision that trains faster on this machine in place of `auto`."""
     from edgedistill.distill.precision import choose_precision
 
+    if spec.tuning == "qlora":  # the only one that 4-bit weights are multiplied in
+        return spec.model_copy(update={"precision": "bf16"})
     if spec.precision != "auto":
         return spec
 

@@ -23,7 +23,7 @@ def trained_model(folder: Path, spec: DistillSpec, start: Path | None = None) ->
 
     Raises:
         TrainingError: the rank is larger than a layer is wide.
-        MissingTool: qlora without CUDA or bitsandbytes.
+        MissingTool: qlora without bitsandbytes.
     """
     from transformers import set_seed
 
@@ -89,14 +89,6 @@ def require_rank(model: Any, spec: LoraSpec) -> None:
 
 def _four_bit(folder: Path) -> Any:
     """Frozen weights in 4-bit NormalFloat, products in bf16 (QLoRA, arXiv 2305.14314)."""
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    if device().type != "cuda":
-        raise MissingTool(
-            "distill.tuning is qlora, and there is no CUDA device here",
-            hint="set distill.tuning to lora, or build on a machine with an NVIDIA GPU",
-        )
     try:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
@@ -104,6 +96,9 @@ def _four_bit(folder: Path) -> Any:
             "the package bitsandbytes is not installed, and distill.tuning is qlora",
             hint='in the checkout: pip install -e ".[qlora]"',
         ) from error
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
     return AutoModelForCausalLM.from_pretrained(
         str(folder),
         quantization_config=BitsAndBytesConfig(
@@ -116,7 +111,7 @@ def _four_bit(folder: Path) -> Any:
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-        device_map={"": torch.cuda.current_device()},
+        device_map={"": str(device())},
     )
 
 

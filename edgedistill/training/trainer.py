@@ -36,6 +36,7 @@ from edgedistill.training.processes import (
     wait_for_all,
     world,
 )
+from edgedistill.training.reporters import reporting, require_reporters
 from edgedistill.training.watcher import EVALUATED, Watcher
 
 
@@ -45,6 +46,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     Raises:
         TrainingError: the loss is not finite, or rises above where it began.
     """
+    require_reporters(course.reporters)
     resume = folder / RESUME
     resume.mkdir(parents=True, exist_ok=True)
     arguments = _arguments(course, resume)  # joins the other processes, where there are some
@@ -57,7 +59,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     model, history = course.build().to(device()), history_of(begin)
     with progress.task(course.label, course.steps, "steps") as task:
         watcher = Watcher(course, resume, task)
-        with freed_memory_kept():
+        with freed_memory_kept(), reporting(course.reporters, folder):
             if course.only_best and begin is None:
                 history = watcher.judge_start(model)
             if not is_over(history, course):  # Trainer looks at that only behind one step more
@@ -81,6 +83,7 @@ def _run(
         callbacks=[watcher],
     )
     trainer.remove_callback(PrinterCallback)
+    watcher.tell = trainer.callback_handler.on_log
     trainer.train(resume_from_checkpoint=str(begin) if begin else None)
     return list(trainer.state.log_history)
 
@@ -111,6 +114,7 @@ def _arguments(course: Course, resume: Path) -> Any:
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not on_cpu,
         report_to=list(course.reporters),
+        run_name=resume.parent.name,
         disable_tqdm=True,
     )
     # Trainer would put the batches of two steps on two GPUs, and count steps otherwise than here.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from edgedistill.memory import give_back
 from edgedistill.progress import Task
 from edgedistill.training.course import Course
 from edgedistill.training.history import (
+    AGREEMENT,
     COMPLETE,
+    KLD,
+    NLL,
     Entry,
     chosen,
     entry,
@@ -40,6 +44,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self._tokens, self._seconds, self._begun = 0, 0.0, 0.0
         self._evaluating = 0.0
         self._seen: list[Any] = []
+        self.tell: Callable[..., Any] = lambda *told: None  # passes figures on to trackers
         self._start: list[Entry] = []  # the log of a run's start
         self._needed: int | None = None  # the step whose kept folder the last checkpoint leads to
 
@@ -67,8 +72,18 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         self._tokens += sum(map(len, self._seen[-1]))
         if step in self._course.evaluated_steps:
             self._evaluate(step, state.log_history, model)
+            self._report(args, state, control)
             stale = gone_stale(state.log_history, self._course) if is_first() else False
             control.should_training_stop |= shared(stale)
+
+    def _report(self, args: Any, state: Any, control: Any) -> None:
+        """Tell trackers what the evaluation found."""
+        if is_first():
+            found = state.log_history[-1]
+            known = {n: found[n] for n in (AGREEMENT, NLL, KLD) if found[n] is not None}
+            wanted = control.should_log  # telling clears it, and the step's loss is still to come
+            self.tell(args, state, control, known)
+            control.should_log = wanted
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         if "loss" in logs:
