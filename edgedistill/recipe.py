@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from edgedistill.errors import ConfigError, Problem
-from edgedistill.methods import DistillSpec
+from edgedistill.methods import DistillSpec, ProxySpec
 from edgedistill.strict import SEEDS, Strict
 from edgedistill.yamlfile import Document, Location, load, parse
 
@@ -271,7 +271,7 @@ class Recipe(Strict):
     gates: RecipeGates = RecipeGates()
 
 
-Held = TypeVar("Held", StudentSpec, LocalTeacher)
+Held = TypeVar("Held", StudentSpec, LocalTeacher, ProxySpec)
 SYSTEM_FILE: Location = ("teacher", "system_file")
 FILES: tuple[Location, ...] = (
     ("prompts",),
@@ -338,6 +338,9 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     changes["merge"] = recipe.merge.model_copy(update={"adapters": added})
     if isinstance(teacher, LocalTeacher):
         changes["teacher"] = _with_path(teacher, folder)
+    if (proxy := recipe.distill.proxy) is not None:
+        found = {"proxy": _with_path(proxy, folder)}
+        changes["distill"] = recipe.distill.model_copy(update=found)
     return recipe.model_copy(update=changes)
 
 

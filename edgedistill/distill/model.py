@@ -41,6 +41,26 @@ def trained_model(folder: Path, spec: DistillSpec, start: Path | None = None) ->
     return adapted
 
 
+def asked_model(folder: Path, spec: DistillSpec, start: Path | None) -> Any:
+    """The model that training would begin with, on the CPU, to be asked: nothing of it learns.
+    Without `start` it is the checkpoint itself.
+
+    Raises:
+        MissingTool: qlora without CUDA or bitsandbytes.
+    """
+    if start is not None:
+        model = trained_model(folder, spec, start)
+        model.requires_grad_(False)
+        return model
+    if spec.tuning == "qlora":
+        return _four_bit(folder)
+    model = load_model(folder)
+    model.requires_grad_(False)
+    if spec.precision == "bf16" and spec.tuning != "full":
+        hold_in_bf16(model)
+    return model
+
+
 def _fresh(base: Any, spec: DistillSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
