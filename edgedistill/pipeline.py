@@ -109,8 +109,9 @@ def build(
 
 def adapter_alone(
     recipe: Recipe, workspace: Workspace, progress: Progress, type: str = "F16"
-) -> Mapping[str, Finished]:
-    """Run the stages that end with the LoRA-only GGUF of `type`; each complete stage by its name.
+) -> tuple[Adapter, Mapping[str, Finished]]:
+    """Run the stages that end with the LoRA-only GGUF of `type`; the adapter, and each complete
+    stage by its name.
 
     Raises:
         EdgedistillError: see errors.py. Running again goes on where this stopped.
@@ -123,7 +124,7 @@ def adapter_alone(
         base = lora_base(recipe, learnt.student, out, log)
         export_lora(learnt.adapter, learnt.student, base, recipe.name, out, log, type)
         found = {name: load_finished(at, reused=True) for name, at in log.folders.items()}
-        return {name: done for name, done in found.items() if done is not None}
+        return learnt.adapter, {name: done for name, done in found.items() if done is not None}
 
 
 def run_stages(

@@ -290,9 +290,21 @@ def load_recipe(path: Path, shown: str | None = None) -> Recipe:
     document = load(file, shown)
     recipe, problems = parse(Recipe, document)
     problems += _missing_files(document, file.parent)
+    if recipe is not None and (wrong := _without_logprobs(recipe)):
+        location: Location = ("distill", "method")
+        problems.append(Problem(document.file, document.line(location), "distill.method", wrong))
     if recipe is None or problems:
         raise ConfigError(sorted(problems, key=lambda p: p.line))
     return _resolved(recipe, file.parent.resolve())
+
+
+def _without_logprobs(recipe: Recipe) -> str:
+    if recipe.distill.begins_with != "logits" or recipe.teacher.sampling.top_logprobs:
+        return ""
+    return (
+        "logits learns from the teacher's log-probabilities; ask for them with "
+        "teacher.sampling.top_logprobs, for example 10"
+    )
 
 
 def _missing_files(document: Document, folder: Path) -> list[Problem]:
