@@ -73,7 +73,10 @@ def _proxy(
     recipe: Recipe, spec: ProxySpec, dataset: Dataset, out: Path, progress: Progress
 ) -> Pupil:
     """The proxy's model, and how it is asked and taught."""
-    prompt, cleaning = recipe.student.model_copy(update={"weights": spec.weights}), None
+    prompt, cleaning = (
+        recipe.student.model_copy(update={"weights": spec.weights, "prune": None}),
+        None,
+    )
     if spec.prompt == "teacher":  # it answers as the teacher does, fences and all
         cleaning = recipe.curate
         prompt = StudentSpec(

@@ -351,12 +351,12 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     if isinstance(teacher, LocalTeacher):
         changes["teacher"] = _with_path(teacher, folder)
     if (proxy := recipe.distill.proxy) is not None:
-        found = {"proxy": _with_path(proxy, folder)}
+        found = {"proxy": _with_path(proxy, folder, _is_folder(proxy, folder))}
         changes["distill"] = recipe.distill.model_copy(update=found)
     return recipe.model_copy(update=changes)
 
 
-def _is_folder(spec: StudentSpec, folder: Path) -> bool:
+def _is_folder(spec: StudentSpec | ProxySpec, folder: Path) -> bool:
     """Whether weights names a model folder: by its form (./name, ~/name, an absolute path), or,
     where it may be a model of the hub too, by being there."""
     named = Path(spec.weights)

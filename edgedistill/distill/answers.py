@@ -24,8 +24,8 @@ from edgedistill.fidelity import EvalRow
 from edgedistill.memory import give_back
 from edgedistill.progress import Progress
 from edgedistill.torch_runtime import BATCH, device, sample
-from edgedistill.training.data import PART_TOKENS, TrainingRow
-from edgedistill.training.head import CHUNK_BYTES, head_logits, nll_of, token_losses
+from edgedistill.training.data import CHUNK_BYTES, PART_TOKENS, TrainingRow
+from edgedistill.training.head import head_logits, nll_of, token_losses
 from edgedistill.training.learner import Learner, nll_loss
 from edgedistill.training.loss import autocast
 from edgedistill.training.packing import hidden_states, moved, pack, packed_attention, split

@@ -147,7 +147,6 @@ def course_of(job: Job) -> Any:
     share = free // spec.processes if free is not None and kind == "cpu" else free
     fitting = cut(found, spec, rows, kind, share)
     loss, collate = _taught(job, fitting.tokens)
-    whole = spec.tuning == "full"
     return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
         batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
@@ -168,7 +167,7 @@ def course_of(job: Job) -> Any:
         label=job.label,
         hint=job.hint,
         reporters=spec.report_to,
-        flops=lambda batches: model_flops(found, batches, whole),
+        flops=lambda batches: model_flops(found, batches, spec.tuning == "full"),
         facts={
             "part_tokens": fitting.tokens,
             "gradient_checkpointing": fitting.checkpointing,
