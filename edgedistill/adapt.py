@@ -17,6 +17,7 @@ from pathlib import Path
 from edgedistill import __version__
 from edgedistill.artifacts import (
     MANIFEST,
+    Adapter,
     Bundle,
     Finished,
     Identity,
@@ -38,6 +39,7 @@ from edgedistill.pipeline import Workspace, adapter_alone
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe, RecipeGates
+from edgedistill.report.lessons import lessons_of
 from edgedistill.results import Interval
 from edgedistill.runtime import LlamaCpp
 from edgedistill.update import read_bundle, require_gguf
@@ -110,10 +112,10 @@ def adapt(
             where=recipe.name,
             hint="leave it out; the model in the bundle stays as it is",
         )
-    stages = adapter_alone(recipe, workspace, progress, type)
+    adapter, stages = adapter_alone(recipe, workspace, progress, type)
     lora = stages["lora"].folder / stages["lora"].facts["file"]
     with locked(workspace.root):  # gc may not take away what is measured
-        figures = measure(recipe, model, lora, stages, progress)
+        figures = measure(recipe, model, lora, adapter, stages, progress)
     require_gates(recipe.gates, figures, lora)
     return _pack(held, recipe, stages, lora, figures, into)
 
@@ -170,9 +172,14 @@ def require_gates(gates: RecipeGates, figures: Adapted, lora: Path) -> None:
 
 
 def measure(
-    recipe: Recipe, model: Path, lora: Path, stages: Mapping[str, Finished], progress: Progress
+    recipe: Recipe,
+    model: Path,
+    lora: Path,
+    adapter: Adapter,
+    stages: Mapping[str, Finished],
+    progress: Progress,
 ) -> Adapted:
-    """The figures of an adapter file on the model it is for."""
+    """The figures of an adapter file, written from `adapter`, on the model it is for."""
     rows = read_rows(stages["curate"].folder / "held_out.jsonl")
     if not rows:
         raise DatasetError("there are no held-out rows to measure with")
@@ -182,7 +189,7 @@ def measure(
         scratch = Path(name)
         before = task.agreement("bundle alone", model, None)
         after = task.agreement("with the adapter", model, lora, chosen, scratch / "after.f32")
-        folders = stages["student"].folder, stages["distill"].folder
+        folders = stages["student"].folder, adapter.folder
         kld = task.kld(folders, chosen, scratch / "before.f32", scratch / "after.f32")
     return Adapted(len(rows), before, after, kld)
 
@@ -251,7 +258,9 @@ def _pack(
             shutil.copyfile(held.folder / name, making / name)
         shutil.copyfile(lora, making / lora.name)
         write_json(making / FIGURES, asdict(figures))
-        _tell(making, held.facts["model"], lora, recipe, figures)
+        chain = {name: done.manifest for name, done in stages.items()}
+        lessons = " ".join(lessons_of(recipe.distill, chain))
+        _tell(making, held.facts["model"], lora, lessons, figures)
         sync_files(making)
     facts = {**held.facts, "adapter": lora.name}
     manifest = manifest_of(_identity(held, recipe, stages), making, facts, started, memory)
@@ -275,7 +284,7 @@ def _identity(held: Finished, recipe: Recipe, stages: Mapping[str, Finished]) ->
     )
 
 
-def _tell(folder: Path, model: str, lora: Path, recipe: Recipe, figures: Adapted) -> None:
+def _tell(folder: Path, model: str, lora: Path, lessons: str, figures: Adapted) -> None:
     """The adapter in every run instruction and list of files, and its figures on the pages that
     have figures."""
     listed = (
@@ -290,7 +299,7 @@ def _tell(folder: Path, model: str, lora: Path, recipe: Recipe, figures: Adapted
         listed,
         ("<main>\n", f"<main>\n<p><strong>{PAGE}</strong></p>\n"),
     )
-    told = _told(lora, recipe, figures)
+    told = _told(lora, lessons, figures)
     for name, more in (
         ("README.md", told), ("MODEL_CARD.md", told), ("Modelfile", ""), ("report.html", ""),
     ):  # fmt: skip
@@ -301,15 +310,14 @@ def _tell(folder: Path, model: str, lora: Path, recipe: Recipe, figures: Adapted
             write_atomic(folder / name, (text + more).encode())
 
 
-def _told(lora: Path, recipe: Recipe, figures: Adapted) -> str:
-    lesson = recipe.distill
+def _told(lora: Path, lessons: str, figures: Adapted) -> str:
     return f"""
 ## The adapter
 
 `{lora.name}` ({lora.stat().st_size / 1e6:.1f} MB) belongs to the model: give both to the runtime
-(llama.cpp: `--lora`). It was trained on top of the model as it is here: rank {lesson.lora.rank},
-alpha {lesson.lora.alpha:g}, {lesson.epochs:g} epochs, learning rate {lesson.learning_rate:g}, seed
-{lesson.seed}. On {figures.rows} held-out prompts the model alone agrees with the teacher on
+(llama.cpp: `--lora`). It was trained on top of the model as it is here. {lessons}
+
+On {figures.rows} held-out prompts the model alone agrees with the teacher on
 {_share(figures.agreement_before)}, with the adapter on {_share(figures.agreement)} (95 %
 bootstrap intervals, `{FIGURES}`). Phrasings unseen in training and speed were not measured with it:
 all other figures here, and those of `report.html`, are of the model alone.

@@ -36,7 +36,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ONCE_PER_RECIPE = {
     "collect": "Ask the teacher every prompt of the token mix; nothing is asked twice.",
     "curate": "Filter the answers and split them by prompt.",
-    "distill": "Train a LoRA adapter on the teacher's answers.",
+    "distill": "Train the student on what the teacher said, by the recipe's method.",
     "merge": "Merge the adapter into the student's weights.",
     "export": "Write the merged model as GGUF, or in optimum's layout, and check it. "
     "A target's own ONNX model is made by quantize.",

@@ -70,7 +70,7 @@ def _lora(show: Show) -> Callable[..., None]:
 
         place = pipeline.Workspace(workspace, output.parent)
         with _listening() as progress:
-            stages = pipeline.adapter_alone(_loaded(recipe), place, progress, type)
+            _, stages = pipeline.adapter_alone(_loaded(recipe), place, progress, type)
         done = stages["lora"]
         write_atomic(output, (done.folder / done.facts["file"]).read_bytes())
         show(_alone, {"file": str(output), "bytes": output.stat().st_size, **done.facts})

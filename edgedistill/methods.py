@@ -10,6 +10,7 @@ from edgedistill.strict import SEEDS, Strict
 
 # What says how a run is watched or fitted into memory, not what is learnt.
 SILENT = {"report_to", "gradient_checkpointing", "compile", "processes"}
+METHODS = {"method", "logits", "proxy", "on_policy"}
 
 
 class LoraSpec(Strict):
@@ -42,18 +43,25 @@ class ProxySpec(Strict):
     is aligned to the teacher, and the student learns its probabilities, too."""
 
     weights: str = Field(description="a pinned name or a GGUF path; larger than the student")
+    prompt: Literal["student", "teacher"] = Field(
+        "student",
+        description="how it is asked: as the student is, or with the teacher's system prompt, "
+        "which a proxy that is not trained needs (warm_up_epochs: 0, rounds: 0)",
+    )
     warm_up_epochs: float = Field(2, ge=0, description="passes over the teacher's text first")
     rounds: int = Field(
         1,
         ge=0,
         le=10,
-        description="alignment rounds: NLL and DPO, the teacher's answer against the proxy's own",
+        description="most alignment rounds: NLL and DPO, the teacher's answer against the proxy's "
+        "own; the first that does not raise its agreement is the last, and not kept",
     )
     round_epochs: float = Field(1, gt=0, description="passes over the rows in a round")
     learning_rate: float = Field(2e-4, gt=0, description="highest one of the warm-up")
     round_learning_rate: float = Field(5e-5, gt=0, description="highest one of a round")
     batch_size: int = Field(8, ge=1, description="rows a step")
     beta: float = Field(0.1, gt=0, description="of DPO: how far the proxy may leave its last round")
+    tuning: Literal["lora", "qlora"] = Field("lora", description="as distill.tuning")
     lora: LoraSpec = LoraSpec()
     min_agreement: float = Field(
         0.7,
@@ -78,21 +86,25 @@ class OnPolicySpec(Strict):
     start: Literal["sft", "logits", "proxy"] = Field("sft", description="the method before it")
     feedback: Literal["check", "judge", "preferred"] = Field(
         "check",
-        description="check: the recipe's check against the answer that is there, no calls; judge: "
-        "the teacher says which of two answers is better; preferred: it answers anew, having seen "
-        "the student's",
+        description="what the check finds right is right; of the rest, check: all is wrong, no "
+        "calls; judge: the teacher compares it with its own answer, in both orders (2 calls a "
+        "prompt), and it is wrong where that loses both; preferred: the teacher answers anew, "
+        "having seen it (1 call a prompt)",
     )
     learn: Literal["dpo", "rejection"] = Field(
         "dpo",
-        description="dpo: the better answer against the worse (Rafailov et al. 2023, arXiv "
-        "2305.18290); rejection: the student's answers that pass, as text to learn",
+        description="dpo: where they disagree, the better answer against the worse (Rafailov et "
+        "al. 2023, arXiv 2305.18290); rejection: the student's right answers as text to learn, "
+        "and the teacher's where none is (Yuan et al. 2023, arXiv 2308.01825)",
     )
     rounds: int = Field(
         3, ge=1, le=20, description="most rounds; fewer when validation agreement stops rising"
     )
     samples: int = Field(4, ge=1, le=64, description="answers of the student to a prompt")
     temperature: float = Field(0.8, gt=0, le=2, description="of the student's answers")
-    max_calls: int = Field(500, ge=0, description="teacher calls over all rounds")
+    max_calls: int = Field(
+        500, ge=0, description="most teacher calls over all rounds, kept answers counted, too"
+    )
     epochs: float = Field(1, gt=0, description="passes over a round's rows")
     learning_rate: float = Field(5e-5, gt=0, description="highest one of a round")
     beta: float = Field(0.1, gt=0, description="of DPO: how far a round may leave the last one")
@@ -161,10 +173,14 @@ class DistillSpec(Strict):
         """The method that makes the first adapter."""
         return self.on_policy.start if self.method == "on-policy" else self.method
 
+    @property
+    def kl_weight(self) -> float | None:
+        """Weight of the KL divergence in the first adapter's loss; None where there is none."""
+        if self.begins_with == "logits":
+            return self.logits.kl_weight
+        return self.proxy.kl_weight if self.proxy and self.begins_with == "proxy" else None
+
     def shaping(self) -> dict[str, Any]:
-        """What shapes the first adapter, as JSON: an identity's part."""
-        method = self.begins_with
-        others = {"logits", "proxy", "on_policy"} - {method}
-        return self.model_dump(mode="json", exclude=SILENT | others | {"method"}) | {
-            "method": method
-        }
+        """What shapes the first adapter, as JSON: an identity's part. Targets have their own."""
+        made = self.model_dump(mode="json", exclude=SILENT | METHODS) | {"method": self.begins_with}
+        return made if self.kl_weight is None else {**made, "kl_weight": self.kl_weight}

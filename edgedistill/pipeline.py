@@ -29,7 +29,6 @@ from edgedistill.browser import package_files
 from edgedistill.collect import collect
 from edgedistill.combine import combine
 from edgedistill.curate import curate
-from edgedistill.distill import distill
 from edgedistill.errors import GateFailed
 from edgedistill.export import export
 from edgedistill.export.lora import export_lora, lora_base
@@ -38,6 +37,7 @@ from edgedistill.export.optimum import export_optimum
 from edgedistill.export.optimum_check import check_optimum
 from edgedistill.feasible import possible_student
 from edgedistill.fit import prove
+from edgedistill.learning import learn_recipe
 from edgedistill.merge import merge
 from edgedistill.pack import pack, shipped_student, write_page
 from edgedistill.pack.optimum import pack_optimum
@@ -109,8 +109,9 @@ def build(
 
 def adapter_alone(
     recipe: Recipe, workspace: Workspace, progress: Progress, type: str = "F16"
-) -> Mapping[str, Finished]:
-    """Run the stages that end with the LoRA-only GGUF of `type`; each complete stage by its name.
+) -> tuple[Adapter, Mapping[str, Finished]]:
+    """Run the stages that end with the LoRA-only GGUF of `type`; the adapter, and each complete
+    stage by its name.
 
     Raises:
         EdgedistillError: see errors.py. Running again goes on where this stopped.
@@ -123,7 +124,7 @@ def adapter_alone(
         base = lora_base(recipe, learnt.student, out, log)
         export_lora(learnt.adapter, learnt.student, base, recipe.name, out, log, type)
         found = {name: load_finished(at, reused=True) for name, at in log.folders.items()}
-        return {name: done for name, done in found.items() if done is not None}
+        return learnt.adapter, {name: done for name, done in found.items() if done is not None}
 
 
 def run_stages(
@@ -222,7 +223,7 @@ def _distilled(
         return None
     student = student or prepare_student(prompt, out, log, mix.entries)
     student = prune(student, dataset, prompt, out, log)
-    adapter = distill(dataset, student, prompt, recipe.distill, check, out, log)
+    adapter = learn_recipe(recipe, traces, dataset, student, out, log)
     return _Distilled(mix, traces, dataset, student, adapter)
 
 

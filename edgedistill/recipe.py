@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from edgedistill.errors import ConfigError, Problem
-from edgedistill.methods import DistillSpec
+from edgedistill.methods import DistillSpec, ProxySpec
 from edgedistill.strict import SEEDS, Strict
 from edgedistill.yamlfile import Document, Location, load, parse
 
@@ -271,7 +271,7 @@ class Recipe(Strict):
     gates: RecipeGates = RecipeGates()
 
 
-Held = TypeVar("Held", StudentSpec, LocalTeacher)
+Held = TypeVar("Held", StudentSpec, LocalTeacher, ProxySpec)
 SYSTEM_FILE: Location = ("teacher", "system_file")
 FILES: tuple[Location, ...] = (
     ("prompts",),
@@ -290,9 +290,21 @@ def load_recipe(path: Path, shown: str | None = None) -> Recipe:
     document = load(file, shown)
     recipe, problems = parse(Recipe, document)
     problems += _missing_files(document, file.parent)
+    if recipe is not None and (wrong := _without_logprobs(recipe)):
+        location: Location = ("distill", "method")
+        problems.append(Problem(document.file, document.line(location), "distill.method", wrong))
     if recipe is None or problems:
         raise ConfigError(sorted(problems, key=lambda p: p.line))
     return _resolved(recipe, file.parent.resolve())
+
+
+def _without_logprobs(recipe: Recipe) -> str:
+    if recipe.distill.begins_with != "logits" or recipe.teacher.sampling.top_logprobs:
+        return ""
+    return (
+        "logits learns from the teacher's log-probabilities; ask for them with "
+        "teacher.sampling.top_logprobs, for example 10"
+    )
 
 
 def _missing_files(document: Document, folder: Path) -> list[Problem]:
@@ -338,10 +350,13 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     changes["merge"] = recipe.merge.model_copy(update={"adapters": added})
     if isinstance(teacher, LocalTeacher):
         changes["teacher"] = _with_path(teacher, folder)
+    if (proxy := recipe.distill.proxy) is not None:
+        found = {"proxy": _with_path(proxy, folder, _is_folder(proxy, folder))}
+        changes["distill"] = recipe.distill.model_copy(update=found)
     return recipe.model_copy(update=changes)
 
 
-def _is_folder(spec: StudentSpec, folder: Path) -> bool:
+def _is_folder(spec: StudentSpec | ProxySpec, folder: Path) -> bool:
     """Whether weights names a model folder: by its form (./name, ~/name, an absolute path), or,
     where it may be a model of the hub too, by being there."""
     named = Path(spec.weights)

@@ -56,8 +56,9 @@ def _distill(recipe: Recipe) -> Any:
         "report_to": (),
     }
     if spec.proxy is not None:
+        small = {"weights": PROXY, "tuning": "lora", "min_agreement": 0}
         changes["proxy"] = spec.proxy.model_copy(
-            update={"weights": PROXY, "rounds": min(ROUNDS, spec.proxy.rounds), "min_agreement": 0}
+            update={**small, "rounds": min(ROUNDS, spec.proxy.rounds)}
         )
     rounds = min(ROUNDS, spec.on_policy.rounds)
     changes["on_policy"] = spec.on_policy.model_copy(update={"rounds": rounds})

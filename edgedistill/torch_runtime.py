@@ -6,7 +6,7 @@ Used for the checkpoints a build trains and measures; what ships runs in `runtim
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +171,31 @@ def generate(
     return answers
 
 
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stop_ids: frozenset[int],
+    temperature: float,
+    seed: int,
+) -> list[list[int]]:
+    """An answer drawn at random to each prompt, all in one batch, without its stop token: from the
+    model's whole distribution at `temperature`, and the same again for the same seed and batch."""
+    import torch
+
+    used = [model.device] if model.device.type == "cuda" else []
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(devices=used):
+        torch.manual_seed(seed)
+        return _batch(model, list(prompts), max_tokens, stop_ids, drawn)
+
+
 def _batch(
-    model: Any, prompts: list[Sequence[int]], max_tokens: int, stop_ids: frozenset[int]
+    model: Any,
+    prompts: list[Sequence[int]],
+    max_tokens: int,
+    stop_ids: frozenset[int],
+    drawn: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
     import torch
     from transformers import GenerationConfig
@@ -182,7 +205,7 @@ def _batch(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     config = GenerationConfig(
         max_new_tokens=max_tokens,
-        do_sample=False,
+        **(drawn or {"do_sample": False}),
         eos_token_id=sorted(stop_ids),
         pad_token_id=pad,
         use_cache=True,

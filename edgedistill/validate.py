@@ -140,6 +140,10 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
     problems = []
     if wrong := student_problem(recipe.student):
         problems.append(_problem(path, ("student", wrong.field), wrong.what))
+    if (proxy := recipe.distill.proxy) is not None:
+        asked = recipe.student.model_copy(update={"weights": proxy.weights, "prune": None})
+        if wrong := student_problem(asked):
+            problems.append(_problem(path, ("distill", "proxy", "weights"), wrong.what))
     if not isinstance(recipe.teacher, ApiTeacher):
         weights = recipe.teacher.weights
         if weights.endswith(".gguf") and (told := _about_file(Path(weights))):

@@ -17,7 +17,8 @@ import pytest
 from fakes import KEY, MODEL, FakeTeacher
 
 from edgedistill.artifacts import TokenMixEntry, Traces
-from edgedistill.collect import STORE, collect
+from edgedistill.asking import STORE
+from edgedistill.collect import collect
 from edgedistill.errors import CollectError, StorageError, TeacherRefused, TeacherUnreachable
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, CollectSpec

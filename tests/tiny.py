@@ -43,11 +43,15 @@ ANSWERS = ("SELECT count(*) FROM tickets", "the answer is 42", "on and on", "not
 
 
 def tiny_student(
-    folder: Path, seed: int = 0, architecture: str = "llama", adds_bos: bool = False
+    folder: Path,
+    seed: int = 0,
+    architecture: str = "llama",
+    adds_bos: bool = False,
+    merges: Sequence[str] = MERGES,
 ) -> Student:
     """Write the checkpoint; about 1.6 million random weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    keys = tokenizer_keys(adds_bos)
+    keys = tokenizer_keys(adds_bos, merges)
     write_tokenizer(folder, keys)
     vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
     write_json(folder / "config.json", config(vocabulary, architecture))
@@ -57,10 +61,10 @@ def tiny_student(
     return Student(folder, f"student-{architecture}-{seed}", name, "Apache-2.0", "made by hand")
 
 
-def tokenizer_keys(adds_bos: bool = False) -> list[Key]:
+def tokenizer_keys(adds_bos: bool = False, merges: Sequence[str] = MERGES) -> list[Key]:
     """Special tokens, 256 bytes, and what the merges make. The template writes the first BOS that
     is asked for, as SmolLM2's does, but not one that the tokenizer adds."""
-    made = ["".join(merge.split()) for merge in MERGES]
+    made = ["".join(merge.split()) for merge in merges]
     tokens = [*SPECIAL, *_bytes_as_text(), *made]
     kinds = [CONTROL] * len(SPECIAL) + [NORMAL] * (len(tokens) - len(SPECIAL))
     return [
@@ -68,7 +72,7 @@ def tokenizer_keys(adds_bos: bool = False) -> list[Key]:
         Key("tokenizer.ggml.pre", "STRING", None, "gpt-2"),
         Key("tokenizer.ggml.tokens", "ARRAY", "STRING", tokens),
         Key("tokenizer.ggml.token_type", "ARRAY", "INT32", kinds),
-        Key("tokenizer.ggml.merges", "ARRAY", "STRING", list(MERGES)),
+        Key("tokenizer.ggml.merges", "ARRAY", "STRING", list(merges)),
         Key("tokenizer.ggml.bos_token_id", "UINT32", None, 0 if adds_bos else 1),
         Key("tokenizer.ggml.eos_token_id", "UINT32", None, STOP),
         Key("tokenizer.ggml.padding_token_id", "UINT32", None, STOP),

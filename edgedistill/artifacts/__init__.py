@@ -13,6 +13,7 @@ from edgedistill.artifacts.contracts import (
     Sensitivity,
     Student,
     TokenMixEntry,
+    TokenTargets,
     Traces,
     Variant,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Sensitivity",
     "Student",
     "TokenMixEntry",
+    "TokenTargets",
     "Traces",
     "Variant",
     "canonical",

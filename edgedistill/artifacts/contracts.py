@@ -79,6 +79,16 @@ class Student:
 
 
 @dataclass(frozen=True)
+class TokenTargets:
+    """`targets.safetensors`: which of the student's tokens another model finds likely at each place
+    of the training answers (edgedistill/targets.py)."""
+
+    folder: Path
+    digest: str
+    file: Path
+
+
+@dataclass(frozen=True)
 class Adapter:
     """LoRA weights in peft's layout, and `training.json` (loss and agreement over the steps)."""
 

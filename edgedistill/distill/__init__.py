@@ -12,12 +12,13 @@ from edgedistill.artifacts import (
     Dataset,
     Identity,
     Student,
+    TokenTargets,
     run_stage,
     tool_versions,
     write_json,
 )
 from edgedistill.checks import check_identity
-from edgedistill.distill.lesson import Job, choose_step, lesson_rows
+from edgedistill.distill.lesson import TRAINING, Job, Pupil, agreement_at, choose_step, lesson_rows
 from edgedistill.fidelity import read_rows
 from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
@@ -27,7 +28,6 @@ from edgedistill.training.data import TrainingRow, training_rows
 
 __all__ = ["choose_step", "distill", "with_precision"]
 
-TRAINING = "training.json"
 TOOLS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
@@ -39,8 +39,10 @@ def distill(
     check: Check,
     out: Path,
     progress: Progress,
+    targets: TokenTargets | None = None,
 ) -> Adapter:
-    """Stage "distill", and before it "precision" (`with_precision`).
+    """Stage "distill", and before it "precision" (`with_precision`). A method with a KL divergence
+    needs its `targets`.
 
     The loss is on the answer and its stop token. The adapter is the last one, unless an earlier
     evaluation on validation rows was better by more than one prompt. A run that was cut off goes
@@ -51,18 +53,16 @@ def distill(
         TrainingError: a row breaks a promise of supervision, or the training diverges.
     """
     spec = with_precision(dataset, student, prompt, spec, out, progress)
-    job = Job(
-        student=student,
-        prompt=prompt,
-        spec=spec,
-        check=check,
-        rows=dataset.folder / "train.jsonl",
-        validation=dataset.folder / "validation.jsonl",
+    job = Pupil(student, prompt, spec, check, dataset).job(
+        targets=None if targets is None else targets.file,
+        kl_weight=spec.kl_weight or 0.0,
+        weighted=spec.begins_with == "proxy",
     )
+    assert (targets is None) == (spec.kl_weight is None), "targets are of the method"
     lesson_rows(job)  # what cannot be trained on is refused before the folder is made
     job.exam()
     done = run_stage(
-        _identity(dataset, student, prompt, spec, check),
+        _identity(dataset, student, prompt, spec, check, targets),
         out,
         progress,
         lambda folder: learn(job, folder, progress),
@@ -111,6 +111,7 @@ def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
     last = done.facts["chosen_step"] == done.facts["steps"]
     return {
         **done.facts,
+        "validation_agreement": agreement_at(done.points, done.facts["chosen_step"]),
         "precision": job.spec.precision,
         "chosen_because": (
             "the last step" if last else "an earlier step agreed on more than one validation "
@@ -127,7 +128,9 @@ def _identity(
     prompt: StudentSpec,
     spec: DistillSpec,
     check: Check,
+    targets: TokenTargets | None,
 ) -> Identity:
+    inputs = {"dataset": dataset.digest, "student": student.digest}
     return Identity(
         stage="distill",
         version=2,
@@ -136,6 +139,6 @@ def _identity(
             "prompt": prompt.model_dump(mode="json", exclude={"weights"}),
             "check": check_identity(check),
         },
-        inputs={"dataset": dataset.digest, "student": student.digest},
+        inputs=inputs if targets is None else {**inputs, "targets": targets.digest},
         tools=tool_versions(*TOOLS),
     )

@@ -6,21 +6,24 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedistill.artifacts import Student
-from edgedistill.checks import make_checker
+from edgedistill.artifacts import Dataset, Student, load_finished
+from edgedistill.checks import check_identity, clean_answer, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.methods import DistillSpec
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, StudentSpec
+from edgedistill.recipe import Check, CurateSpec, StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.strict import Strict
+from edgedistill.training.course import HINT
 from edgedistill.training.data import plan_batches, training_rows
 from edgedistill.training.examine import Exam
+
+TRAINING = "training.json"
 
 
 class Job(Strict):
@@ -38,7 +41,10 @@ class Job(Strict):
     beta: float = 0.1  # of DPO, for pairs
     targets: Path | None = None
     kl_weight: float = 1.0  # of the targets
+    weighted: bool = False  # by how likely the model that made the targets finds each answer
+    cleaning: CurateSpec | None = None  # of its answers; None: white space around them alone
     label: str = "train"
+    hint: str = HINT  # where the training diverges
 
     def shown(self) -> StudentPrompt:
         """How the student is asked."""
@@ -57,7 +63,59 @@ class Job(Strict):
                 hint="raise curate.split.validation, or give more prompts",
             )
         checker = make_checker(self.check)
-        return Exam(rows, self.shown(), self.prompt.max_tokens, checker, self.spec.samples)
+        samples, most = self.spec.samples, self.prompt.max_tokens
+        return Exam(rows, self.shown(), most, checker, samples, self.cleaned)
+
+    def cleaned(self, said: str) -> str:
+        """An answer of the model as it is compared and learnt."""
+        return said.strip() if self.cleaning is None else clean_answer(said, self.cleaning)
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A model that learns what a dataset holds, by `spec` (its precision settled): the student, or
+    the proxy, and how it is asked."""
+
+    model: Student
+    prompt: StudentSpec
+    spec: DistillSpec
+    check: Check
+    dataset: Dataset
+    cleaning: CurateSpec | None = None
+
+    def job(self, **rest: Any) -> Job:
+        """A run on its rows, or on `rows`; see Job."""
+        given: dict[str, Any] = {
+            "student": self.model,
+            "prompt": self.prompt,
+            "spec": self.spec,
+            "check": self.check,
+            "rows": self.dataset.folder / "train.jsonl",
+            "validation": self.dataset.folder / "validation.jsonl",
+            "cleaning": self.cleaning,
+        }
+        return Job(**{**given, **rest})
+
+    def rows(self) -> list[EvalRow]:
+        """The training rows."""
+        return read_rows(self.dataset.folder / "train.jsonl")
+
+    def identity(self) -> dict[str, Any]:
+        """What of it shapes a result beside `spec`, for an identity's spec."""
+        cleaning = self.cleaning and self.cleaning.model_dump(mode="json", exclude={"split"})
+        return {
+            "prompt": self.prompt.model_dump(mode="json", exclude={"weights"}),
+            "check": check_identity(self.check),
+            "cleaning": cleaning,
+        }
+
+    def computing(self) -> dict[str, str]:
+        """In which arithmetic it is asked, for an identity's spec."""
+        return {"precision": self.spec.precision, "tuning": self.spec.tuning}
+
+    def inputs(self) -> dict[str, str]:
+        """The same, for an identity's inputs."""
+        return {"dataset": self.dataset.digest, "model": self.model.digest}
 
 
 def lesson_rows(job: Job) -> list[Any]:
@@ -89,7 +147,6 @@ def course_of(job: Job) -> Any:
     share = free // spec.processes if free is not None and kind == "cpu" else free
     fitting = cut(found, spec, rows, kind, share)
     loss, collate = _taught(job, fitting.tokens)
-    whole = spec.tuning == "full"
     return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
         batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
@@ -108,8 +165,9 @@ def course_of(job: Job) -> Any:
         keep=lambda learner, folder: save_adapter(learner.model, folder, job.student),
         choose=lambda points: choose_step(points, len(exam.rows)),
         label=job.label,
+        hint=job.hint,
         reporters=spec.report_to,
-        flops=lambda batches: model_flops(found, batches, whole),
+        flops=lambda batches: model_flops(found, batches, spec.tuning == "full"),
         facts={
             "part_tokens": fitting.tokens,
             "gradient_checkpointing": fitting.checkpointing,
@@ -130,13 +188,16 @@ def _built(job: Job, loss: Any, checkpointing: bool) -> Any:
 
 def _taught(job: Job, tokens: int) -> tuple[Any, Any]:
     """The loss of a job, and what makes batches for it."""
-    from edgedistill.distill.losses import PairPacker, preferring
+    from edgedistill.distill.losses import PairPacker, TargetPacker, preferring, with_targets
     from edgedistill.training.learner import Packer, nll_loss
     from edgedistill.training.processes import rank, world
 
     share = tokens, rank(), world()
     if job.pairs:
         return preferring(job.beta), PairPacker(*share)
+    if job.targets is not None:
+        packer = TargetPacker(tokens, job.targets, job.weighted, rank(), world())
+        return with_targets(job.kl_weight), packer
     return nll_loss, Packer(*share)
 
 
@@ -150,6 +211,21 @@ def choose_step(points: Sequence[TrainingPoint], validation_rows: int) -> int:
     ]
     last, best = measured[-1], max(measured)
     return best[1] if best[0] > last[0] + 1 else last[1]
+
+
+def validation_agreement(adapter: Path) -> float:
+    """What the adapter in a complete stage folder reached when it was chosen."""
+    done = load_finished(adapter, reused=True)
+    assert done is not None, "adapters are of complete stages"
+    points = json.loads((adapter / TRAINING).read_text("utf-8"))
+    return agreement_at([TrainingPoint(**each) for each in points], done.facts["chosen_step"])
+
+
+def agreement_at(points: Sequence[TrainingPoint], step: int) -> float:
+    """Validation agreement at a step that was evaluated."""
+    found = next(point.validation_agreement for point in points if point.step == step)
+    assert found is not None, "a chosen step was evaluated"
+    return found
 
 
 def write_rows(file: Path, rows: Sequence[EvalRow]) -> None:

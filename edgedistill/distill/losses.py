@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from edgedistill.errors import ArtifactError
+from edgedistill.targets import Targets
 from edgedistill.training.data import TrainingRow
 from edgedistill.training.head import nll_of, token_losses
 from edgedistill.training.learner import Loss, Packer
@@ -53,6 +58,51 @@ def with_targets(kl_weight: float) -> Loss:
         return (found * part["weights"]).sum()
 
     return loss
+
+
+class TargetPacker(Packer):
+    """Packs rows with what another model predicts at each of their supervised tokens, read from
+    the file `targets` when a row's turn comes; `weighted`: see `row_weights`."""
+
+    def __init__(
+        self, tokens: int, targets: Path, weighted: bool, rank: int = 0, world: int = 1
+    ) -> None:
+        super().__init__(tokens, rank, world)
+        self._targets = Targets(targets)
+        found = self._targets.log_likelihood
+        weights = row_weights(found) if weighted else np.ones_like(found)
+        self._weights = dict(zip(self._targets.rows, weights.tolist(), strict=True))
+
+    def pack(self, rows: Sequence[TrainingRow]) -> Part:
+        found = [self._targets.row(row.id) for row in rows]
+        for row, targets in zip(rows, found, strict=True):
+            if len(targets.known) != len(row.answer):
+                raise ArtifactError(
+                    f"{row.id} has targets of {len(targets.known)} tokens and an answer of "
+                    f"{len(row.answer)}",
+                    where=str(self._targets.file),
+                    hint="delete its folder; the next build makes it again",
+                )
+        weights = [self._weights[row.id] for row in rows for _ in row.answer]
+        return {
+            **pack(rows),
+            "target_ids": torch.from_numpy(np.concatenate([each.ids for each in found])).long(),
+            "target_logprobs": torch.from_numpy(np.concatenate([t.logprobs for t in found])),
+            "target_known": torch.from_numpy(np.concatenate([each.known for each in found])),
+            "target_weights": torch.tensor(weights),
+        }
+
+
+def row_weights(log_likelihood: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """sigmoid((x - mean) / standard deviation) of the log-likelihood a token [rows] that the other
+    model gives to the teacher's answers: it teaches less where it knows less (Proxy-KD, arXiv
+    2401.07013, eq. 7). A row whose likelihood is not known counts as one at the mean."""
+    known = log_likelihood[np.isfinite(log_likelihood)].astype(np.float64)
+    if not len(known):
+        return np.full(len(log_likelihood), 0.5)
+    apart = np.where(np.isfinite(log_likelihood), log_likelihood - known.mean(), 0.0)
+    spread = known.std()
+    return np.asarray(1 / (1 + np.exp(-apart / spread if spread > 0 else 0 * apart)))
 
 
 @dataclass(frozen=True)

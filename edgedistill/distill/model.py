@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,26 @@ def trained_model(folder: Path, spec: DistillSpec, start: Path | None = None) ->
     return adapted
 
 
+def asked_model(folder: Path, spec: DistillSpec, start: Path | None) -> Any:
+    """The model that training would begin with, on the CPU, to be asked: nothing of it learns.
+    Without `start` it is the checkpoint itself.
+
+    Raises:
+        MissingTool: qlora without CUDA or bitsandbytes.
+    """
+    if start is not None:
+        model = trained_model(folder, spec, start)
+        model.requires_grad_(False)
+        return model
+    if spec.tuning == "qlora":
+        return _four_bit(folder)
+    model = load_model(folder)
+    model.requires_grad_(False)
+    if spec.precision == "bf16" and spec.tuning != "full":
+        hold_in_bf16(model)
+    return model
+
+
 def _fresh(base: Any, spec: DistillSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -53,16 +75,25 @@ def _fresh(base: Any, spec: DistillSpec) -> Any:
         use_rslora=spec.tuning == "rslora",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        # peft asks transformers by an old name; nothing of ours.
-        warnings.simplefilter("ignore", FutureWarning)
+    with _old_names():
         return get_peft_model(base, config)
 
 
 def _from(base: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(adapter), local_files_only=True, is_trainable=True)
+    with _old_names():
+        return PeftModel.from_pretrained(
+            base, str(adapter), local_files_only=True, is_trainable=True
+        )
+
+
+@contextlib.contextmanager
+def _old_names() -> Iterator[None]:
+    """peft asks transformers by an old name, which warns; nothing of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def require_rank(model: Any, spec: LoraSpec) -> None:

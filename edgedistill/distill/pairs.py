@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from edgedistill.artifacts import write_atomic
 from edgedistill.distill.losses import Pair
 from edgedistill.fidelity import EvalRow
 from edgedistill.prompting import StudentPrompt
@@ -26,7 +27,7 @@ class Preference:
 def write_pairs(file: Path, pairs: Sequence[Preference]) -> None:
     """What `read_pairs` reads."""
     lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
-    file.write_bytes("".join(lines).encode())
+    write_atomic(file, "".join(lines).encode())
 
 
 def read_preferences(file: Path) -> list[Preference]:

@@ -18,7 +18,7 @@ from edgedistill.torch_runtime import device
 from edgedistill.training.data import PART_TOKENS, TrainingRow
 from edgedistill.training.learner import Learner, Packer, backward, nll_loss
 from edgedistill.training.loss import autocast
-from edgedistill.training.packing import packed_attention
+from edgedistill.training.packing import moved, packed_attention
 
 CPU_TOKENS = 256  # enough for a stable rate on a CPU, short where bf16 is emulated
 GPU_TOKENS = 8192
@@ -64,7 +64,7 @@ def _measure(rows: Sequence[TrainingRow], student: Student, spec: DistillSpec) -
     where = device()
     wanted = CPU_TOKENS if where.type == "cpu" else GPU_TOKENS
     some = _about(rows, wanted, spec.batch_size)
-    tokens, batch = sum(map(len, some)), _moved(Packer(PART_TOKENS[where.type])([some]), where)
+    tokens, batch = sum(map(len, some)), moved(Packer(PART_TOKENS[where.type])([some]), where)
 
     def learner(precision: Literal["fp32", "bf16"]) -> Learner:
         own = spec.model_copy(update={"precision": precision})
@@ -78,14 +78,6 @@ def _measure(rows: Sequence[TrainingRow], student: Student, spec: DistillSpec) -
     bf16, why = _bf16(learner("bf16"), batch, tokens, tokens / fp32)
     chosen = "bf16" if bf16 > fp32 else "fp32"
     return {"fp32": fp32, "bf16": bf16, "chosen": chosen, "why_not_bf16": why, "tokens": tokens}
-
-
-def _moved(value: Any, where: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _moved(each, where) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_moved(each, where) for each in value]
-    return value.to(where) if hasattr(value, "to") else value
 
 
 def _bf16(model: Learner, batch: Any, tokens: int, fp32_seconds: float) -> tuple[float, str]:

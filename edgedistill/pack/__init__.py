@@ -200,6 +200,7 @@ def _provenance(
     chain: Mapping[str, Json],
 ) -> dict[str, Any]:
     from edgedistill.report.card import prompt_template
+    from edgedistill.report.lessons import lessons_of
 
     return {
         "edgedistill": __version__,
@@ -208,6 +209,8 @@ def _provenance(
         "data": _data(recipe, chain),
         "prompt_template": prompt_template(student, recipe.student),
         "makeup": makeup(quantized, chain),
+        "lessons": lessons_of(recipe.distill, chain),
+        "proxy": _proxy(chain),
         "sizes": _sizes(exported, quantized, chain),
         "stages": {name: reduced(manifest) for name, manifest in chain.items()},
     }
@@ -219,6 +222,12 @@ def _teacher(recipe: Recipe) -> dict[str, str]:
     if teacher.prompt_version is not None:
         shown["prompt_version"] = teacher.prompt_version
     return shown
+
+
+def _proxy(chain: Mapping[str, Json]) -> dict[str, str] | None:
+    """The model between teacher and student, where there was one."""
+    facts = chain["proxy"]["facts"] if "proxy" in chain else None
+    return facts and {"name": facts["name"], "licence": facts["licence"]}
 
 
 def _data(recipe: Recipe, chain: Mapping[str, Json]) -> dict[str, str]:

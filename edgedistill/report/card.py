@@ -18,6 +18,7 @@ from edgedistill.browser import WLLAMA
 from edgedistill.prompting import TOKENIZER_CONFIG, StudentPrompt
 from edgedistill.recipe import Recipe, StudentSpec
 from edgedistill.report import units
+from edgedistill.report.lessons import lessons_of
 from edgedistill.target import Target
 
 Json = Mapping[str, Any]
@@ -79,6 +80,7 @@ class Card:
             "student": self.student,
             "report": self.report,
             "provenance": self.provenance,
+            "lessons": self.provenance.get("lessons") or lessons_of(self.recipe.distill, {}),
             "agreement": {row["model"]: row for row in self.report["agreements"]},
             "prompt_template": prompt.render("{prompt}"),
             "stop": prompt.decode([prompt.stop_id]),

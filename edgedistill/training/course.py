@@ -10,6 +10,8 @@ from typing import Any
 
 from edgedistill.results import Sample, TrainingPoint
 
+HINT = "lower distill.learning_rate, or set distill.precision to fp32"
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -62,7 +64,7 @@ class Course:
     enough: Callable[[Examined], bool] = lambda found: False
     may_rise: bool = False  # the start is near the best, and the loss above it no sign of harm
     label: str = "train"
-    hint: str = "lower distill.learning_rate, or set distill.precision to fp32"
+    hint: str = HINT
     reporters: tuple[str, ...] = ()  # names that transformers.Trainer knows
     flops: Callable[[Sequence[Sequence[Any]]], float] | None = None  # of training on batches
     facts: Mapping[str, Any] = field(default_factory=dict)  # of how it is computed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,15 @@ from edgedistill.training.course import Examined
 
 @dataclass(frozen=True)
 class Exam:
-    """What a model in training is asked, and how its answers are judged; `samples` of them are
-    kept to be looked at."""
+    """What a model in training is asked, and how its answers, `cleaned`, are judged; `samples` of
+    them are kept to be looked at."""
 
     rows: Sequence[EvalRow]
     shown: StudentPrompt
     max_tokens: int
     checker: Checker
     samples: int = 0
+    cleaned: Callable[[str], str] = str.strip
 
     def take(self, model: Any, precision: str = "fp32") -> Examined:
         """Share of rows on which the greedy answer of a transformers model is the teacher's."""
@@ -42,4 +43,4 @@ class Exam:
         asked = [self.shown.prompt_ids(row.prompt, row.history) for row in self.rows]
         with autocast(model.device, precision):
             made = generate(model, asked, self.max_tokens, self.shown.stop_ids)
-        return [self.shown.decode(ids).strip() for ids in made]
+        return [self.cleaned(self.shown.decode(ids)) for ids in made]

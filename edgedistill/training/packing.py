@@ -67,6 +67,15 @@ def split(rows: Sequence[Any], tokens: int) -> list[list[Any]]:
     return parts
 
 
+def moved(value: Any, where: torch.device) -> Any:
+    """The tensors of a part, or of a whole batch, on a device."""
+    if isinstance(value, dict):
+        return {name: moved(each, where) for name, each in value.items()}
+    if isinstance(value, list):
+        return [moved(each, where) for each in value]
+    return value.to(where) if hasattr(value, "to") else value
+
+
 @contextlib.contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
     """Within it, a transformers model takes packed rows; its backward pass belongs inside, too."""
