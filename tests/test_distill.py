@@ -203,7 +203,7 @@ def test_a_loss_that_rises_ends_the_run_and_keeps_what_was_good(
     student: Student, dataset: Dataset, tmp_path: Path
 ) -> None:
     apt = run(student, dataset, tmp_path, SPEC.model_copy(update={"epochs": 8}))
-    wild = {"learning_rate": 1e3, "warmup_share": 0.9, "epochs": 12, "evaluations": 12}
+    wild = {"learning_rate": 10.0, "warmup_share": 0.9, "epochs": 12, "evaluations": 12}
     job = Job(
         student=student,
         prompt=PROMPT,

@@ -157,7 +157,9 @@ def test_a_checkpoint_holds_what_is_trained(model: Any) -> None:
     ("losses", "found"),
     [
         ([3.0, 2.9] * 8 + [6.0] * WINDOW, True),
+        ([3.0, 2.9, *[11.0] * WINDOW], True),  # broken at once
         ([3.0, 1.0, 0.5, 0.3] * 8, False),
+        ([0.5, 0.7, *[2.0] * WINDOW], False),  # the first batches were easy
         ([0.3, 0.1] * 8 + [0.2, 0.35] * 4, False),  # within the noise of batches
         ([9.0] * (WINDOW + 1), False),  # too short to tell
     ],

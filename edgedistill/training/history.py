@@ -18,6 +18,7 @@ COMPLETE = "complete"  # written last into a checkpoint: only then is it used ag
 AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
 SAMPLES = "samples"
 WINDOW = 8  # steps whose mean loss is looked at
+FIRST, TIMES, NATS = 2, 2.0, 1.0  # steps; what is far more than their loss
 ERRORS, SHARE = 4.0, 0.05  # standard errors, and at least the share, that it may be above the first
 Entry = dict[str, Any]
 
@@ -113,11 +114,20 @@ def losses_of(history: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def risen(losses: Sequence[float]) -> tuple[float, float] | None:
-    """The mean loss of the first and the last WINDOW steps, where the last is higher by more than
-    chance in the batches explains; else None."""
+    """The loss at the start and now, where it is higher now than chance in the batches explains;
+    else None. Now is the mean of the last WINDOW steps.
+
+    A slow rise is held against as many first steps. In a run that breaks at once those are broken
+    themselves, so the very first ones are looked at, too: by far more, since they are few.
+    """
+    if len(losses) < FIRST + WINDOW:
+        return None
+    now, begun = statistics.fmean(losses[-WINDOW:]), statistics.fmean(losses[:FIRST])
+    if now > TIMES * begun + NATS:
+        return begun, now
     if len(losses) < 2 * WINDOW:
         return None
-    first, last = losses[:WINDOW], losses[-WINDOW:]
-    begun, now = statistics.fmean(first), statistics.fmean(last)
+    first = losses[:WINDOW]
+    begun = statistics.fmean(first)
     error = math.sqrt(2 * statistics.variance(first) / WINDOW)
     return (begun, now) if now > begun + max(ERRORS * error, SHARE * abs(begun)) else None
