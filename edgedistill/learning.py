@@ -28,6 +28,7 @@ def learn_recipe(
     student: Student,
     out: Path,
     progress: Progress,
+    retry_failed: bool = False,
 ) -> Adapter:
     """The adapter that the recipe's method makes of a dataset.
 
@@ -44,7 +45,7 @@ def learn_recipe(
         return adapter
     settled = with_precision(dataset, student, prompt, spec, out, progress)
     pupil = Pupil(student, prompt, settled, check, dataset)
-    desk = Desk(recipe.teacher, recipe.collect, recipe.curate, out)
+    desk = Desk(recipe.teacher, recipe.collect, recipe.curate, out, retry_failed)
     return refine(pupil, adapter, spec.on_policy, desk, progress)
 
 

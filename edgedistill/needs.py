@@ -28,6 +28,7 @@ from edgedistill.weights.hub import fetch_model
 AREA = "recipe"
 # Of one parameter: the student and the merged model in fp32, an export in f16, checkpoints.
 DISK_BYTES_A_PARAMETER = 4 + 4 + 2 + 1
+FP32_BYTES = 4
 MEMORY_OF_GPU = re.compile(r"(\d+) MiB")
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -37,9 +38,10 @@ class _Seen(Exception):
 
 
 def needs(recipe: Recipe, workspace: Path) -> list[Finding]:
-    """Teacher, student, GPUs, memory, disk and packages of a recipe. Of a hub model that is not
-    here yet, config.json is fetched, and nothing else."""
-    return [*_teacher(recipe), *_student(recipe, workspace), *_packages(recipe)]
+    """Teacher, student, proxy, GPUs, memory, disk and packages of a recipe. Of a hub model that is
+    not here yet, config.json is fetched, and nothing else."""
+    models = [*_student(recipe, workspace), *_proxy(recipe, workspace)]
+    return [*_teacher(recipe), *models, *_packages(recipe)]
 
 
 def _teacher(recipe: Recipe) -> Iterator[Finding]:
@@ -74,6 +76,27 @@ def _student(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
     yield Finding(AREA, "student", "ok", value)
     yield from _processors(recipe, found)
     yield _disk(found, workspace)
+
+
+def _proxy(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
+    spec = recipe.distill
+    if spec.proxy is None or spec.begins_with != "proxy":
+        return
+    try:
+        found = _dimensions(spec.proxy.weights)
+    except EdgedistillError as error:
+        yield Finding(AREA, "proxy", "missing", error.what, error.hint or "")
+        return
+    if found is None:
+        told = "its size is known once its weights are here"
+        yield Finding(AREA, "proxy", "note", spec.proxy.weights, told)
+        return
+    size = f"{spec.proxy.weights}, {found.parameters / 1e9:.2f} billion parameters"
+    yield Finding(AREA, "proxy", "ok", size)
+    free, need = shutil.disk_usage(existing(workspace)).free, FP32_BYTES * found.parameters
+    hint = "" if free >= need else "free some space, or give --workspace on another disk"
+    told = f"{need / 1e9:.1f} GB more of {free / 1e9:.1f} GB free, and as much memory to load it"
+    yield Finding(AREA, "proxy's disk", "ok" if free >= need else "missing", told, hint)
 
 
 def _processors(recipe: Recipe, found: Dimensions) -> Iterator[Finding]:

@@ -223,7 +223,7 @@ def _distilled(
         return None
     student = student or prepare_student(prompt, out, log, mix.entries)
     student = prune(student, dataset, prompt, out, log)
-    adapter = learn_recipe(recipe, traces, dataset, student, out, log)
+    adapter = learn_recipe(recipe, traces, dataset, student, out, log, retry_failed)
     return _Distilled(mix, traces, dataset, student, adapter)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,11 @@ def test_a_call_that_failed_says_nothing(teacher: Any, tmp_path: Path) -> None:
     (verdict,) = found.verdicts
     assert (verdict.worse, verdict.right) == (None, ())
     assert found.facts["failed_calls"] == 2
+    calls, again = server.calls, desk(server, tmp_path)
+    ask([["no"]], "judge", again)
+    assert server.calls == calls
+    ask([["no"]], "judge", replace(again, retry_failed=True))
+    assert server.calls == calls + 2
     with pytest.raises(CollectError, match="calls failed"):
         ask([["no"]], "judge", desk(server, tmp_path / "b", CollectSpec(attempts=1)))
 

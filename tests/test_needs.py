@@ -11,6 +11,7 @@ from tiny import tiny_student
 from edgedistill import machine
 from edgedistill.doctor import Finding
 from edgedistill.library import shipped_root
+from edgedistill.methods import ProxySpec
 from edgedistill.needs import needs
 from edgedistill.recipe import LocalTeacher, Recipe, load_recipe
 from edgedistill.scaled import SUFFIX, scale_down
@@ -55,6 +56,17 @@ def test_what_is_missing_is_told_with_what_to_do(
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     alone = with_student(shipped("sql-24gb", tuning="lora"), student)
     assert all(finding.state == "ok" for finding in needs(alone, tmp_path))
+
+
+def test_a_proxy_is_told_with_the_disk_that_it_takes(student: Path, tmp_path: Path) -> None:
+    spec = ProxySpec(weights=str(student))
+    recipe = with_student(shipped("sql-24gb", method="proxy", proxy=spec, tuning="lora"), student)
+    found = told(needs(recipe, tmp_path))
+    assert found["proxy"].value == f"{student}, 0.00 billion parameters"
+    assert found["proxy's disk"].value.startswith("0.0 GB more of")
+    small, _ = scale_down(recipe)
+    assert small.distill.proxy is not None
+    assert small.distill.proxy.min_agreement == 0
 
 
 def test_a_student_that_is_too_large_is_told(student: Path, tmp_path: Path) -> None:

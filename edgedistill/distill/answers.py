@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import enable_full_determinism
 
 from edgedistill.distill.lesson import Job
 from edgedistill.distill.model import asked_model
@@ -44,6 +45,8 @@ class Predicted:
 @contextlib.contextmanager
 def asked(job: Job) -> Iterator[Learner]:
     """The model that a job begins with, in memory for as long as it is asked."""
+    if device().type != "cpu":  # as in training, whose process may be another one
+        enable_full_determinism(job.spec.seed)
     made = Learner(asked_model(job.student.folder, job.spec, job.start), nll_loss).to(device())
     try:
         yield made.eval()

@@ -73,6 +73,7 @@ class Desk:
     collect: CollectSpec
     cleaning: CurateSpec
     out: Path  # the workspace, which holds the trace store
+    retry_failed: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What of it shapes a verdict, as JSON."""
@@ -208,7 +209,7 @@ def _ask(calls: Sequence[Call], desk: Desk, progress: Progress) -> Mapping[str, 
     if not calls:
         return {}
     with TraceStore(desk.out / STORE) as store:
-        ask_missing(calls, desk.teacher, desk.collect, store, progress)
+        ask_missing(calls, desk.teacher, desk.collect, store, progress, desk.retry_failed)
         found = {call.key: store.get(call.key) for call in calls}
     return {key: trace for key, trace in found.items() if trace is not None}
 
