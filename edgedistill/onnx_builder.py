@@ -16,8 +16,16 @@ from typing import Any
 
 from edgedistill.child import Child, Program
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
+from edgedistill.families import BY_SOURCE, known_names
+from edgedistill.onnx_families import (
+    WHOLE_CACHE,
+    builder_config,
+    exact_onnx_context,
+    has_window,
+    unsupported_in_onnx,
+)
 from edgedistill.onnx_formats import UNQUANTIZED, OnnxFormat, parse_format
-from edgedistill.onnx_nodes import node_of
+from edgedistill.onnx_nodes import nodes_of
 from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
 
 BUILDER = Program(
@@ -36,8 +44,6 @@ BUILDER = Program(
 PACKAGE = "onnxruntime-genai"
 BUILD_SECONDS = 2 * 3600.0
 CONFIG, TEMPLATE, MODEL = "genai_config.json", "chat_template.jinja", "model.onnx"
-# Architectures of config.json that export here, each proven on a tiny model.
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 LAST_LOGITS = "prune_lm_head=true"
 WHITESPACE = (r"\s+(?!\S)", r"\s+(?!\S)|\s+")
 
@@ -55,11 +61,11 @@ def build_onnx(
 
     `types` (GGUF name -> "int4-b<n>" or "int8-b<n>", as an allocation has them) goes before
     `format` for those matrices, and has its block. The folder's genai_config.json asks for greedy
-    decoding in `context_tokens` (none: the model's limit), for which an app's KV cache is made, and
-    for `threads` where given (else the device decides).
+    decoding in `context_tokens` (none: what `exact_onnx_context` says), for which an app's KV cache
+    is made, and for `threads` where given (else the device decides).
 
     Raises:
-        ArtifactError: an architecture that is not in ARCHITECTURES.
+        ArtifactError: an architecture, or what of it, that cannot be exported.
         MissingTool: the builder is not installed, or is too old for this format.
         RuntimeFailure: the builder refused or died.
     """
@@ -69,12 +75,14 @@ def build_onnx(
     try:
         config = json.loads((checkpoint / "config.json").read_text("utf-8"))
         tied = _is_tied(config)
-        wide = wide_nodes(types, tied) if types else None
+        wide = wide_nodes(types, config) if types else None
         words = option_words(format, version, nodes_by_kind(config), tied, wide)
+        if has_window(config):
+            words.insert(words.index(LAST_LOGITS), WHOLE_CACHE)
         _run(words, parse_format(format), checkpoint, temporary)
         made = temporary / "made"
         _write_tokenizer(checkpoint, made)
-        _own_config(made / CONFIG, context_tokens, threads)
+        _own_config(made / CONFIG, exact_onnx_context(config)[0], context_tokens, threads)
         if destination.exists():
             shutil.rmtree(destination)
         os.replace(made, destination)
@@ -90,10 +98,13 @@ def refuse_unknown(checkpoint: Path) -> None:
     """
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     found = (config.get("architectures") or [None])[0]
-    if found not in ARCHITECTURES:
+    if found not in BY_SOURCE:
+        what = f"architecture {found} cannot be exported to ONNX yet, only {known_names()}"
+    else:
+        what = next(unsupported_in_onnx(BY_SOURCE[found], config), "")
+    if what:
         raise ArtifactError(
-            f"architecture {found} cannot be exported to ONNX yet, only "
-            f"{' and '.join(ARCHITECTURES)}",
+            what,
             where=str(checkpoint),
             hint="choose another student.weights, or a target that runs llama.cpp",
         )
@@ -131,17 +142,18 @@ def option_words(
     return _flat(asked, "" if number >= (0, 15) else "int4_", number >= (0, 15))
 
 
-def wide_nodes(types: Mapping[str, str], tied: bool) -> list[str]:
-    """Nodes whose matrices an allocation (GGUF name -> type) puts into 8 bits.
+def wide_nodes(types: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
+    """Nodes whose matrices an allocation (GGUF name -> type) puts into 8 bits; `config` is the
+    checkpoint's.
 
     Raises:
         ValueError: one node would need two types.
     """
     found: dict[str, str] = {}
     for name, kind in types.items():
-        node = node_of(name, tied)
-        if node is not None and found.setdefault(node, kind) != kind:
-            raise ValueError(f"{node} holds matrices of {found[node]} and of {kind}")
+        for node in nodes_of(name, config):
+            if found.setdefault(node, kind) != kind:
+                raise ValueError(f"{node} holds matrices of {found[node]} and of {kind}")
     return [node for node, kind in found.items() if kind.startswith("int8")]
 
 
@@ -192,7 +204,7 @@ def _too_old(format: str, version: str) -> MissingTool:
 def nodes_by_kind(config: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names of the builder's MatMul nodes by kind: attention, up (with gate), down, head.
 
-    It fuses query, key and value into one matrix in these architectures.
+    It fuses query, key and value into one matrix, and gate and up are two, in all families.
     """
     layers = [f"/model/layers.{i}" for i in range(config["num_hidden_layers"])]
     return {
@@ -222,7 +234,8 @@ def _run(words: Sequence[str], asked: OnnxFormat | None, checkpoint: Path, scrat
     places = ["-i", str(checkpoint), "-o", str(scratch / "made"), "-c", str(scratch / "cache")]
     try:
         given = [*words, "-m", "none", "-e", "cpu", *places]
-        child.ask("build", words=given)
+        config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+        child.ask("build", words=given, seen=builder_config(config))
         file = scratch / "made" / MODEL
         if not file.is_file():
             raise RuntimeFailure(f"{BUILDER.runtime} wrote no {MODEL}", where=str(checkpoint))
@@ -260,10 +273,12 @@ def spelled_out(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return tokenizer
 
 
-def _own_config(file: Path, context_tokens: int | None, threads: int | None) -> None:
+def _own_config(
+    file: Path, longest: int, context_tokens: int | None, threads: int | None
+) -> None:
     config = json.loads(file.read_text("utf-8"))
+    config["model"]["context_length"] = longest
     # The builder's max_length is the model's limit; an app's cache has this size from the start.
-    longest: int = config["model"]["context_length"]
     config["search"] |= {
         "max_length": min(context_tokens or longest, longest),
         "do_sample": False,

@@ -15,9 +15,11 @@ from edgedistill.answering import Refused, answer_requests
 MODULE = "onnxruntime_genai.models.builder"
 
 
-def build(words: list[str]) -> None:
-    """Run the builder with these command-line words."""
+def build(words: list[str], seen: dict[str, Any]) -> None:
+    """Run the builder with these command-line words; `seen` goes before what it reads in
+    config.json."""
     sys.argv = [MODULE, *words]
+    _show(seen)
     try:
         runpy.run_module(MODULE, run_name="__main__")
     except ModuleNotFoundError:
@@ -29,6 +31,24 @@ def build(words: list[str]) -> None:
         raise
     except Exception as error:  # whatever it could not do
         raise Refused(f"{type(error).__name__}: {error}") from error
+
+
+def _show(seen: dict[str, Any]) -> None:
+    """Let the builder see other values in the config; transformers, which reads the weights and is
+    known by asking for what it did not use, sees those of the file."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    read = AutoConfig.from_pretrained
+
+    def from_pretrained(*given: Any, **named: Any) -> Any:
+        config = read(*given, **named)
+        if not named.get("return_unused_kwargs"):
+            for name, value in seen.items():
+                setattr(config, name, value)
+        return config
+
+    if seen:
+        AutoConfig.from_pretrained = staticmethod(from_pretrained)
 
 
 def reconnect_embedding(file: str, block: int) -> int:

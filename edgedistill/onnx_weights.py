@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgedistill.errors import ArtifactError, MissingTool
-from edgedistill.onnx_nodes import node_of, place_in_node
+from edgedistill.onnx_nodes import nodes_of, place_in_node
 
 Values = npt.NDArray[np.float32]
 MODEL = "model.onnx"
@@ -19,11 +19,11 @@ NUMBERS = {1: np.float32, 2: np.uint8, 10: np.float16}  # TensorProto.FLOAT, UIN
 
 
 def quantized_matrices(
-    folder: Path, rows: Mapping[str, int], tied: bool
+    folder: Path, rows: Mapping[str, int], config: Mapping[str, Any]
 ) -> dict[str, Callable[[], Values]]:
     """GGUF name -> function that reads its float32 matrix, rows as the checkpoint has them, for
-    each of `rows` (numbers of rows) that is quantized in the model folder. `tied`: the head is the
-    embedding.
+    each of `rows` (numbers of rows) that is quantized in the model folder. `config` is the
+    checkpoint's config.json.
 
     Raises:
         MissingTool: onnx is not installed. ArtifactError: a node is not what the builder writes.
@@ -32,12 +32,13 @@ def quantized_matrices(
     found: dict[str, Callable[[], Values]] = {}
     taken: dict[str, int] = {}
     for name in sorted(rows, key=place_in_node):
-        node = node_of(name, tied)
-        if node is None:
+        own = nodes_of(name, config)
+        if not own:
             continue
-        start = taken.get(node, 0)
-        taken[node] = start + rows[name]
-        found[name] = partial(nodes.values, node, start, rows[name])
+        each = rows[name] // len(own)
+        found[name] = partial(nodes.joined, own, taken.get(own[0], 0), each)
+        for node in own:
+            taken[node] = taken.get(node, 0) + each
     for node, count in taken.items():
         if count != nodes.rows(node):
             raise ArtifactError(
@@ -72,6 +73,10 @@ class _Nodes:
         if node not in self._nodes:
             raise ArtifactError(f"there is no quantized node {node}", where=str(self.folder))
         return {each.name: each.i for each in self._nodes[node].attribute}
+
+    def joined(self, nodes: Sequence[str], start: int, rows: int) -> Values:
+        """The same rows of each node, one under the other."""
+        return np.concatenate([self.values(node, start, rows) for node in nodes])
 
     def values(self, node: str, start: int, rows: int) -> Values:
         has, given = self._attributes(node), list(self._nodes[node].input)

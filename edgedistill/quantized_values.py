@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgedistill.ggml import dequantize
-from edgedistill.onnx_nodes import node_of
+from edgedistill.onnx_nodes import nodes_of
 from edgedistill.onnx_weights import quantized_matrices
 from edgedistill.tensors import Layout, Tensor, matrices
 
@@ -26,7 +26,7 @@ def read_matrices(model: Path, layout: Layout) -> dict[str, Callable[[], Values]
     """
     if model.is_dir():
         rows = {name: shape[1] for name, shape in matrices(layout).items()}
-        return quantized_matrices(model, rows, bool(layout.config.get("tie_word_embeddings")))
+        return quantized_matrices(model, rows, layout.config)
     return _of_gguf(model, layout)
 
 
@@ -53,6 +53,5 @@ def stored_together(layout: Layout, onnx: bool) -> dict[str, str]:
     shares that format: in an ONNX model one node may hold several."""
     if not onnx:
         return {name: name for name in matrices(layout)}
-    tied = bool(layout.config.get("tie_word_embeddings"))
-    nodes = {name: node_of(name, tied) for name in matrices(layout)}
-    return {name: node for name, node in nodes.items() if node is not None}
+    nodes = {name: nodes_of(name, layout.config) for name in matrices(layout)}
+    return {name: own[0] for name, own in nodes.items() if own}

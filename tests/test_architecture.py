@@ -16,9 +16,8 @@ PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"allocations", "artifacts", "errors", "families", "hard_texts", "library",
-            "memory", "methods", "names",
-            "number_formats", "onnx_formats", "onnx_nodes", "progress", "recipe", "results",
-            "strict", "target", "yamlfile"}),
+            "memory", "methods", "names", "number_formats", "onnx_families", "onnx_formats",
+            "onnx_nodes", "progress", "recipe", "results", "strict", "target", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
             "checks", "child", "converter", "converter_child", "emulator", "fidelity", "footprint",
             "ggml", "gguf_header", "gguf_student", "gguf_tokenizer", "handover", "hf_config",

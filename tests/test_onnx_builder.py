@@ -22,6 +22,8 @@ from edgedistill.onnx_runtime import OnnxGenai
 from edgedistill.torch_runtime import TorchModel
 
 NODES = nodes_by_kind({"num_hidden_layers": 2})
+UNTIED = {"architectures": ["LlamaForCausalLM"]}
+TIED = {**UNTIED, "tie_word_embeddings": True}
 PROMPT = "<|im_start|>user\nthe others in the canoe<|im_end|>\n"
 
 
@@ -74,13 +76,13 @@ def test_what_an_older_builder_cannot_make(version: str, format: str) -> None:
 def test_an_allocation_names_the_nodes_in_8_bits() -> None:
     types = {f"blk.0.attn_{part}.weight": "int8-b32" for part in "qkv"}
     types |= {"blk.0.ffn_down.weight": "int4-b32", "token_embd.weight": "int8-b32"}
-    assert wide_nodes(types, tied=False) == ["/model/layers.0/attn/qkv_proj/MatMul"]
-    named = wide_nodes(types, tied=True)
+    assert wide_nodes(types, UNTIED) == ["/model/layers.0/attn/qkv_proj/MatMul"]
+    named = wide_nodes(types, TIED)
     assert named == ["/model/layers.0/attn/qkv_proj/MatMul", "/lm_head/MatMul"]
     weights = structured(option_words("int4-b32", "0.18.0", NODES, tied=True, wide=named))
     assert [item["match"]["name"] for item in weights["overrides"]] == named
     with pytest.raises(ValueError, match="holds matrices of int8-b32 and of int4-b32"):
-        wide_nodes({**types, "blk.0.attn_k.weight": "int4-b32"}, tied=True)
+        wide_nodes({**types, "blk.0.attn_k.weight": "int4-b32"}, TIED)
     with pytest.raises(MissingTool, match=r"0.17.0 cannot make int4-b32"):
         option_words("int4-b32", "0.17.0", NODES, tied=True, wide=named)
 

@@ -66,6 +66,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -182,17 +183,27 @@ class Fidelity:
 
 def fidelity(checkpoint: Path, model: Path, folder: Path, tokens: int = 96) -> Fidelity:
     """Both on the same random tokens; `tokens` is beyond a sliding window of WINDOW."""
-    ids = np.random.default_rng(5).integers(3, 271, tokens).tolist()
+    ids = random_ids(tokens)
     (wanted,) = TorchModel(checkpoint).logits([(ids, 1)])
     file = folder / "logits.f32"
     with LlamaCpp(model, threads=1, context_tokens=128) as runtime:
         runtime.logits(ids, 1, file)
     found = np.fromfile(file, np.float32).reshape(len(ids) - 1, -1)
     file.unlink()
+    likely = _log_softmax(wanted)
+    chosen = likely[np.arange(len(likely)), found.argmax(axis=1)]
+    return Fidelity(float(kld(wanted, found).mean()), float((likely.max(axis=1) - chosen).max()))
+
+
+def random_ids(tokens: int) -> list[int]:
+    """Tokens of tiny.py's vocabulary, none of them special."""
+    return [int(token) for token in np.random.default_rng(5).integers(3, 271, tokens)]
+
+
+def kld(wanted: Any, found: Any) -> Any:
+    """KL divergence of each row of logits [n, vocabulary] to the same row of others, in nats."""
     wanted, found = _log_softmax(wanted), _log_softmax(found)
-    kld = (np.exp(wanted) * (wanted - found)).sum(axis=1)
-    chosen = wanted[np.arange(len(wanted)), found.argmax(axis=1)]
-    return Fidelity(float(kld.mean()), float((wanted.max(axis=1) - chosen).max()))
+    return (np.exp(wanted) * (wanted - found)).sum(axis=1)
 
 
 def _log_softmax(logits: Any) -> Any:

@@ -17,6 +17,7 @@ from edgedistill.artifacts import (
 from edgedistill.export.gguf import VERSION
 from edgedistill.names import onnx_name
 from edgedistill.onnx_builder import build_onnx, refuse_unknown
+from edgedistill.onnx_families import exact_onnx_context
 from edgedistill.onnx_formats import UNQUANTIZED
 from edgedistill.progress import Progress
 from edgedistill.runtimes import ONNX
@@ -40,7 +41,7 @@ def export_onnx(
     """
     identity = Identity(
         stage="export",
-        version=1,
+        version=2,
         spec={
             "runtime": ONNX,
             "name": name,
@@ -55,6 +56,9 @@ def export_onnx(
     def work(folder: Path) -> dict[str, Any]:
         refuse_unknown(checkpoint.folder)
         layout = read_layout(checkpoint.folder)
+        tokens, why = exact_onnx_context(layout.config)
+        if why is not None:
+            progress.note(f"the exported context is {tokens} tokens: {why}")
         model = folder / onnx_name(student.stem, layout.parameters, name, VERSION, UNQUANTIZED)
         with progress.task("export to ONNX", None):
             build_onnx(checkpoint.folder, model, UNQUANTIZED)

@@ -33,7 +33,7 @@ from edgedistill.fit.proposals import search
 from edgedistill.footprint import CACHE_BYTES, largest_size, shape_of_layout
 from edgedistill.number_formats import stored_bytes, usable
 from edgedistill.onnx_builder import own_tokenizer
-from edgedistill.onnx_nodes import node_of
+from edgedistill.onnx_nodes import nodes_of
 from edgedistill.progress import Progress
 from edgedistill.prompting import TOKENIZER_CONFIG
 from edgedistill.quantized_values import stored_together
@@ -333,8 +333,7 @@ def other_onnx_bytes(folder: Path, layout: Layout) -> int:
     """Bytes of an ONNX model folder beside its quantized matrices: what stays in fp32 (a head that
     is not tied leaves its embedding so), sines and cosines of all positions, graph, tokenizer."""
     config = layout.config
-    tied = bool(config.get("tie_word_embeddings"))
-    plain = [t for t in layout.tensors if len(t.shape) == 1 or node_of(t.name, tied) is None]
+    plain = [t for t in layout.tensors if len(t.shape) == 1 or not nodes_of(t.name, config)]
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     tables = 4 * config["max_position_embeddings"] * head
     graph = ONNX_BYTES + ONNX_LAYER_BYTES * config["num_hidden_layers"]
