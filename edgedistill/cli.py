@@ -18,11 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
 from edgedistill import __version__, cli_update, library
+from edgedistill.cli_options import (
+    OWN,
+    TRAINING,
+    dist_option,
+    names,
+    processes_option,
+    recipe_option,
+    retry_option,
+    scaled_option,
+    several,
+    target_option,
+    workspace_option,
+)
 from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError, told
-from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
+from edgedistill.library import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -142,49 +155,6 @@ def common(command: Command) -> Command:
     return _flag("json", "Print the result as JSON, and nothing else, on stdout.")(command)
 
 
-def _names(kind: library.Kind) -> Callable[..., list[CompletionItem]]:
-    def complete(
-        ctx: click.Context, parameter: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        names = (entry.name for entry in library.entries(kind))
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-    return complete
-
-
-def _several(kind: library.Kind, text: str) -> Callable[[Command], Command]:
-    return click.option(
-        f"--{kind}", f"{kind}s", metavar="NAME_OR_PATH", multiple=True,
-        shell_complete=_names(kind), help=f"{text} Repeatable.",
-    )  # fmt: skip
-
-
-recipe_option = click.option(
-    "--recipe", metavar="NAME_OR_PATH", default=DEFAULT_RECIPE, show_default=True,
-    shell_complete=_names("recipe"), help="Recipe by name, folder or file.",
-)  # fmt: skip
-target_option = click.option(
-    "--target", "targets", metavar="NAME_OR_PATH", multiple=True, default=(DEFAULT_TARGET,),
-    show_default=True, shell_complete=_names("target"), help="Target by name or file; repeatable.",
-)  # fmt: skip
-workspace_option = click.option(
-    "--workspace", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
-    default=Path(".edgedistill"), show_default=True, help="Where stages and traces are kept.",
-)  # fmt: skip
-dist_option = click.option(
-    "--dist", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
-    default=Path("dist"), show_default=True, help="Where bundles are written.",
-)  # fmt: skip
-retry_option = click.option(
-    "--retry-failed", is_flag=True, help="Ask again what the teacher failed to answer before."
-)
-layout_option = click.option(
-    "--layout", type=click.Choice(["gguf", "optimum"]), default="gguf", show_default=True,
-    help="optimum: ONNX as transformers.js and ORTModelForCausalLM read it, into a bundle.",
-)  # fmt: skip
-OWN = {"collect": [retry_option], "export": [layout_option, dist_option], "pack": [dist_option]}
-
-
 @click.group(cls=InOrder, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="edgedistill")
 @common
@@ -202,20 +172,36 @@ def cli() -> None:
 @workspace_option
 @dist_option
 @retry_option
+@processes_option
+@scaled_option
 def build(
-    recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry_failed: bool
-) -> None:
+    recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry_failed: bool,
+    processes: int | None, scaled_down: bool,
+) -> None:  # fmt: skip
     """The whole job: from prompts and a teacher to a bundle for each target."""
-    _build("pack", recipe, targets, workspace, dist, retry_failed)
+    way = _Way(retry_failed, processes, scaled_down)
+    _build("pack", recipe, targets, workspace, dist, way)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a recipe is built."""
+
+    retry: bool = False
+    processes: int | None = None
+    scaled_down: bool = False
 
 
 def _build(
-    until: str, recipe: str, targets: Sequence[str], workspace: Path, dist: Path, retry: bool,
+    until: str, recipe: str, targets: Sequence[str], workspace: Path, dist: Path, way: _Way,
     layout: str = "gguf",
 ) -> None:  # fmt: skip
     started = time.monotonic()
     held, devices = _load(recipe, targets)
     from edgedistill import console, pipeline, tables
+    from edgedistill.scaled import as_asked
+
+    held, changes = as_asked(held, way.processes, way.scaled_down)
 
     quiet = click.get_current_context().ensure_object(Settings).quiet
     place = pipeline.Workspace(workspace, dist)
@@ -225,7 +211,9 @@ def _build(
         progress.note(f"recipe: {library.shown(library.find('recipe', recipe))}")
         for name in targets if until not in ONCE_PER_RECIPE else ():
             progress.note(f"target: {library.shown(library.find('target', name))}")
-        results = pipeline.build(held, devices, place, progress, until, retry, layout)
+        for change in changes:
+            progress.note(f"scaled down: {change}")
+        results = pipeline.build(held, devices, place, progress, until, way.retry, layout)
     seconds = time.monotonic() - started
     _show(tables.build, tables.build_value(held.name, results, progress.ran, seconds))
 
@@ -241,11 +229,13 @@ def _add_stage(verb: str, text: str, *, per_target: bool) -> None:
     def stage(
         recipe: str, workspace: Path, targets: Sequence[str] = (DEFAULT_TARGET,),
         dist: Path = Path("dist"), retry_failed: bool = False, layout: str = "gguf",
+        processes: int | None = None, scaled_down: bool = False,
     ) -> None:  # fmt: skip
-        _build(verb, recipe, targets, workspace, dist, retry_failed, layout)
+        way = _Way(retry_failed, processes, scaled_down)
+        _build(verb, recipe, targets, workspace, dist, way, layout)
 
     options = [recipe_option, workspace_option, *([target_option] if per_target else [])]
-    options += OWN.get(verb, [])
+    options += OWN.get(verb, TRAINING)
     for option in reversed(options):
         stage = option(stage)
     text += "\n\nWhat it needs is reused from the workspace, or made first."
@@ -276,8 +266,8 @@ def init(name: str, into: Path) -> None:
 
 @cli.command()
 @common
-@_several("recipe", "By default all.")
-@_several("target", "By default all.")
+@several("recipe", "By default all.")
+@several("target", "By default all.")
 def validate(recipes: Sequence[str], targets: Sequence[str]) -> None:
     """Check recipes, their prompts and targets together: all problems at once."""
     paths = library.named_or_all("recipe", recipes), library.named_or_all("target", targets)
@@ -298,7 +288,7 @@ def recipes() -> None:
 
 @cli.command()
 @common
-@click.argument("name", required=False, shell_complete=_names("target"))
+@click.argument("name", required=False, shell_complete=names("target"))
 def targets(name: str | None) -> None:
     """List the targets, or explain every field of one."""
     from edgedistill import catalogue, tables
@@ -316,11 +306,15 @@ def targets(name: str | None) -> None:
 @recipe_option
 @target_option
 @workspace_option
-def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
+@scaled_option
+def status(recipe: str, targets: Sequence[str], workspace: Path, scaled_down: bool) -> None:
     """Show what the workspace holds, and what a build would reuse."""
     held, devices = _load(recipe, targets)
     from edgedistill import catalogue, pipeline, planning, tables
     from edgedistill import workspace as held_by
+    from edgedistill.scaled import as_asked
+
+    held, _ = as_asked(held, scaled_down=scaled_down)
 
     place = pipeline.Workspace(workspace, Path("dist"))
     reached, problems = catalogue.reached(place, [recipe], targets)
@@ -340,8 +334,8 @@ def status(recipe: str, targets: Sequence[str], workspace: Path) -> None:
 @cli.command()
 @common
 @workspace_option
-@_several("recipe", "Keep what this one outside recipes/ needs, too.")
-@_several("target", "Keep what this one outside targets/ needs, too.")
+@several("recipe", "Keep what this one outside recipes/ needs, too.")
+@several("target", "Keep what this one outside targets/ needs, too.")
 @click.option("--traces", is_flag=True, help="Remove the teacher's answers, too.")
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -377,12 +371,19 @@ def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> b
 @cli.command()
 @common
 @workspace_option
-def doctor(workspace: Path) -> None:
+@several("recipe", "Also what this one needs, before anything is fetched or paid for.")
+@scaled_option
+def doctor(workspace: Path, recipes: Sequence[str], scaled_down: bool) -> None:
     """Show what this machine can do, and what to install. Exit 1 when a build cannot run."""
     from edgedistill import tables
     from edgedistill.doctor import examine
+    from edgedistill.needs import needs
+    from edgedistill.scaled import as_asked
 
     findings = examine(workspace)
+    for name in recipes:
+        asked, _ = as_asked(_load(name, [])[0], scaled_down=scaled_down)
+        findings += needs(asked, workspace)
     _show(tables.findings, tables.plain(findings))
     if any(finding.state == "missing" for finding in findings):
         click.get_current_context().exit(1)

@@ -273,9 +273,7 @@ def spelled_out(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return tokenizer
 
 
-def _own_config(
-    file: Path, longest: int, context_tokens: int | None, threads: int | None
-) -> None:
+def _own_config(file: Path, longest: int, context_tokens: int | None, threads: int | None) -> None:
     config = json.loads(file.read_text("utf-8"))
     config["model"]["context_length"] = longest
     # The builder's max_length is the model's limit; an app's cache has this size from the start.

@@ -15,6 +15,18 @@ PROMPTS, EPOCHS, ROUNDS = 80, 1.0, 1
 BATCH, RANK = 4, 16
 
 
+def as_asked(
+    recipe: Recipe, processes: int | None = None, scaled_down: bool = False
+) -> tuple[Recipe, list[str]]:
+    """The recipe with what a command's options say in its place, and in words what scaling it down
+    changed."""
+    made, told = scale_down(recipe) if scaled_down else (recipe, [])
+    if processes is not None:
+        spec = made.distill.model_copy(update={"processes": processes})
+        made = made.model_copy(update={"distill": spec})
+    return made, told
+
+
 def scale_down(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe with pinned small models, a sample of its prompts and a short training, under a
     name of its own, and in words what was changed. Gates on agreement go: so little is learnt."""

@@ -1,0 +1,72 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from edgedistill import library
+from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def names(kind: library.Kind) -> Callable[..., list[CompletionItem]]:
+    def complete(
+        ctx: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = (entry.name for entry in library.entries(kind))
+        return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+    return complete
+
+
+def several(kind: library.Kind, text: str) -> Callable[[Command], Command]:
+    return click.option(
+        f"--{kind}", f"{kind}s", metavar="NAME_OR_PATH", multiple=True,
+        shell_complete=names(kind), help=f"{text} Repeatable.",
+    )  # fmt: skip
+
+
+recipe_option = click.option(
+    "--recipe", metavar="NAME_OR_PATH", default=DEFAULT_RECIPE, show_default=True,
+    shell_complete=names("recipe"), help="Recipe by name, folder or file.",
+)  # fmt: skip
+target_option = click.option(
+    "--target", "targets", metavar="NAME_OR_PATH", multiple=True, default=(DEFAULT_TARGET,),
+    show_default=True, shell_complete=names("target"), help="Target by name or file; repeatable.",
+)  # fmt: skip
+workspace_option = click.option(
+    "--workspace", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".edgedistill"), show_default=True, help="Where stages and traces are kept.",
+)  # fmt: skip
+dist_option = click.option(
+    "--dist", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
+    default=Path("dist"), show_default=True, help="Where bundles are written.",
+)  # fmt: skip
+retry_option = click.option(
+    "--retry-failed", is_flag=True, help="Ask again what the teacher failed to answer before."
+)
+layout_option = click.option(
+    "--layout", type=click.Choice(["gguf", "optimum"]), default="gguf", show_default=True,
+    help="optimum: ONNX as transformers.js and ORTModelForCausalLM read it, into a bundle.",
+)  # fmt: skip
+processes_option = click.option(
+    "--processes", type=click.IntRange(1, 1024), metavar="N",
+    help="Train in so many, instead of distill.processes.",
+)  # fmt: skip
+scaled_option = click.option(
+    "--scaled-down", is_flag=True,
+    help="The same recipe with small pinned models, 80 prompts and a short training.",
+)  # fmt: skip
+OWN = {
+    "collect": [retry_option, scaled_option],
+    "curate": [scaled_option],
+    "export": [processes_option, scaled_option, layout_option, dist_option],
+    "pack": [processes_option, scaled_option, dist_option],
+}  # the options of a stage's command
+TRAINING = [processes_option, scaled_option]  # of any other
