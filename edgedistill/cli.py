@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
-from click.shell_completion import get_completion_class
 
-from edgedistill import __version__, cli_update, library
+from edgedistill import __version__, cli_machine, cli_update, library
 from edgedistill.cli_options import (
     OWN,
     TRAINING,
@@ -368,34 +367,5 @@ def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> b
     return click.confirm("remove them?")
 
 
-@cli.command()
-@common
-@workspace_option
-@several("recipe", "Also what this one needs, before anything is fetched or paid for.")
-@scaled_option
-def doctor(workspace: Path, recipes: Sequence[str], scaled_down: bool) -> None:
-    """Show what this machine can do, and what to install. Exit 1 when a build cannot run."""
-    from edgedistill import tables
-    from edgedistill.doctor import examine
-    from edgedistill.needs import needs
-    from edgedistill.scaled import as_asked
-
-    findings = examine(workspace)
-    for name in recipes:
-        asked, _ = as_asked(_load(name, [])[0], scaled_down=scaled_down)
-        findings += needs(asked, workspace)
-    _show(tables.findings, tables.plain(findings))
-    if any(finding.state == "missing" for finding in findings):
-        click.get_current_context().exit(1)
-
-
-@cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that completes commands and names in your shell."""
-    made = get_completion_class(shell)
-    assert made is not None
-    click.echo(made(cli, {}, "edgedistill", "_EDGEDISTILL_COMPLETE").source())
-
-
+cli_machine.add_to(cli, common, _show, _load)
 cli_update.add_to(cli, common, _show)

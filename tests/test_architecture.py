@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("flow", {"adapt", "feasible", "learning", "pipeline", "planning", "recorder", "scaled",
             "update", "variants"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "needs", "tables", "validate"}),
-    ("cli", {"__main__", "cli", "cli_options", "cli_update"}),
+    ("cli", {"__main__", "cli", "cli_machine", "cli_options", "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 STAGES = LAYERS[2][1]
@@ -41,7 +41,7 @@ HEAVY = ("torch", "transformers", "peft", "llama_cpp", "openai", "matplotlib", "
 LATER = (*HEAVY, "pydantic", "yaml", "rich", "psutil", "numpy", "jinja2")
 # Foreign package -> the only units that may import it.
 BOUNDARIES = {
-    "click": {"cli", "cli_options", "cli_update"},
+    "click": {"cli", "cli_machine", "cli_options", "cli_update"},
     "rich": {"cli", "cli_update", "console", "tables"},
     "llama_cpp": {"runtime_child", "teacher"},
     "openai": {"teacher"},

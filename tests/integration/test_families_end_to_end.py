@@ -133,9 +133,8 @@ def test_every_tuning_is_merged_as_it_was_trained(tmp_path: Path, tuning: str, n
 
 def main() -> None:
     """Print the table."""
-    print(
-        "| family | trained by | base → adapter | adapter → merged | merged → GGUF | merged → ONNX |"
-    )
+    links = ("base → adapter", "adapter → merged", "merged → GGUF", "merged → ONNX")
+    print(f"| family | trained by | {' | '.join(links)} |")
     print("|---|---|---|---|---|---|")
     for tuning, name in [*(("lora", name) for name in ONE_OF_EACH), *TUNINGS.items()]:
         with tempfile.TemporaryDirectory() as folder:
