@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tiny import tiny_dataset, tiny_student
 from training_rows import rows_of_lengths
 
 from edgedistill.artifacts import Student
-from edgedistill.distill.answers import asked, draw, log_likelihoods, predictions
+from edgedistill.distill.answers import _shared, asked, draw, log_likelihoods, predictions
 from edgedistill.distill.lesson import Job, Pupil
 from edgedistill.distill.preferences import usable
 from edgedistill.methods import DistillSpec, LoraSpec
@@ -60,10 +61,14 @@ def test_cold_draws_are_the_greedy_answer(pupil: Pupil, tmp_path: Path) -> None:
     assert cold == [[answer, answer] for answer in greedy]
 
 
+@pytest.mark.parametrize("shared", [0, 150])
 def test_likelihoods_and_predictions_are_those_of_the_model_alone(
-    pupil: Pupil, student: Student
+    shared: int, pupil: Pupil, student: Student
 ) -> None:
-    rows, model = rows_of_lengths(9, 14, 30), load_model(student.folder)
+    model = load_model(student.folder)
+    begin = tuple(3 + i % 200 for i in range(shared))
+    rows = [replace(row, prompt=begin + row.prompt) for row in rows_of_lengths(9, 14, 30)]
+    assert bool(_shared(rows)) == (shared > 0)
     with asked(pupil.job()) as learner:
         assert not any(parameter.requires_grad for parameter in learner.parameters())
         found = log_likelihoods(learner, rows, "fp32")

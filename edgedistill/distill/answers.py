@@ -4,6 +4,7 @@ tokens it finds likeliest."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import hashlib
 import json
@@ -30,6 +31,10 @@ from edgedistill.training.head import head_logits, nll_of, token_losses
 from edgedistill.training.learner import Learner, nll_loss
 from edgedistill.training.loss import autocast
 from edgedistill.training.packing import hidden_states, moved, pack, packed_attention, split
+
+WORTH_SHARING = 64  # tokens
+# Of rows that are read together, what they share counted in each: a cache holds it for each.
+CACHED_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -138,17 +143,63 @@ def log_likelihoods(learner: Learner, rows: Sequence[TrainingRow], precision: st
 def predictions(
     learner: Learner, rows: Sequence[TrainingRow], k: int, precision: str
 ) -> Iterator[Predicted]:
-    """Of each row in turn; the predictions of a part of them at most are in memory."""
-    for part, packed in _parts(learner, rows):
-        with _computing(learner, precision):
-            hidden = hidden_states(learner.plain, packed)
-            found = _likeliest(learner.plain, hidden, packed["labels"], k)
+    """Of each row in turn; the predictions of a part of them at most are in memory. What all
+    prompts begin with, such as a long system prompt, goes through the model once."""
+    begin, where = _shared(rows), next(learner.parameters()).device
+    states = (
+        _behind(learner, rows, begin, precision) if begin else _packed(learner, rows, precision)
+    )
+    for part, hidden, labels in states:
+        with torch.no_grad(), autocast(where, precision):
+            found = _likeliest(learner.plain, hidden, labels, k)
         ids, logprobs, own = (tensor.cpu().numpy() for tensor in found)
         at = 0
         for row in part:
             chosen = slice(at, at + len(row.answer))
             yield Predicted(ids[chosen], logprobs[chosen], own[chosen])
             at = chosen.stop
+
+
+def _packed(
+    learner: Learner, rows: Sequence[TrainingRow], precision: str
+) -> Iterator[tuple[list[TrainingRow], Tensor, Tensor]]:
+    """Rows, with hidden states [s, width] where they predict their answers' tokens, labels [s]."""
+    for part, packed in _parts(learner, rows):
+        with _computing(learner, precision):
+            hidden = hidden_states(learner.plain, packed)
+        yield part, hidden, packed["labels"]
+
+
+def _behind(
+    learner: Learner, rows: Sequence[TrainingRow], begin: int, precision: str
+) -> Iterator[tuple[list[TrainingRow], Tensor, Tensor]]:
+    """The same of rows whose first `begin` tokens are alike, from their keys and values."""
+    where, decoder = next(learner.parameters()).device, learner.plain.get_decoder()
+    shared = torch.tensor([rows[0].prompt[:begin]], device=where)
+    with torch.no_grad(), autocast(where, precision):
+        cache = decoder(input_ids=shared, use_cache=True).past_key_values
+    for part in split(rows, CACHED_TOKENS[where.type]):
+        rests = [[*row.prompt, *row.answer][begin:] for row in part]
+        longest = max(map(len, rests))
+        # Padding is on the right, where a causal model never looks.
+        ids = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests], device=where)
+        own = copy.deepcopy(cache)
+        own.batch_repeat_interleave(len(part))
+        with torch.no_grad(), autocast(where, precision):
+            found = decoder(input_ids=ids, past_key_values=own, use_cache=True).last_hidden_state
+        ends = [(len(row.prompt) - begin - 1, len(row) - begin - 1) for row in part]
+        hidden = torch.cat([found[i, first:last] for i, (first, last) in enumerate(ends)])
+        labels = torch.tensor([token for row in part for token in row.answer], device=where)
+        yield part, hidden, labels
+
+
+def _shared(rows: Sequence[TrainingRow]) -> int:
+    """How many tokens all prompts begin with; 0 where that is too few to be worth it. Of each
+    prompt one token at least is left."""
+    first, most = rows[0].prompt, min(len(row.prompt) for row in rows) - 1
+    alike = (i for i in range(most) if any(row.prompt[i] != first[i] for row in rows))
+    begin = next(alike, most)
+    return begin if begin >= WORTH_SHARING else 0
 
 
 def _likeliest(model: Any, hidden: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
