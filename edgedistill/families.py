@@ -104,6 +104,20 @@ def original_context(config: Config, own: Config) -> int:
     return int(found or config.get("original_max_position_embeddings") or _positions(config))
 
 
+def even_context(config: Config) -> tuple[int, str | None]:
+    """Tokens up to which a text is computed alike whatever is computed beside it or was before,
+    and why no more.
+
+    Beyond its first context longrope rotates all texts of a batch otherwise, and should rotate the
+    keys in a cache anew. (genai does for some models, at 4097 tokens, one token late.)
+    """
+    tokens, own = _positions(config), rope(config)
+    first = original_context(config, own)
+    if own["rope_type"] == "longrope" and first < tokens:
+        return first, "beyond that its RoPE (longrope) rotates the whole text otherwise"
+    return tokens, None
+
+
 def exact_context(family: Family, config: Config) -> tuple[int, str | None]:
     """Tokens up to which llama.cpp computes what the checkpoint computes, and why no more.
 

@@ -16,11 +16,10 @@ from typing import Any
 
 from edgedistill.child import Child, Program
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
-from edgedistill.families import BY_SOURCE, known_names
+from edgedistill.families import BY_SOURCE, even_context, known_names
 from edgedistill.onnx_families import (
     WHOLE_CACHE,
     builder_config,
-    exact_onnx_context,
     has_window,
     unsupported_in_onnx,
 )
@@ -61,7 +60,7 @@ def build_onnx(
 
     `types` (GGUF name -> "int4-b<n>" or "int8-b<n>", as an allocation has them) goes before
     `format` for those matrices, and has its block. The folder's genai_config.json asks for greedy
-    decoding in `context_tokens` (none: what `exact_onnx_context` says), for which an app's KV cache
+    decoding in `context_tokens` (none: families.even_context), for which an app's KV cache
     is made, and for `threads` where given (else the device decides).
 
     Raises:
@@ -82,7 +81,7 @@ def build_onnx(
         _run(words, parse_format(format), checkpoint, temporary)
         made = temporary / "made"
         _write_tokenizer(checkpoint, made)
-        _own_config(made / CONFIG, exact_onnx_context(config)[0], context_tokens, threads)
+        _own_config(made / CONFIG, even_context(config)[0], context_tokens, threads)
         if destination.exists():
             shutil.rmtree(destination)
         os.replace(made, destination)

@@ -61,19 +61,6 @@ def has_window(config: Config) -> bool:
     return bool(config.get("sliding_window"))
 
 
-def exact_onnx_context(config: Config) -> tuple[int, str | None]:
-    """Tokens up to which the export computes what the checkpoint computes, and why no more.
-
-    Beyond its first context longrope rotates a whole text otherwise, also the keys that are in the
-    cache already. genai makes them anew for some models (at 4097 tokens, one token late).
-    """
-    tokens, own = int(config["max_position_embeddings"]), rope(config)
-    first = original_context(config, own)
-    if own["rope_type"] == "longrope" and first < tokens:
-        return first, "a text that grows beyond that would need its cached keys rotated anew"
-    return tokens, None
-
-
 def unsupported_in_onnx(family: Family, config: Config) -> Iterator[str]:
     """What this config asks for that the builder computes otherwise, or cannot."""
     own = rope(config, family.rope_theta)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tiny import STOP, tiny_dataset, tiny_student
+from tiny_families import family_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student
 from edgedistill.distill import distill, learn
@@ -88,6 +89,12 @@ def test_row_that_breaks_supervision_is_refused(
     with pytest.raises(TrainingError, match=said) as caught:
         training_rows([row], StudentPrompt(student.folder, PROMPT), longest)
     assert "row-7" in str(caught.value)
+
+
+def test_a_row_beyond_the_students_context_ends_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    student = family_student(tmp_path / "student", "llama", max_position_embeddings=32)
+    with pytest.raises(TrainingError, match="the student's context 32"):
+        run(student, dataset, tmp_path)
 
 
 def test_no_rows(student: Student) -> None:

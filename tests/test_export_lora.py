@@ -10,6 +10,7 @@ import pytest
 import tiny
 from gguf import GGMLQuantizationType, GGUFReader
 from safetensors.numpy import load_file, save_file
+from tiny_families import family_student
 
 from edgedistill.artifacts import Adapter, Checkpoint, Student
 from edgedistill.errors import ArtifactError, RuntimeFailure
@@ -23,7 +24,9 @@ PROMPT = "<|im_start|>user\nthe others in the canoe<|im_end|>\n"
 QUERY = "base_model.model.model.layers.1.self_attn.q_proj"
 
 
-def made_adapter(student: Student, folder: Path, rank: int = 32, alpha: float = 16.0) -> Adapter:
+def made_adapter(
+    student: Student, folder: Path, rank: int = 32, alpha: float = 16.0, rslora: bool = False
+) -> Adapter:
     """Random LoRA weights for every linear layer of a tiny student, in peft's layout."""
     chance, tensors = np.random.default_rng(5), {}
     for name, weight in load_file(student.folder / "model.safetensors").items():
@@ -36,6 +39,7 @@ def made_adapter(student: Student, folder: Path, rank: int = 32, alpha: float = 
     folder.mkdir()
     save_file(tensors, folder / WEIGHTS)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none"}
+    config |= {"use_rslora": rslora}
     (folder / CONFIG).write_text(json.dumps(config), "utf-8")
     return Adapter(folder, f"adapter-{rank}", 1)
 
@@ -45,7 +49,7 @@ def base_file(student: Student, out: Path) -> Path:
 
 
 def merged_file(student: Student, adapter: Adapter, out: Path) -> Path:
-    """The same model with W + alpha / rank * B A in its weights."""
+    """The same model with W + alpha / rank * B A in its weights, or by the root of the rank."""
     config = json.loads((adapter.folder / CONFIG).read_text("utf-8"))
     pairs = load_file(adapter.folder / WEIGHTS)
     weights = load_file(student.folder / "model.safetensors")
@@ -53,7 +57,8 @@ def merged_file(student: Student, adapter: Adapter, out: Path) -> Path:
         at = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{at}.lora_A.weight" in pairs:
             product = pairs[f"{at}.lora_B.weight"] @ pairs[f"{at}.lora_A.weight"]
-            weights[name] += config["lora_alpha"] / config["r"] * product
+            divisor = config["r"] ** (0.5 if config["use_rslora"] else 1)
+            weights[name] += config["lora_alpha"] / divisor * product
     save_file(weights, student.folder / "model.safetensors", metadata={"format": "pt"})
     return base_file(student, out)
 
@@ -61,19 +66,31 @@ def merged_file(student: Student, adapter: Adapter, out: Path) -> Path:
 def exported(
     tmp_path: Path, architecture: str = "llama", type: str = "F16", **given: Any
 ) -> tuple[Student, Adapter, Path, LoraFile]:
-    student = tiny.tiny_student(tmp_path / "student", architecture=architecture)
+    student = family_student(tmp_path / "student", architecture)
     adapter = made_adapter(student, tmp_path / "adapter", **given)
     base = base_file(student, tmp_path / "out")
     lora = export_lora(adapter, student, base, "sql", tmp_path / "out", Silent(), type)
     return student, adapter, base, lora
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize("type", ["F32", "F16", "Q8_0"])
+@pytest.mark.parametrize(
+    ("architecture", "type", "given"),
+    [
+        ("llama", "F32", {}),
+        ("llama", "F16", {}),
+        ("llama", "Q8_0", {}),
+        ("llama", "F16", {"rslora": True, "alpha": 2.0}),
+        ("mistral", "F16", {}),
+        ("qwen2", "Q8_0", {}),
+        ("qwen3", "F16", {}),
+        ("gemma3", "F16", {"rslora": True, "alpha": 2.0}),
+        ("phi3", "Q8_0", {}),
+    ],
+)
 def test_base_and_adapter_answer_as_the_merged_model(
-    tmp_path: Path, architecture: str, type: str
+    tmp_path: Path, architecture: str, type: str, given: dict[str, Any]
 ) -> None:
-    student, adapter, base, lora = exported(tmp_path, architecture, type)
+    student, adapter, base, lora = exported(tmp_path, architecture, type, **given)
     merged = merged_file(student, adapter, tmp_path / "merged")
     with LlamaCpp(base, threads=1, adapter=lora.model) as runtime:
         ids = runtime.tokenize(PROMPT)
@@ -141,6 +158,14 @@ def test_what_an_adapter_file_cannot_say_is_refused(
     base = base_file(student, tmp_path / "out")
     with pytest.raises(ArtifactError, match=message):
         export_lora(adapter, student, base, "sql", tmp_path / "out", Silent())
+
+
+def test_what_was_trained_whole_is_refused(tmp_path: Path) -> None:
+    student = tiny.tiny_student(tmp_path / "student")
+    base = base_file(student, tmp_path / "out")
+    whole = Adapter(student.folder, "whole", 1)  # training leaves a checkpoint, see save_adapter
+    with pytest.raises(ArtifactError, match="every weight was trained"):
+        export_lora(whole, student, base, "sql", tmp_path / "out", Silent())
 
 
 @pytest.mark.parametrize("odd", [1e5, np.nan])

@@ -16,14 +16,15 @@ from training_rows import packed_loss, padded, rows_of_lengths
 
 from edgedistill.artifacts import Checkpoint, Exported
 from edgedistill.distill.model import trained_model
-from edgedistill.errors import ArtifactError
+from edgedistill.errors import ArtifactError, TrainingError
 from edgedistill.export import export
 from edgedistill.export.gguf import Provenance, write_gguf
-from edgedistill.families import exact_context
+from edgedistill.families import even_context, exact_context
 from edgedistill.methods import DistillSpec
 from edgedistill.progress import Silent
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.tensors import read_layout
+from edgedistill.training.data import require_context
 
 BOUND = 1e-5  # nats; measured: 9e-8 to 8e-6
 NEAR_TIE = 0.05  # nats
@@ -183,6 +184,28 @@ def test_every_family_trains_with_its_own_loss(tmp_path: Path, name: str) -> Non
     torch.testing.assert_close(loss, wanted)
     learning = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is not None]
     assert len(learning) == sum(1 for n, _ in model.named_parameters() if "lora_" in n) > 0
+
+
+def test_rows_are_packed_where_a_longer_one_changes_nothing(tmp_path: Path) -> None:
+    """Within a window and beyond it; longrope's first context is the longest row."""
+    import torch
+
+    for name, lengths in (("gemma3", (60, 9)), ("mistral with a window", (300, 40))):
+        model = trained_model(family_student(tmp_path / name, name).folder, DistillSpec())
+        rows = rows_of_lengths(*lengths)
+        with torch.no_grad():
+            alone = [model(**padded([row])).loss for row in rows]
+        torch.testing.assert_close(packed_loss(model, rows), sum(alone) / 2)
+
+
+def test_a_row_beyond_longropes_first_context_is_refused(tmp_path: Path) -> None:
+    student = family_student(tmp_path / "student", "phi3 long")
+    config = json.loads((student.folder / "config.json").read_text("utf-8"))
+    require_context(rows_of_lengths(256, 20), *even_context(config))
+    with pytest.raises(TrainingError, match=r"257 tokens, the student's context 256; .*longrope"):
+        require_context(rows_of_lengths(257), *even_context(config))
+    with pytest.raises(TrainingError, match="context 128; it knows no position"):
+        require_context(rows_of_lengths(129), 128, None)
 
 
 def test_gemmas_capped_logits_are_trained_on(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from tiny_families import LINEAR, family_student, kld, random_ids
 
 from edgedistill.errors import ArtifactError
+from edgedistill.families import even_context
 from edgedistill.fit.formats import quantize_dequantize
 from edgedistill.onnx_builder import build_onnx, refuse_unknown
-from edgedistill.onnx_families import exact_onnx_context
 from edgedistill.onnx_runtime import OnnxGenai
 from edgedistill.quantized_values import read_matrices, stored_together
 from edgedistill.tensors import read_layout
@@ -104,5 +104,5 @@ def test_what_the_builder_computes_otherwise_is_refused(
 def test_context_is_as_long_as_it_is_exact(tmp_path: Path, name: str, tokens: int) -> None:
     family_student(tmp_path, name)
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    found, why = exact_onnx_context(config)
+    found, why = even_context(config)
     assert (found, why is None) == (tokens, tokens == 512)

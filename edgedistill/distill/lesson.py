@@ -13,6 +13,7 @@ from typing import Any
 from edgedistill.artifacts import Dataset, Student, load_finished
 from edgedistill.checks import check_identity, clean_answer, make_checker
 from edgedistill.errors import DatasetError
+from edgedistill.families import even_context
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.methods import DistillSpec
 from edgedistill.prompting import StudentPrompt
@@ -20,7 +21,7 @@ from edgedistill.recipe import Check, CurateSpec, StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.strict import Strict
 from edgedistill.training.course import HINT
-from edgedistill.training.data import plan_batches, training_rows
+from edgedistill.training.data import plan_batches, require_context, training_rows
 from edgedistill.training.examine import Exam
 
 TRAINING = "training.json"
@@ -123,13 +124,20 @@ def lesson_rows(job: Job) -> list[Any]:
 
     Raises:
         DatasetError: there are none.
-        TrainingError: one breaks a promise of supervision.
+        TrainingError: one breaks a promise of supervision, or is longer than the context.
     """
+    made: list[Any]
     if job.pairs:
         from edgedistill.distill.pairs import read_pairs
 
-        return list(read_pairs(job.rows, job.shown(), job.spec.max_length))
-    return list(training_rows(read_rows(job.rows), job.shown(), job.spec.max_length))
+        made = list(read_pairs(job.rows, job.shown(), job.spec.max_length))
+        answers = [row for pair in made for row in (pair.chosen, pair.rejected) if row is not None]
+    else:
+        answers = made = training_rows(read_rows(job.rows), job.shown(), job.spec.max_length)
+    config = json.loads((job.student.folder / "config.json").read_text("utf-8"))
+    if "max_position_embeddings" in config:  # of families of ours, always
+        require_context(answers, *even_context(config))
+    return made
 
 
 def course_of(job: Job) -> Any:

@@ -15,9 +15,9 @@ from edgedistill.artifacts import (
     tool_versions,
 )
 from edgedistill.export.gguf import VERSION
+from edgedistill.families import even_context
 from edgedistill.names import onnx_name
 from edgedistill.onnx_builder import build_onnx, refuse_unknown
-from edgedistill.onnx_families import exact_onnx_context
 from edgedistill.onnx_formats import UNQUANTIZED
 from edgedistill.progress import Progress
 from edgedistill.runtimes import ONNX
@@ -56,7 +56,7 @@ def export_onnx(
     def work(folder: Path) -> dict[str, Any]:
         refuse_unknown(checkpoint.folder)
         layout = read_layout(checkpoint.folder)
-        tokens, why = exact_onnx_context(layout.config)
+        tokens, why = even_context(layout.config)
         if why is not None:
             progress.note(f"the exported context is {tokens} tokens: {why}")
         model = folder / onnx_name(student.stem, layout.parameters, name, VERSION, UNQUANTIZED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -94,6 +94,22 @@ def _require_promises(row: TrainingRow, stop_id: int, max_length: int | None) ->
             where=row.id,
             hint="take this answer out of the token mix",
         )
+
+
+def require_context(rows: Iterable[TrainingRow], tokens: int, why: str | None) -> None:
+    """Refuse rows of more `tokens` than the student computes alike wherever they stand.
+
+    Raises:
+        TrainingError: names the first such row.
+    """
+    for row in rows:
+        if len(row) > tokens:
+            raise TrainingError(
+                f"this row has {len(row)} tokens, the student's context {tokens}; "
+                f"{why or 'it knows no position behind it'}",
+                where=row.id,
+                hint="take it out of the token mix, or choose another student.weights",
+            )
 
 
 def plan_batches(rows: Sequence[Row], size: int, epochs: float, seed: int) -> list[list[Row]]:
