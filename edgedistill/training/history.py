@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgedistill.results import TrainingPoint
+from edgedistill.results import Sample, TrainingPoint
 from edgedistill.training.course import Course, Examined
 
 COMPLETE = "complete"  # written last into a checkpoint: only then is it used again
@@ -68,7 +68,8 @@ def training_points(history: Sequence[Entry], per_epoch: int) -> list[TrainingPo
             validation_agreement=each.get(AGREEMENT),
             validation_nll=each.get(NLL),
             validation_kld=each.get(KLD),
-            samples=each.get(SAMPLES, ()),
+            # Fields in their own order: a checkpoint's JSON sorts them.
+            samples=[Sample(**sample) for sample in each.get(SAMPLES, ())],
         )
         for step, each in sorted(steps.items())
         if "loss" in each or AGREEMENT in each
