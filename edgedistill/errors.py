@@ -10,6 +10,7 @@ EdgedistillError                exit 1
  +- CollectError                too many calls failed for the recipe's rule
  +- DatasetError                nothing usable is left after curation
  +- TrainingError               a training row or run breaks a promise (no stop token, NaN)
+ |   +- Diverged                the loss is not finite, or rises above where it began
  +- RuntimeFailure              a native child process refused, died or hung
  +- StorageError                the disk is full or a file cannot be written
  +- ArtifactError               a stage folder does not hold what its manifest says
@@ -125,6 +126,10 @@ class DatasetError(EdgedistillError):
 
 class TrainingError(EdgedistillError):
     """Training data or a training run breaks a promise."""
+
+
+class Diverged(TrainingError):
+    """A training run whose loss is not finite, or rises above where it began."""
 
 
 class RuntimeFailure(EdgedistillError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill.artifacts import Adapter, Dataset, Student, TokenTargets, Traces
-from edgedistill.distill import distill, with_precision
+from edgedistill.distill import Assigned, assigned, trained, with_precision
 from edgedistill.distill.feedback import Desk
 from edgedistill.distill.lesson import Pupil
 from edgedistill.distill.proxy import align_proxy
@@ -39,14 +39,28 @@ def learn_recipe(
         EdgedistillError: see errors.py, where the teacher is asked for feedback.
     """
     prompt, spec, check = recipe.student, recipe.distill, recipe.check
-    targets = _targets(recipe, traces, dataset, student, out, progress)
-    adapter = distill(dataset, student, prompt, spec, check, out, progress, targets)
+    adapter = trained(first_run(recipe, traces, dataset, student, out, progress), out, progress)
     if spec.method != "on-policy":
         return adapter
     settled = with_precision(dataset, student, prompt, spec, out, progress)
     pupil = Pupil(student, prompt, settled, check, dataset)
     desk = Desk(recipe.teacher, recipe.collect, recipe.curate, out, retry_failed)
     return refine(pupil, adapter, spec.on_policy, desk, progress)
+
+
+def first_run(
+    recipe: Recipe,
+    traces: Traces,
+    dataset: Dataset,
+    student: Student,
+    out: Path,
+    progress: Progress,
+) -> Assigned:
+    """The training that makes the first adapter, its targets made; for on-policy, what it starts
+    with."""
+    prompt, spec, check = recipe.student, recipe.distill, recipe.check
+    targets = _targets(recipe, traces, dataset, student, out, progress)
+    return assigned(dataset, student, prompt, spec, check, out, progress, targets)
 
 
 def _targets(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, StudentSpec
+from edgedistill.training.course import Trained
 from edgedistill.training.data import TrainingRow, training_rows
 
-__all__ = ["choose_step", "distill", "with_precision"]
+__all__ = ["Assigned", "assigned", "choose_step", "distill", "trained", "with_precision"]
 
 TOOLS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
@@ -52,6 +55,33 @@ def distill(
         DatasetError: there is nothing to train on.
         TrainingError: a row breaks a promise of supervision, or the training diverges.
     """
+    given = assigned(dataset, student, prompt, spec, check, out, progress, targets)
+    return trained(given, out, progress)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A training run and the identity of the stage "distill" that it makes."""
+
+    identity: Identity
+    job: Job
+
+
+def assigned(
+    dataset: Dataset,
+    student: Student,
+    prompt: StudentSpec,
+    spec: DistillSpec,
+    check: Check,
+    out: Path,
+    progress: Progress,
+    targets: TokenTargets | None = None,
+) -> Assigned:
+    """What `distill` would train, its precision settled.
+
+    Raises:
+        DatasetError, TrainingError: see `distill`.
+    """
     spec = with_precision(dataset, student, prompt, spec, out, progress)
     job = Pupil(student, prompt, spec, check, dataset).job(
         targets=None if targets is None else targets.file,
@@ -61,12 +91,13 @@ def distill(
     assert (targets is None) == (spec.kl_weight is None), "targets are of the method"
     lesson_rows(job)  # what cannot be trained on is refused before the folder is made
     job.exam()
-    done = run_stage(
-        _identity(dataset, student, prompt, spec, check, targets),
-        out,
-        progress,
-        lambda folder: learn(job, folder, progress),
-    )
+    return Assigned(_identity(dataset, student, prompt, spec, check, targets), job)
+
+
+def trained(given: Assigned, out: Path, progress: Progress) -> Adapter:
+    """The adapter at the end of a run."""
+    work = partial(learn, given.job, progress=progress)
+    done = run_stage(given.identity, out, progress, work)
     return Adapter(folder=done.folder, digest=done.digest, steps=int(done.facts["steps"]))
 
 
@@ -96,15 +127,9 @@ def with_precision(
 
 def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
     """Train, and write the adapter and `training.json` into `folder`; the facts of the run."""
-    from edgedistill.distill.lesson import course_of
-    from edgedistill.distill.together import train_together
     from edgedistill.training.history import as_json
-    from edgedistill.training.trainer import train
 
-    alone = job.spec.processes == 1
-    done = (
-        train(course_of(job), folder, progress) if alone else train_together(job, folder, progress)
-    )
+    done = run(job, folder, progress)
     for file in done.kept.iterdir():
         shutil.copyfile(file, folder / file.name)
     write_json(folder / TRAINING, as_json(done.points))
@@ -120,6 +145,17 @@ def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
         "train_rows": len(lesson_rows(job)),
         "validation_rows": len(job.exam().rows),
     }  # fmt: skip
+
+
+def run(job: Job, folder: Path, progress: Progress) -> Trained:
+    """Train a job in `folder`, or go on from its last checkpoint there."""
+    from edgedistill.distill.lesson import course_of
+    from edgedistill.distill.together import train_together
+    from edgedistill.training.trainer import train
+
+    if job.spec.processes > 1:
+        return train_together(job, folder, progress)
+    return train(course_of(job), folder, progress)
 
 
 def _identity(

@@ -20,7 +20,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Check, CurateSpec, StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.strict import Strict
-from edgedistill.training.course import HINT
+from edgedistill.training.course import HINT, Schedule
 from edgedistill.training.data import plan_batches, require_context, training_rows
 from edgedistill.training.examine import Exam
 
@@ -44,6 +44,7 @@ class Job(Strict):
     kl_weight: float = 1.0  # of the targets
     weighted: bool = False  # by how likely the model that made the targets finds each answer
     cleaning: CurateSpec | None = None  # of its answers; None: white space around them alone
+    until: int | None = None  # the step behind which the run is left
     label: str = "train"
     hint: str = HINT  # where the training diverges
 
@@ -144,7 +145,7 @@ def course_of(job: Job) -> Any:
     """The course (training/course.py) of a job."""
     from edgedistill.distill.model import save_adapter
     from edgedistill.torch_runtime import device
-    from edgedistill.training.course import Course, Schedule
+    from edgedistill.training.course import Course
     from edgedistill.training.flops import model_flops
     from edgedistill.training.learner import backward
     from edgedistill.training.need import cut, dimensions, free_bytes
@@ -158,20 +159,14 @@ def course_of(job: Job) -> Any:
     return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
         batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
-        schedule=Schedule(
-            learning_rate=spec.learning_rate,
-            warmup_share=spec.warmup_share,
-            weight_decay=spec.weight_decay,
-            evaluations=spec.evaluations,
-            checkpoints=spec.checkpoints,
-            seed=spec.seed,
-        ),
+        schedule=_schedule(spec),
         collate=collate,
         build=lambda: _built(job, loss, fitting.checkpointing),
         backward=functools.partial(backward, precision=spec.precision),
         examine=lambda learner: exam.take(learner.plain, spec.precision),
         keep=lambda learner, folder: save_adapter(learner.model, folder, job.student),
         choose=lambda points: choose_step(points, len(exam.rows)),
+        until=job.until,
         label=job.label,
         hint=job.hint,
         reporters=spec.report_to,
@@ -181,6 +176,17 @@ def course_of(job: Job) -> Any:
             "gradient_checkpointing": fitting.checkpointing,
             "estimated_bytes": fitting.bytes,
         },
+    )
+
+
+def _schedule(spec: DistillSpec) -> Schedule:
+    return Schedule(
+        learning_rate=spec.learning_rate,
+        warmup_share=spec.warmup_share,
+        weight_decay=spec.weight_decay,
+        evaluations=spec.evaluations,
+        checkpoints=spec.checkpoints,
+        seed=spec.seed,
     )
 
 

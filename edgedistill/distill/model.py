@@ -118,6 +118,16 @@ def require_rank(model: Any, spec: LoraSpec) -> None:
         )
 
 
+def require_rank_of(folder: Path, spec: LoraSpec) -> None:
+    """The same of a checkpoint folder, from its config alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        require_rank(AutoModelForCausalLM.from_config(config), spec)
+
+
 def _four_bit(folder: Path) -> Any:
     """Frozen weights in 4-bit NormalFloat, products in bf16 (QLoRA, arXiv 2305.14314)."""
     try:

@@ -21,7 +21,7 @@ from typing import IO, Any, NoReturn
 from edgedistill import machine
 from edgedistill.artifacts import RESUME, write_json
 from edgedistill.distill.lesson import Job
-from edgedistill.errors import TrainingError
+from edgedistill.errors import Diverged, TrainingError
 from edgedistill.progress import Progress, Task
 from edgedistill.results import TrainingPoint
 from edgedistill.training.course import Trained
@@ -124,7 +124,8 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
 
 def _refuse(trouble: Mapping[str, Any] | None, printed: IO[bytes], count: int) -> NoReturn:
     if trouble is not None:
-        raise TrainingError(trouble["what"], where=trouble["where"], hint=trouble["hint"])
+        kind = Diverged if trouble["diverged"] else TrainingError
+        raise kind(trouble["what"], where=trouble["where"], hint=trouble["hint"])
     printed.seek(0)
     text = printed.read().decode("utf-8", "replace")
     found = FAILED.search(text)

@@ -15,7 +15,7 @@ from typing import Any
 from edgedistill.artifacts import RESUME, write_json
 from edgedistill.distill.lesson import Job, course_of
 from edgedistill.distill.together import RESULT
-from edgedistill.errors import EdgedistillError
+from edgedistill.errors import Diverged, EdgedistillError
 from edgedistill.progress import Silent, SilentTask, Task
 
 
@@ -26,7 +26,8 @@ def main(job_file: str, folder: str) -> None:
     try:
         _train(job, Path(folder))
     except EdgedistillError as error:
-        tell({"error": {"what": error.what, "where": error.where, "hint": error.hint}})
+        told = {"what": error.what, "where": error.where, "hint": error.hint}
+        tell({"error": told | {"diverged": isinstance(error, Diverged)}})
         sys.exit(1)
 
 

@@ -48,6 +48,8 @@ class Course:
     `keep(model, folder)` writes what is wanted of it as it is now; `choose(points)` names the step
     whose kept folder is the result. With `only_best` it is asked after each evaluation, and must
     never come back to an earlier step; and nothing is trained where the start is `enough`.
+    A run that is left at `until` has a checkpoint of that step, and its result is what it had
+    learnt then.
     """
 
     batches: Sequence[Sequence[Any]]
@@ -63,6 +65,7 @@ class Course:
     only_best: bool = False  # judge the start too, and keep the best folder, not each
     enough: Callable[[Examined], bool] = lambda found: False
     may_rise: bool = False  # the start is near the best, and the loss above it no sign of harm
+    until: int | None = None  # the step behind which it is left, to be gone on with or not
     label: str = "train"
     hint: str = HINT
     reporters: tuple[str, ...] = ()  # names that transformers.Trainer knows

@@ -11,6 +11,7 @@ from edgedistill.fidelity import EvalRow
 from edgedistill.prompting import StudentPrompt
 from edgedistill.results import Sample
 from edgedistill.training.course import Examined
+from edgedistill.training.data import PART_TOKENS, training_rows
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,35 @@ class Exam:
 
     def take(self, model: Any, precision: str = "fp32") -> Examined:
         """Share of rows on which the greedy answer of a transformers model is the teacher's."""
+        found = self.samples_of(model, precision)
+        same = sum(sample.same for sample in found) / len(found)
+        return Examined(same, samples=tuple(found[: self.samples]))
+
+    def samples_of(self, model: Any, precision: str = "fp32") -> list[Sample]:
+        """What a model answers to each row."""
         given = self.answers(model, precision)
-        found = [
+        return [
             Sample(row.prompt, row.answer, answer, self.checker.same(answer, row.answer))
             for row, answer in zip(self.rows, given, strict=True)
         ]
-        same = sum(sample.same for sample in found) / len(found)
-        return Examined(same, samples=tuple(found[: self.samples]))
+
+    def nll(self, model: Any, precision: str = "fp32") -> float:
+        """Negative log-likelihood of the teacher's answers to all rows, in nats a token: it tells
+        finely what the share of a few rows tells coarsely."""
+        import torch
+
+        from edgedistill.training.head import nll_of, token_losses
+        from edgedistill.training.loss import autocast
+        from edgedistill.training.packing import hidden_states, moved, pack, packed_attention, split
+
+        total, count, where = 0.0, 0, model.device
+        rows = sorted(training_rows(self.rows, self.shown, None), key=len)
+        with torch.no_grad(), packed_attention(model), autocast(where, precision):
+            for few in split(rows, PART_TOKENS[where.type]):
+                part = moved(pack(few), where)
+                losses = token_losses(model, hidden_states(model, part), nll_of(part["labels"]))
+                total, count = total + float(losses.sum()), count + len(losses)
+        return total / count
 
     def answers(self, model: Any, precision: str = "fp32") -> list[str]:
         """The greedy answer to each row."""

@@ -14,6 +14,7 @@ from typing import Any
 from edgedistill.results import Sample, TrainingPoint
 from edgedistill.training.course import Course, Examined
 
+EVALUATED = "evaluated"  # what was kept when validation agreement was measured, or a run left
 COMPLETE = "complete"  # written last into a checkpoint: only then is it used again
 AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
 SAMPLES = "samples"

@@ -15,13 +15,14 @@ from transformers import (
 )
 
 from edgedistill.artifacts import RESUME
-from edgedistill.errors import TrainingError
+from edgedistill.errors import Diverged
 from edgedistill.memory import freed_memory_kept
 from edgedistill.progress import Progress
 from edgedistill.torch_runtime import device
 from edgedistill.training.course import Course, Trained
 from edgedistill.training.flops import peak_of
 from edgedistill.training.history import (
+    EVALUATED,
     Entry,
     history_of,
     is_over,
@@ -37,14 +38,14 @@ from edgedistill.training.processes import (
     world,
 )
 from edgedistill.training.reporters import reporting, require_reporters
-from edgedistill.training.watcher import EVALUATED, Watcher
+from edgedistill.training.watcher import Watcher
 
 
 def train(course: Course, folder: Path, progress: Progress) -> Trained:
     """Train, or go on from the last complete checkpoint below `folder/resume`.
 
     Raises:
-        TrainingError: the loss is not finite, or rises above where it began.
+        Diverged: the loss is not finite, or rises above where it began.
     """
     require_reporters(course.reporters)
     resume = folder / RESUME
@@ -57,7 +58,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     if device().type != "cpu":  # what Trainer does, but before the start is judged
         enable_full_determinism(course.schedule.seed)
     model, history = course.build().to(device()), history_of(begin)
-    with progress.task(course.label, course.steps, "steps") as task:
+    with progress.task(course.label, course.until or course.steps, "steps") as task:
         watcher = Watcher(course, resume, task)
         with freed_memory_kept(), reporting(course.reporters, folder):
             if course.only_best and begin is None:
@@ -66,7 +67,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
                 history = _run(course, model, watcher, arguments, begin)
     history = shared(history)  # the first process has the evaluations
     points = training_points(history, course.batches_per_epoch)
-    chosen = course.choose(points)
+    chosen = course.choose(points) if course.until is None else course.until
     facts = _facts(course, watcher, model, points[-1].step, chosen, begin)
     return Trained(resume / EVALUATED / str(chosen), points, facts)
 
@@ -181,7 +182,7 @@ class _OwnLossTrainer(Trainer):  # type: ignore[misc]
         batch = self._prepare_inputs(inputs)
         loss = self._course.backward(model, batch, self.accelerator.backward)
         if not loss.isfinite():
-            raise TrainingError(
+            raise Diverged(
                 f"the loss is {float(loss)} at step {self.state.global_step + 1}",
                 hint=self._course.hint,
             )

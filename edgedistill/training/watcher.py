@@ -12,13 +12,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from edgedistill.artifacts import sync_files, write_atomic
-from edgedistill.errors import TrainingError
+from edgedistill.errors import Diverged
 from edgedistill.memory import give_back
 from edgedistill.progress import Task
 from edgedistill.training.course import Course
 from edgedistill.training.history import (
     AGREEMENT,
     COMPLETE,
+    EVALUATED,
     KLD,
     NLL,
     Entry,
@@ -30,7 +31,6 @@ from edgedistill.training.history import (
 )
 from edgedistill.training.processes import is_first, shared, wait_for_all
 
-EVALUATED = "evaluated"  # what was kept when validation agreement was measured
 # Memory that steps freed goes back to the system so often. A fitting of 108 steps peaked at 7.3 GB
 # instead of 8.7, and took no longer (1029 and 1055 seconds, one run each).
 TRIMMED_STEPS = 8
@@ -75,6 +75,9 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             self._report(args, state, control)
             stale = gone_stale(state.log_history, self._course) if is_first() else False
             control.should_training_stop |= shared(stale)
+        elif step == self._course.until and is_first():
+            self._keep(step, model)
+        control.should_save |= step == self._course.until
 
     def _report(self, args: Any, state: Any, control: Any) -> None:
         """Tell trackers what the evaluation found."""
@@ -100,6 +103,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             write_atomic(folder / COMPLETE, b"")
         if self._course.only_best:
             self._needed = chosen(state.log_history, self._course)
+        # Only now: a checkpoint written later than that would say that the training is over.
+        control.should_training_stop |= state.global_step == self._course.until
 
     def timing(self) -> dict[str, float]:
         """Of this process only: steps done before a resume are not in it."""
@@ -121,7 +126,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
             return
         kept = sorted((self._resume / EVALUATED).glob("*"), key=lambda folder: folder.name)
         good = f"; the last adapter before that is {kept[-1]}" if kept else ""
-        raise TrainingError(
+        raise Diverged(
             f"training diverges: the loss was {found[0]:.3g} at the start, and is {found[1]:.3g} "
             f"at step {state.global_step}{good}",
             hint=self._course.hint,
