@@ -1,0 +1,56 @@
+"""Whether one model agrees with the teacher more often than another, on the same prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from edgedistill.tuning_results import Comparison
+
+LEVEL = 0.05  # of the test, and outside the interval
+
+
+def compare(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    picked_from: int = 1,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """`after` against `before`, which say for each of n prompts whether the answer was right.
+
+    McNemar's exact test: of the prompts on which only one is right, each falls to either side with
+    probability 1/2 where there is no difference. The interval of the difference is a bootstrap's
+    over prompts. Where `after` is the best of `picked_from` others, both are Bonferroni's: the best
+    of many looks better than it is.
+    """
+    import numpy as np
+
+    gained = sum(late and not early for early, late in zip(before, after, strict=True))
+    lost = sum(early and not late for early, late in zip(before, after, strict=True))
+    n, tail = len(before), LEVEL / 2 / picked_from
+    shares = [gained / n, lost / n, 1 - (gained + lost) / n]
+    drawn = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [tail, 1 - tail])
+    p_value = min(1.0, picked_from * mcnemar(gained, lost))
+    verdict = "no difference"
+    if p_value < LEVEL:
+        verdict = "better" if gained > lost else "worse"
+    return Comparison(
+        difference=(gained - lost) / n,
+        low=float(low),
+        high=float(high),
+        n=n,
+        gained=gained,
+        lost=lost,
+        p_value=p_value,
+        picked_from=picked_from,
+        verdict=verdict,
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p value of the exact test (McNemar 1947, Psychometrika 12(2))."""
+    n = gained + lost
+    tail: float = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
+    return min(1.0, 2 * tail)
