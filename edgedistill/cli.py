@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from edgedistill import __version__, cli_machine, cli_update, library
+from edgedistill import __version__, cli_machine, cli_tuning, cli_update, library
 from edgedistill.cli_options import (
     OWN,
     TRAINING,
@@ -368,4 +368,5 @@ def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> b
 
 
 cli_machine.add_to(cli, common, _show, _load)
+cli_tuning.add_to(cli, common, _show)
 cli_update.add_to(cli, common, _show)

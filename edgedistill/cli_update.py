@@ -69,7 +69,7 @@ def _lora(show: Show) -> Callable[..., None]:
         from edgedistill.artifacts import write_atomic
 
         place = pipeline.Workspace(workspace, output.parent)
-        with _listening() as progress:
+        with listening() as progress:
             _, stages = pipeline.adapter_alone(_loaded(recipe), place, progress, type)
         done = stages["lora"]
         write_atomic(output, (done.folder / done.facts["file"]).read_bytes())
@@ -97,7 +97,7 @@ def _adapt(show: Show) -> Callable[..., None]:
         from edgedistill.adapt import adapt as make_adapted
 
         place = pipeline.Workspace(workspace, output.parent)
-        with _listening() as progress:
+        with listening() as progress:
             made = make_adapted(bundle, _loaded(recipe), place, output, progress, type)
         show(_adapted, json.loads(json.dumps(asdict(made), default=str)))
 
@@ -112,7 +112,7 @@ def _loaded(recipe: str) -> Recipe:
     return load_recipe(path, library.shown(path))
 
 
-def _listening() -> AbstractContextManager[Progress]:
+def listening() -> AbstractContextManager[Progress]:
     from edgedistill import console
 
     quiet, terminal = click.get_current_context().obj.quiet, sys.stderr.isatty()

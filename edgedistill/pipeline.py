@@ -50,6 +50,7 @@ from edgedistill.runtimes import ONNX
 from edgedistill.student import prepare_student
 from edgedistill.target import Target
 from edgedistill.tokenmix import TokenMix, read_token_mix
+from edgedistill.tuning import note_tuning
 from edgedistill.variants import make_variant, weighed_for
 from edgedistill.verify import verify
 from edgedistill.verify.onnx import verify_onnx
@@ -119,12 +120,13 @@ def adapter_alone(
     require_writable(workspace.dist)
     with locked(workspace.root):
         log, out = Recorder(progress), workspace.root
-        learnt = _distilled(recipe, out, log, "lora", retry_failed=False)
-        assert learnt is not None  # it ends early only when it is told to
-        base = lora_base(recipe, learnt.student, out, log)
-        export_lora(learnt.adapter, learnt.student, base, recipe.name, out, log, type)
+        ready = prepared(recipe, out, log)
+        assert ready is not None  # it ends early only when it is told to
+        adapter = _distilled(recipe, ready, out, log, retry_failed=False)
+        base = lora_base(recipe, ready.student, out, log)
+        export_lora(adapter, ready.student, base, recipe.name, out, log, type)
         found = {name: load_finished(at, reused=True) for name, at in log.folders.items()}
-        return learnt.adapter, {name: done for name, done in found.items() if done is not None}
+        return adapter, {name: done for name, done in found.items() if done is not None}
 
 
 def run_stages(
@@ -194,23 +196,26 @@ def _merged(
     retry_failed: bool,
     targets: Sequence[Target] = (),
 ) -> _Merged | None:
-    learnt = _distilled(recipe, out, log, until, retry_failed, targets)
-    if learnt is None or until == "distill":
+    ready = prepared(recipe, out, log, until, retry_failed, targets)
+    if ready is None:
         return None
-    adapter = combine(learnt.adapter, recipe.merge, out, log)
-    checkpoint = merge(adapter, learnt.student, out, log)
-    return _Merged(**{**vars(learnt), "adapter": adapter}, checkpoint=checkpoint)
+    adapter = _distilled(recipe, ready, out, log, retry_failed)
+    if until == "distill":
+        return None
+    adapter = combine(adapter, recipe.merge, out, log)
+    checkpoint = merge(adapter, ready.student, out, log)
+    return _Merged(**vars(ready), adapter=adapter, checkpoint=checkpoint)
 
 
-def _distilled(
+def prepared(
     recipe: Recipe,
     out: Path,
     log: Progress,
-    until: str,
-    retry_failed: bool,
+    until: str = "distill",
+    retry_failed: bool = False,
     targets: Sequence[Target] = (),
-) -> _Distilled | None:
-    prompt, check = recipe.student, recipe.check
+) -> Prepared | None:
+    """The stages before the training; None where `until` is one of them."""
     mix = read_token_mix(recipe.prompts, recipe.sample)
     student = None
     if until not in ("collect", "curate"):
@@ -218,13 +223,19 @@ def _distilled(
     traces = collect(mix, recipe.teacher, recipe.collect, out, log, retry_failed=retry_failed)
     if until == "collect":
         return None
-    dataset = curate(traces, mix, recipe.curate, check, out, log)
+    dataset = curate(traces, mix, recipe.curate, recipe.check, out, log)
     if until == "curate":
         return None
-    student = student or prepare_student(prompt, out, log, mix.entries)
-    student = prune(student, dataset, prompt, out, log)
-    adapter = learn_recipe(recipe, traces, dataset, student, out, log, retry_failed)
-    return _Distilled(mix, traces, dataset, student, adapter)
+    student = student or prepare_student(recipe.student, out, log, mix.entries)
+    student = prune(student, dataset, recipe.student, out, log)
+    return Prepared(mix, traces, dataset, student)
+
+
+def _distilled(
+    recipe: Recipe, ready: Prepared, out: Path, log: Progress, retry_failed: bool
+) -> Adapter:
+    note_tuning(recipe, ready.dataset, ready.student, out, log)
+    return learn_recipe(recipe, ready.traces, ready.dataset, ready.student, out, log, retry_failed)
 
 
 def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: Recorder) -> _Started:
@@ -333,14 +344,13 @@ def _gated(
 
 
 @dataclass(frozen=True)
-class _Distilled:
-    """What is made up to the adapter."""
+class Prepared:
+    """What a student learns from."""
 
     mix: TokenMix
     traces: Traces
     dataset: Dataset
     student: Student
-    adapter: Adapter
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,41 @@ def status(value: Row) -> RenderableType:
     )
 
 
+def swept(value: Row) -> Table:
+    """A sweep's trials."""
+    table = _table("", "learning rate", "rank", "epochs", "steps", "agreement", "NLL", "time", "")
+    for place, trial in enumerate(value["trials"]):
+        last = trial["exams"][-1] if trial["exams"] else None
+        done = trial["steps"] if trial["stopped_at"] is None else trial["stopped_at"]
+        how = ["[green]best[/]"] if place == value["winner"] else []
+        how += ["the recipe's own"] if trial["own"] else []
+        table.add_row(
+            str(place + 1),
+            f"{trial['learning_rate']:g}",
+            "-" if trial["rank"] is None else str(trial["rank"]),
+            f"{trial['epochs']:g}",
+            f"{done} of {trial['steps']}",
+            f"{100 * last['agreement']:.1f} %" if last else "-",
+            f"{last['nll']:.3f}" if last else "-",
+            duration(trial["seconds"]),
+            ", ".join([*how, *([escape(trial["why"])] if trial["why"] else [])]),
+        )
+    return table
+
+
+def learning_curve(value: Row) -> Table:
+    """Agreement by training rows."""
+    table = _table("training rows", "steps", "agreement (95 % interval)", "NLL", "time")
+    for point in value["points"]:
+        row = f"{point['rows']:,}", str(point["steps"]), _interval(point["agreement"])
+        table.add_row(*row, f"{point['nll']:.3f}", duration(point["seconds"]))
+    forecast = value["forecast"]
+    if not forecast["refused"]:
+        shown = _interval(forecast["agreement"])
+        table.add_row(f"{forecast['rows']:,} (forecast)", "-", shown, "-", "-")
+    return table
+
+
 def removal(value: Row) -> RenderableType:
     verb = "removed" if value["removed"] else "would remove"
     lines = [f"{verb} {folder}" for folder in value["folders"]]

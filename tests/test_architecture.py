@@ -17,23 +17,26 @@ PACKAGE = ROOT / "edgedistill"
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"allocations", "artifacts", "errors", "families", "hard_texts", "library",
             "memory", "methods", "names", "number_formats", "onnx_families", "onnx_formats",
-            "onnx_nodes", "progress", "recipe", "results", "strict", "target", "yamlfile"}),
+            "onnx_nodes", "progress", "recipe", "results", "strict", "target", "tuning_results",
+            "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
             "checks", "child", "converter", "converter_child", "emulator", "fidelity", "footprint",
-            "ggml", "gguf_header", "gguf_student", "gguf_tokenizer", "handover", "hf_config",
-            "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers", "machine",
+            "forecast", "ggml", "gguf_header", "gguf_student", "gguf_tokenizer", "handover",
+            "hf_config", "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers",
+            "machine",
             "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",
-            "asking", "own_environment", "patch", "prompting",
+            "asking", "own_environment", "paired", "patch", "prompting",
             "quantize_request", "quantized_values", "report", "runtime", "runtime_child",
             "runtimes", "spelling", "student", "student_file", "targets", "teacher",
             "teacher_targets", "tensors",
             "tokenmix", "torch_runtime", "training", "vocabulary", "weights", "workspace"}),
     ("stages", {"bench", "collect", "combine", "curate", "distill", "export", "fit", "merge",
             "pack", "prune", "quantize", "trim", "verify"}),
-    ("flow", {"adapt", "feasible", "learning", "pipeline", "planning", "recorder", "scaled",
-            "update", "variants"}),
+    ("flow", {"adapt", "feasible", "learning", "learning_curve", "pipeline", "planning",
+            "recorder", "scaled", "sweep", "tuning", "update", "variants"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "needs", "tables", "validate"}),
-    ("cli", {"__main__", "cli", "cli_machine", "cli_options", "cli_update"}),
+    ("cli", {"__main__", "cli", "cli_machine", "cli_options", "cli_tuning",
+            "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 STAGES = LAYERS[2][1]
@@ -41,8 +44,8 @@ HEAVY = ("torch", "transformers", "peft", "llama_cpp", "openai", "matplotlib", "
 LATER = (*HEAVY, "pydantic", "yaml", "rich", "psutil", "numpy", "jinja2")
 # Foreign package -> the only units that may import it.
 BOUNDARIES = {
-    "click": {"cli", "cli_machine", "cli_options", "cli_update"},
-    "rich": {"cli", "cli_update", "console", "tables"},
+    "click": {"cli", "cli_machine", "cli_options", "cli_tuning", "cli_update"},
+    "rich": {"cli", "cli_tuning", "cli_update", "console", "tables"},
     "llama_cpp": {"runtime_child", "teacher"},
     "openai": {"teacher"},
     "huggingface_hub": {"weights"},

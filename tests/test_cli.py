@@ -24,7 +24,7 @@ Run = Callable[..., Ran]
 STAGES = (*ONCE_PER_RECIPE, *ONCE_PER_TARGET)
 COMMANDS = (
     *("build", *STAGES, "init", "validate", "recipes", "targets"),
-    *("status", "gc", "doctor", "completion", "lora", "adapt", "update"),
+    *("status", "gc", "doctor", "completion", "sweep", "learning-curve", "lora", "adapt", "update"),
 )
 ERRORS = {
     "refused": (TeacherRefused("401: wrong key", where="http://x/v1", hint="set TEACHER_KEY"), 1),
@@ -442,3 +442,41 @@ def test_an_unreachable_teacher(run: Run, tiny: Path) -> None:
     assert "http://127.0.0.1:9/v1" in json.dumps(result.json)
     assert "collect: running" in result.err
     assert run("collect", "--recipe", "tiny", "--quiet").err.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sweep", "--learning-rate", ""),
+        ("sweep", "--learning-rate", "1e-4,"),
+        ("sweep", "--learning-rate", "fast"),
+        ("sweep", "--learning-rate", "0"),
+        ("sweep", "--learning-rate", "1e-4,-1e-4"),
+        ("sweep", "--learning-rate", "nan"),
+        ("sweep", "--rank", "0"),
+        ("sweep", "--rank", "1.5"),
+        ("sweep", "--rank", "100000"),
+        ("sweep", "--epochs", "0"),
+        ("sweep", "--learning-rate", ",".join(f"{i}e-6" for i in range(1, 66))),
+        ("learning-curve", "--sizes", ""),
+        ("learning-curve", "--sizes", "0,1"),
+        ("learning-curve", "--sizes", "0.5,2"),
+        ("learning-curve", "--sizes", "half"),
+        ("learning-curve", "--seeds", "0"),
+        ("learning-curve", "--seeds", "1000"),
+    ],
+    ids=" ".join,
+)
+def test_values_that_cannot_be_are_refused_before_any_work(
+    run: Run, tiny: Path, here: Path, words: tuple[str, ...]
+) -> None:
+    result = run(*words, "--recipe", "tiny", "--json")
+    assert result.code == 2
+    assert result.json["error"]["kind"] == "UsageError"
+    assert words[1] in result.json["error"]["what"] or "distill." in result.json["error"]["what"]
+    assert not (here / ".edgedistill").exists()
+
+
+@pytest.mark.parametrize("command", ["sweep", "learning-curve"])
+def test_tuning_of_a_recipe_that_is_not_there(run: Run, here: Path, command: str) -> None:
+    assert run(command, "--recipe", "nothing").code == 2

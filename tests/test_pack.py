@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sample_report import browser_report, phone_report, sample_report
+from sample_tuning import sample_sweep
 
 from edgedistill.artifacts import (
     Allocation,
@@ -304,6 +305,18 @@ def test_a_pack_that_dies_leaves_the_old_bundle(fresh: Parts, tmp_path: Path) ->
     fresh.pack(target=make_target().model_copy(update={"context_tokens": 512}))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert (folder / "manifest.json").read_bytes() != before
+
+
+def test_a_sweep_is_shown_without_measuring_again(fresh: Parts) -> None:
+    before, (folder,) = fresh.report.file.read_bytes(), (fresh.root / "dist").iterdir()
+    assert "sweep" not in json.loads((folder / "report.json").read_text("utf-8"))
+    made = {**CHAIN["distill"], "stage": "sweep", "facts": sample_sweep().to_json()}
+    fresh.pack(chain={"sweep": made, **CHAIN})
+    shown = json.loads((folder / "report.json").read_text("utf-8"))
+    assert shown["sweep"]["winner"] == 3
+    assert "How the values were found" in (folder / "report.html").read_text("utf-8")
+    assert fresh.report.file.read_bytes() == before
+    assert {n: v for n, v in shown.items() if n != "sweep"} == json.loads(before)
 
 
 def test_readme_lines_run(bundle: Bundle) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from sample_report import browser_report, missed_report, phone_report, sample_report
+from sample_tuning import sample_curve, sample_sweep
 
 from edgedistill.report import render_html
 from edgedistill.report.html import sentence
+from edgedistill.report.tuning import curve_page, sweep_page
 from edgedistill.report.units import NBSP, duration, figure, percent, relation, small
 from edgedistill.results import BenchResult
+from edgedistill.tuning_results import LearningCurve, Sweep
 
 PROVENANCE: dict[str, Any] = {
     "edgedistill": "0.1.0",
@@ -177,6 +180,48 @@ def test_a_report_of_before_there_were_browsers_still_renders() -> None:
     report = json.loads(json.dumps(sample_report().to_json()))
     del report["in_browser"]
     assert "In the browser" not in render_html(report, PROVENANCE)
+
+
+def tuned(curve: LearningCurve, sweep: Sweep | None = None) -> str:
+    report = sample_report().to_json() | {"learning_curve": curve.to_json()}
+    report |= {"sweep": (sweep or sample_sweep()).to_json()}
+    return render_html(json.loads(json.dumps(report)), PROVENANCE)
+
+
+def test_sweep_and_curve_are_drawn_where_there_are_some(laptop: str) -> None:
+    html = tuned(sample_curve())
+    text = re.sub(r"\s+", " ", Page(html).text.replace("\u2060", ""))
+    for expected in (
+        "How the values were found", "after 33 %, 48 %, 69 % of each", "★ best", "92 %",
+        "number 4 of 5 behind 33 %", "the recipe's own values", "diverged: the loss is nan",
+        "What more traces would buy", "836forecast", "87.0–95.0 %", "error = a + b n^-c",  # noqa: RUF001
+    ):  # fmt: skip
+        assert expected in text
+        assert expected not in laptop
+    assert html.count("<svg") == laptop.count("<svg") + 4
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_refused_forecast_is_no_point_of_the_curve() -> None:
+    html = tuned(sample_curve("there is no trend"))
+    assert "No forecast: there is no trend." in html
+    assert "836" not in html.split("What more traces would buy")[1]
+
+
+def test_pages_of_their_own_fetch_and_run_nothing() -> None:
+    hostile = replace(sample_sweep(), recipe=ATTACK, said=ATTACK)
+    pages = sweep_page(plain(hostile)), curve_page(plain(replace(sample_curve(), recipe=ATTACK)))
+    for page in pages:
+        assert "<script" not in page
+        assert not [t for t, a in Page(page).tags if t == "link" or "src" in a or "href" in a]
+        assert page.count("<svg") == 2
+        assert "var(--student)" in page
+    assert "learning_rate: 0.0008" in pages[0]
+
+
+def plain(value: Sweep | LearningCurve) -> Any:
+    return json.loads(json.dumps(value.to_json()))
 
 
 def test_a_missed_gate_is_seen_at_the_top_and_at_its_step() -> None:

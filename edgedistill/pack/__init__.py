@@ -24,6 +24,7 @@ from edgedistill.artifacts import (
     Variant,
     digest_of,
     write_atomic,
+    write_json,
 )
 from edgedistill.browser import WLLAMA
 from edgedistill.pack.makeup import makeup
@@ -33,6 +34,7 @@ from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import Recipe
 from edgedistill.runtimes import ONNX, copy_model, size_of
 from edgedistill.target import Target
+from edgedistill.tuning_results import TUNED, tuned
 
 if TYPE_CHECKING:
     from edgedistill.report.card import Card
@@ -97,6 +99,7 @@ def _identity(
             ),
             # Of a fitting that left the student as it was, nothing is in the inputs.
             "makeup": makeup(quantized, chain),
+            **{name: chain[stage]["digest"] for stage, name in TUNED.items() if stage in chain},
         },
         inputs={"report": report.digest, "quantized": quantized.digest, "student": student.digest},
         tools={"edgedistill": __version__, **_runtime(target)},
@@ -133,7 +136,7 @@ def _fill(
     from edgedistill.report import render_html
     from edgedistill.report.card import Card
 
-    figures = json.loads(report.file.read_text("utf-8"))
+    figures = _figures(report, chain)
     provenance = _provenance(recipe, quantized, exported, student, chain)
     card = Card(recipe, target, student, figures, provenance)
     texts = {
@@ -147,8 +150,8 @@ def _fill(
         write_atomic(folder / name, text.encode())
     # Copies, not links: users edit a bundle, and the workspace must not change with it.
     copy_model(quantized.model, folder / quantized.model.name)
-    for path in (report.file, report.folder / "fidelity.json"):
-        shutil.copyfile(path, folder / path.name)
+    write_json(folder / report.file.name, figures)
+    shutil.copyfile(report.folder / "fidelity.json", folder / "fidelity.json")
     if target.runtime == "wllama":
         for name, body in _page(card, quantized, progress).items():
             write_atomic(folder / name, body)
@@ -182,14 +185,21 @@ def write_page(
     """
     page = report.file.with_suffix(".html")
     provenance = _provenance(recipe, quantized, exported, student, chain)
-    mark = f"<!-- {digest_of(provenance)} -->\n"
+    figures = _figures(report, chain)
+    mark = f"<!-- {digest_of([provenance, *tuned(chain).values()])} -->\n"
     if page.is_file() and page.read_text("utf-8").endswith(mark):
         return page
     from edgedistill.report import render_html
 
-    figures = json.loads(report.file.read_text("utf-8"))
     write_atomic(page, (render_html(figures, provenance) + mark).encode())
     return page
+
+
+def _figures(report: Report, chain: Mapping[str, Json]) -> dict[str, Any]:
+    """What the build measured, and how the values it trained with were found, where that is known:
+    so a sweep that was made later is shown without measuring again."""
+    figures: dict[str, Any] = json.loads(report.file.read_text("utf-8"))
+    return figures | tuned(chain)
 
 
 def _provenance(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgedistill.report import units
@@ -35,17 +35,17 @@ def render_html(report: Json, provenance: Json) -> str:
             `sizes` (bytes by model name) and `stages` (stage name: reduced manifest).
     """
     from edgedistill.report.plots import draw  # matplotlib loads only where a report is made
+    from edgedistill.report.tuning import draw_tuning
 
-    folder = files("edgedistill.report")
-    template = _environment().from_string(folder.joinpath("report.html.jinja").read_text("utf-8"))
+    template = environment().get_template("report.html.jinja")
     return template.render(
         report=report,
         provenance=provenance,
         agreement={row["model"]: row for row in report["agreements"]},
-        charts=draw(report),
+        charts=draw(report) | draw_tuning(report),
         models=MODELS,
         machine=machine(report["machine"]),
-        css=Markup(folder.joinpath("report.css").read_text("utf-8")),
+        css=css(),
         sentence=sentence(report),
         trained=trained(report.get("trained", {})),
         samples=samples(report["training"]),
@@ -124,11 +124,25 @@ def machine(facts: Json) -> dict[str, str]:
     return shown
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def css() -> Markup:
+    """The style of every page."""
+    return Markup(_read("report.css"))
+
+
+def _read(name: str) -> str:
+    return files("edgedistill.report").joinpath(name).read_text("utf-8")
+
+
+def environment() -> Environment:
+    """Templates of this folder, and how they write figures."""
+    made = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_read),
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": percent,
         "span": span,
         "mb": megabytes,
@@ -139,4 +153,4 @@ def _environment() -> Environment:
         "relation": units.relation,
         "svg": Markup,  # only for drawings of plots.py, which escapes their text itself
     }
-    return environment
+    return made

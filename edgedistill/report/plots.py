@@ -71,9 +71,9 @@ class Chart:
 def draw(report: Report) -> dict[str, Chart]:
     """Every chart that `report` has data for, by name."""
     charts: dict[str, Chart] = {}
-    _add(charts, "agreement", _agreement, report, "Agreement of each model with its 95 % interval")
+    add(charts, "agreement", _agreement, report, "Agreement of each model with its 95 % interval")
     if len(report["candidates"]) > 1:
-        _add(
+        add(
             charts,
             "candidates",
             _candidates,
@@ -81,16 +81,16 @@ def draw(report: Report) -> dict[str, Chart]:
             "Agreement and KLD against size",
         )
     if report["latencies"]:
-        _add(charts, "end_to_end", _end_to_end, report, "Share of prompts answered within a time")
-        _add(charts, "first_token", _first_token, report, "Time to first token: p50, p95, p99")
+        add(charts, "end_to_end", _end_to_end, report, "Share of prompts answered within a time")
+        add(charts, "first_token", _first_token, report, "Time to first token: p50, p95, p99")
     if report["training"]:
-        _add(charts, "training", _training, report, "Training loss and validation agreement")
+        add(charts, "training", _training, report, "Training loss and validation agreement")
     if report.get("fitting"):
-        _add(charts, "fitting", _fitting, report, "Fitting: loss and validation agreement")
+        add(charts, "fitting", _fitting, report, "Fitting: loss and validation agreement")
     return charts
 
 
-def _add(
+def add(
     charts: dict[str, Chart],
     name: str,
     plot: Callable[[Figure, Report, bool], None],
@@ -126,18 +126,18 @@ def _font(match: re.Match[str]) -> str:
     return f"font-size: {match[2]}px{weight}"
 
 
-def _size(figure: Figure, height: float) -> None:
+def set_height(figure: Figure, height: float) -> None:
     figure.set_size_inches(figure.get_figwidth(), height / 72)
 
 
-def _percent_axis(axes: Axes, which: str) -> None:
+def percent_axis(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
 
 
 def _agreement(figure: Figure, report: Report, narrow: bool) -> None:
     rows = report["agreements"]
-    _size(figure, 60 + 52 * len(rows))
+    set_height(figure, 60 + 52 * len(rows))
     axes = figure.subplots()
     for name, marker, shift, colour, filled in (
         ("overall", "o", 0.0, STUDENT, True),
@@ -153,12 +153,12 @@ def _agreement(figure: Figure, report: Report, narrow: bool) -> None:
     axes.set_yticks(range(len(rows)), [row["model"] for row in rows], color=INK)
     axes.set_ylim(len(rows) - 0.3, -0.5)
     axes.set_xlim(-0.02, 1.02)
-    _percent_axis(axes, "x")
+    percent_axis(axes, "x")
     axes.grid(axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("held-out prompts answered as the teacher does")
-    _legend(figure, axes, 2 if narrow else 4)
+    legend(figure, axes, 2 if narrow else 4)
 
 
 def _intervals(
@@ -206,7 +206,7 @@ def _bars(report: Report) -> list[tuple[int, float]]:
     return bars
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+def legend(figure: Figure, axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(
@@ -217,7 +217,7 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 def _candidates(figure: Figure, report: Report, narrow: bool) -> None:
     """Bytes against agreement, and against KLD: what a stock type of the same size would give."""
-    _size(figure, 470)
+    set_height(figure, 470)
     upper, lower = figure.subplots(2, 1, sharex=True)
     rows = report["candidates"]
     for axes, field in ((upper, "agreement"), (lower, "mean_kld")):
@@ -228,7 +228,7 @@ def _candidates(figure: Figure, report: Report, narrow: bool) -> None:
         axes.margins(0.12, 0.2)
         axes.grid(True)
         axes.set_axisbelow(True)
-    _percent_axis(upper, "y")
+    percent_axis(upper, "y")
     upper.set_ylabel("agreement on validation")
     lower.set_yscale("log")
     # The default writes powers as formulas, which STYLE leaves unread.
@@ -262,7 +262,7 @@ def _best_stock(axes: Axes, rows: Sequence[Report], field: str) -> None:
 
 
 def _end_to_end(figure: Figure, report: Report, narrow: bool) -> None:
-    _size(figure, 260)
+    set_height(figure, 260)
     axes = figure.subplots()
     every: list[float] = []
     for row in report["latencies"]:
@@ -277,11 +277,11 @@ def _end_to_end(figure: Figure, report: Report, narrow: bool) -> None:
         )  # fmt: skip
         every += times
     axes.set_ylim(0, 1.03)
-    _percent_axis(axes, "y")
+    percent_axis(axes, "y")
     _time_axis(axes, every, narrow)
     axes.set_xlabel("time to the whole answer")
     axes.set_ylabel("prompts answered")
-    _legend(figure, axes, 2 if narrow else 3)
+    legend(figure, axes, 2 if narrow else 3)
 
 
 def _time_axis(axes: Axes, times: Sequence[float], narrow: bool) -> None:
@@ -302,7 +302,7 @@ def _time_axis(axes: Axes, times: Sequence[float], narrow: bool) -> None:
 
 def _first_token(figure: Figure, report: Report, narrow: bool) -> None:
     rows = report["latencies"]
-    _size(figure, 70 + 34 * len(rows))
+    set_height(figure, 70 + 34 * len(rows))
     axes = figure.subplots()
     every = []
     for index, row in enumerate(rows):
@@ -323,7 +323,7 @@ def _first_token(figure: Figure, report: Report, narrow: bool) -> None:
     axes.tick_params(axis="y", length=0)
     _time_axis(axes, every, narrow)
     axes.set_xlabel("time to the first token")
-    _legend(figure, axes, 3)
+    legend(figure, axes, 3)
 
 
 def _training(figure: Figure, report: Report, narrow: bool) -> None:
@@ -348,7 +348,7 @@ def _fitting(figure: Figure, report: Report, narrow: bool) -> None:
 
 def _course(figure: Figure, points: Sequence[Report], narrow: bool) -> tuple[Axes, Axes]:
     """Loss above, validation agreement below, over the steps."""
-    _size(figure, 300)
+    set_height(figure, 300)
     losses = [(p["step"], p["loss"]) for p in points if p["loss"] is not None]
     scores = [
         (p["step"], p["validation_agreement"])
@@ -368,7 +368,7 @@ def _course(figure: Figure, points: Sequence[Report], narrow: bool) -> tuple[Axe
                 textcoords="offset points", ha="center", fontsize=10.5,
             )  # fmt: skip
     lower.set_ylim(0, 1.08)
-    _percent_axis(lower, "y")
+    percent_axis(lower, "y")
     lower.set_ylabel("validation")
     lower.set_xlabel("optimizer step")
     lower.xaxis.set_major_locator(MaxNLocator(5 if narrow else 10, integer=True))
