@@ -144,7 +144,11 @@ class DistillSpec(Strict):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute activations twice instead of keeping them; auto: by need"
     )
-    compile: bool = Field(False, description="compile the layers (torch.compile) before training")
+    compile: bool = Field(
+        False,
+        description="compile the MLP of each layer (torch.compile): some time before the first "
+        "step, then faster on some machines; needs a C++ compiler, on a GPU Triton",
+    )
     processes: int = Field(
         1,
         ge=1,

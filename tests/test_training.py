@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,20 @@ def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> Non
         learner = Learner(model, nll_loss)
         losses.append(backward(learner, batch, lambda loss: loss.backward(), "bf16"))
     assert torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_give_the_same_gradients(tmp_path: Path) -> None:
+    model = trained_model(tiny_student(tmp_path).folder, SPEC)
+    plain = packed_loss(model, rows_of_lengths(25, 9, 40))
+    wanted = gradients(model)
+    Learner(model, nll_loss).compile_layers()
+    for rows in (rows_of_lengths(12, 7), rows_of_lengths(25, 9, 40)):  # of other lengths first
+        gradients(model)
+        loss = packed_loss(model, rows)
+    assert abs(float(loss) - float(plain)) < 1e-5
+    for at, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[at], rtol=1e-3, atol=1e-6)
 
 
 def test_a_checkpoint_holds_what_is_trained(model: Any) -> None:

@@ -197,6 +197,8 @@ def _built(job: Job, loss: Any, checkpointing: bool) -> Any:
     learner = Learner(trained_model(job.student.folder, job.spec, job.start), loss)
     if checkpointing:
         learner.compute_twice()
+    if job.spec.compile:
+        learner.compile_layers()
     return learner
 
 

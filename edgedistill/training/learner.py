@@ -6,12 +6,16 @@ It is a module of its own, so that Trainer's wrappers for several processes find
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgedistill.errors import MissingTool
+from edgedistill.torch_runtime import device
 from edgedistill.training.head import nll_of, token_losses
 from edgedistill.training.loss import autocast
 from edgedistill.training.packing import Part, hidden_states, pack, packed_attention, split
@@ -45,6 +49,16 @@ class Learner(torch.nn.Module):  # type: ignore[misc]
         enable = getattr(plain, "activation_checkpointing_enable", None)
         (enable or plain.gradient_checkpointing_enable)({"use_reentrant": False})
 
+    def compile_layers(self) -> None:
+        """Compile what is not attention of each layer (torch.compile), for rows of any length.
+
+        Raises:
+            MissingTool: there is no compiler for this device.
+        """
+        _require_compiler(device().type)
+        for layer in self.plain.get_decoder().layers:
+            layer.mlp.compile(dynamic=True)
+
     def forward(self, part: Part) -> Tensor:
         return self._loss(self.plain, part)
 
@@ -57,6 +71,19 @@ class Learner(torch.nn.Module):  # type: ignore[misc]
         # What is frozen comes from the checkpoint folder that the model was made of.
         missing = [name for name in found.missing_keys if name in self.state_dict()]
         return type(found)(missing, found.unexpected_keys)
+
+
+def _require_compiler(kind: str) -> None:
+    if kind == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        what, name = "no C++ compiler", "a C++ compiler"
+    elif kind != "cpu" and importlib.util.find_spec("triton") is None:
+        what, name = "no Triton", "the package triton"
+    else:
+        return
+    raise MissingTool(
+        f"distill.compile is set, and there is {what} here",
+        hint=f"install {name}, or leave distill.compile out",
+    )
 
 
 class Packer:
