@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgedistill.artifacts import write_json
 from edgedistill.child import Child, Program
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.families import BY_SOURCE, even_context, known_names
@@ -25,7 +26,8 @@ from edgedistill.onnx_families import (
 )
 from edgedistill.onnx_formats import UNQUANTIZED, OnnxFormat, parse_format
 from edgedistill.onnx_nodes import nodes_of
-from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG
+from edgedistill.prompting import TOKENIZER, TOKENIZER_CONFIG, StudentPrompt
+from edgedistill.recipe import StudentSpec
 
 BUILDER = Program(
     runtime="onnxruntime-genai's model builder",
@@ -44,6 +46,9 @@ PACKAGE = "onnxruntime-genai"
 BUILD_SECONDS = 2 * 3600.0
 CONFIG, TEMPLATE, MODEL = "genai_config.json", "chat_template.jinja", "model.onnx"
 LAST_LOGITS = "prune_lm_head=true"
+# As this class genai cuts SentencePiece's BPE as it is meant, as any other it takes several spaces
+# apart and puts none in front of a text.
+SENTENCEPIECE = "GemmaTokenizer"
 WHITESPACE = (r"\s+(?!\S)", r"\s+(?!\S)|\s+")
 
 
@@ -80,8 +85,9 @@ def build_onnx(
             words.insert(words.index(LAST_LOGITS), WHOLE_CACHE)
         _run(words, parse_format(format), checkpoint, temporary)
         made = temporary / "made"
-        _write_tokenizer(checkpoint, made)
-        _own_config(made / CONFIG, even_context(config)[0], context_tokens, threads)
+        write_onnx_tokenizer(checkpoint, made)
+        stop = StudentPrompt(checkpoint, StudentSpec(weights=checkpoint.name)).stop_ids
+        _own_config(made / CONFIG, even_context(config)[0], stop, context_tokens, threads)
         if destination.exists():
             shutil.rmtree(destination)
         os.replace(made, destination)
@@ -244,12 +250,15 @@ def _run(words: Sequence[str], asked: OnnxFormat | None, checkpoint: Path, scrat
         child.close()
 
 
-def _write_tokenizer(checkpoint: Path, made: Path) -> None:
+def write_onnx_tokenizer(checkpoint: Path, made: Path) -> None:
     """The tokenizer that training used, in place of what a save by transformers made of it."""
     (made / TOKENIZER).write_bytes(own_tokenizer(checkpoint))
     config = json.loads((checkpoint / TOKENIZER_CONFIG).read_text("utf-8"))
     (made / TEMPLATE).write_bytes(config["chat_template"].encode())
     shutil.copyfile(checkpoint / TOKENIZER_CONFIG, made / TOKENIZER_CONFIG)
+    tokenizer = json.loads((checkpoint / TOKENIZER).read_text("utf-8"))
+    if tokenizer["model"].get("byte_fallback"):
+        write_json(made / TOKENIZER_CONFIG, {**config, "tokenizer_class": SENTENCEPIECE})
 
 
 def own_tokenizer(checkpoint: Path) -> bytes:
@@ -272,9 +281,19 @@ def spelled_out(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return tokenizer
 
 
-def _own_config(file: Path, longest: int, context_tokens: int | None, threads: int | None) -> None:
+def _own_config(
+    file: Path,
+    longest: int,
+    stop_ids: frozenset[int],
+    context_tokens: int | None,
+    threads: int | None,
+) -> None:
     config = json.loads(file.read_text("utf-8"))
     config["model"]["context_length"] = longest
+    known = config["model"]["eos_token_id"]
+    if not stop_ids <= {*(known if isinstance(known, list) else [known])}:
+        # The builder knows the end of a text, not what the chat template ends a turn with.
+        config["model"]["eos_token_id"] = sorted(stop_ids)
     # The builder's max_length is the model's limit; an app's cache has this size from the start.
     config["search"] |= {
         "max_length": min(context_tokens or longest, longest),

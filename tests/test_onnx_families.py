@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import LINEAR, family_student, kld, random_ids
+from tiny_families import LINEAR, SMALL, family_student, kld, random_ids, sentencepiece_keys
 
 from edgedistill.errors import ArtifactError
 from edgedistill.families import even_context
 from edgedistill.fit.formats import quantize_dequantize
-from edgedistill.onnx_builder import build_onnx, refuse_unknown
+from edgedistill.hard_texts import HARD
+from edgedistill.onnx_builder import build_onnx, refuse_unknown, write_onnx_tokenizer
 from edgedistill.onnx_runtime import OnnxGenai
+from edgedistill.prompting import StudentPrompt
 from edgedistill.quantized_values import read_matrices, stored_together
+from edgedistill.recipe import StudentSpec
+from edgedistill.student import write_tokenizer
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import TorchModel
 
@@ -74,6 +78,36 @@ def test_matrices_are_quantized_by_name(tmp_path: Path, name: str) -> None:
             values = torch.from_numpy(np.concatenate(list(tensor.blocks())))
             wanted = quantize_dequantize(values, types[tensor.name], None)
             assert torch.equal(wanted, torch.from_numpy(held[tensor.name]())), tensor.name
+
+
+@pytest.fixture(scope="module")
+def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student with a SentencePiece tokenizer, and in it `made`, its ONNX model."""
+    folder = tmp_path_factory.mktemp("phi3")
+    family_student(folder, "phi3", keys=sentencepiece_keys(True), **SMALL)
+    build_onnx(folder, folder / "made", "fp32")
+    return folder
+
+
+def test_genai_stops_where_a_turn_ends(phi3: Path) -> None:
+    student = StudentPrompt(phi3, StudentSpec(weights="tiny"))
+    assert len(student.stop_ids) == 2
+    with OnnxGenai(phi3 / "made", threads=1) as runtime:
+        assert runtime.end_ids() == student.stop_ids
+
+
+@pytest.mark.parametrize(
+    ("space_prefix", "name"), [(False, "Gemma"), (True, "Llama 2"), (True, "Phi-3")]
+)
+def test_sentencepiece_is_cut_as_in_training(phi3: Path, space_prefix: bool, name: str) -> None:
+    keys = sentencepiece_keys(space_prefix, own=("[mark]", "x1"))
+    write_tokenizer(phi3, keys, name)  # Phi-3's loses white space behind special tokens
+    write_onnx_tokenizer(phi3, phi3 / "made")
+    student = StudentPrompt(phi3, StudentSpec(weights="tiny"))
+    texts = [text for text in HARD if "\0" not in text]  # which ends a text in C
+    texts += [student.render("the  thing\n\n  and on"), "<|user|> \n the", "[mark]  a"]
+    with OnnxGenai(phi3 / "made", threads=1) as runtime:
+        assert [runtime.tokenize(text) for text in texts] == [*map(student.encode, texts)]
 
 
 @pytest.mark.parametrize(

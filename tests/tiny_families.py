@@ -58,6 +58,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": tiny.STOP,
     "pad_token_id": tiny.STOP,
 }
+SMALL = {"hidden_size": 128, "intermediate_size": 256}  # instead, where many are made
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

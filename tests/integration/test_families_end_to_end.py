@@ -19,7 +19,7 @@ if __name__ == "__main__":  # pytest finds by itself what tests share
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny import tiny_dataset
-from tiny_families import FAMILIES, family_student, kld, random_ids
+from tiny_families import FAMILIES, SMALL, family_student, kld, random_ids
 
 from edgedistill.artifacts import Checkpoint, Student
 from edgedistill.distill import distill
@@ -40,7 +40,6 @@ pytestmark = pytest.mark.integration
 ONE_OF_EACH = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3")
 TUNINGS = {"dora": "phi3", "rslora": "gemma3", "full": "qwen3"}
 TOKENS = 112  # beyond Gemma's window here, and as far as llama.cpp is exact for Phi-3's
-SMALL = {"hidden_size": 128, "intermediate_size": 256}
 SPEC = DistillSpec(
     lora=LoraSpec(rank=4, alpha=8),
     batch_size=2,
