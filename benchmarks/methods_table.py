@@ -1,0 +1,185 @@
+"""The methods of docs/methods.md side by side on one recipe: agreement, gold accuracy, calls, time.
+
+    python benchmarks/methods_table.py RECIPE [--proxy WEIGHTS] [--seeds 0,1,2]
+        [--methods base,sft,logits,proxy,unaligned,on-policy,rejection,white-box]
+        [--workspace .edgedistill] > result.json
+
+RECIPE needs `teacher.sampling.top_logprobs` (for logits) and a local teacher (for white-box). Each
+adapter is merged in fp32 and answers the held-out prompts in torch; "gold" is a prompt's
+`reference` by the recipe's check, the teacher's own share of it beside. Trainings are stages of
+the workspace, so a run that was stopped goes on. Intervals are bootstrap's over prompts; each
+method is compared with sft of the same seed, prompt by prompt (McNemar). Prints JSON and, on
+stderr, a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgedistill import machine, pipeline
+from edgedistill.artifacts import Checkpoint, load_finished
+from edgedistill.bench.agreement import bootstrap
+from edgedistill.checks import Checker, make_checker
+from edgedistill.fidelity import EvalRow, read_rows
+from edgedistill.learning import learn_recipe
+from edgedistill.merge import merge
+from edgedistill.methods import ProxySpec
+from edgedistill.paired import compare
+from edgedistill.progress import Passing, Silent, Task
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import LocalTeacher, Recipe, load_recipe
+
+PROXY = "qwen2.5-coder-0.5b-instruct-q4_k_m"
+METHODS = ("base", "sft", "logits", "proxy", "unaligned", "on-policy", "rejection", "white-box")
+PAID = ("proxy", "proxy-round", "targets", "distill", "refine")  # stages whose time counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--proxy", default=PROXY)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--workspace", type=Path, default=Path(".edgedistill"))
+    given = parser.parse_args()
+    recipe = load_recipe(given.recipe)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    runs = [
+        run
+        for method in given.methods.split(",")
+        for seed in (seeds if method != "base" else seeds[:1])
+        for run in [measured(variant(recipe, method, given.proxy, seed), method, seed, given)]
+    ]
+    value = {"machine": machine.facts(), "given": vars(given), "runs": runs}
+    print(json.dumps({**value, "against_sft": _against_sft(runs)}, indent=2, default=str))
+    sys.stderr.write(_table(runs))
+
+
+def variant(recipe: Recipe, method: str, proxy: str, seed: int) -> Recipe:
+    """The recipe with a method of METHODS."""
+    changes: dict[str, Any] = {"seed": seed, "method": "sft"}
+    aligned = ProxySpec(weights=proxy, min_agreement=0, lora=recipe.distill.lora)
+    off = {"warm_up_epochs": 0, "rounds": 0}
+    if method == "logits":
+        changes["method"] = "logits"
+    elif method in ("proxy", "unaligned"):
+        own = aligned if method == "proxy" else aligned.model_copy(update=off)
+        changes |= {"method": "proxy", "proxy": own}
+    elif method == "white-box":
+        assert isinstance(recipe.teacher, LocalTeacher)
+        white = {"weights": recipe.teacher.weights, "prompt": "teacher", **off}
+        changes |= {"method": "proxy", "proxy": aligned.model_copy(update=white)}
+    elif method in ("on-policy", "rejection"):
+        learn = "dpo" if method == "on-policy" else "rejection"
+        rounds = recipe.distill.on_policy.model_copy(update={"learn": learn})
+        changes |= {"method": "on-policy", "on_policy": rounds}
+    spec = recipe.distill.model_copy(update=changes)
+    return recipe.model_copy(update={"distill": spec})
+
+
+class Stages(Passing):
+    """Remembers the folders of all stages, and tells where the work is."""
+
+    def __init__(self) -> None:
+        super().__init__(Silent())
+        self.folders: list[Path] = []
+
+    def stage(self, name: str, folder: Path, *, reused: bool) -> None:
+        self.folders.append(folder)
+        sys.stderr.write(f"{name}{' (there)' if reused else ''}\n")
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        sys.stderr.write(f"  {label}\n")
+        return super().task(label, total, unit)
+
+    def note(self, text: str) -> None:
+        sys.stderr.write(f"  {text}\n")
+
+
+def measured(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One training and its held-out answers; `base` is the student as it is."""
+    sys.stderr.write(f"== {method}, seed {seed}\n")
+    log, out = Stages(), given.workspace
+    ready = pipeline.prepared(recipe, out, log)
+    assert ready is not None
+    rows, checker = read_rows(ready.dataset.folder / "held_out.jsonl"), make_checker(recipe.check)
+    checkpoint = Checkpoint(ready.student.folder, ready.student.digest)
+    if method != "base":
+        adapter = learn_recipe(recipe, ready.traces, ready.dataset, ready.student, out, log)
+        checkpoint = merge(adapter, ready.student, out, log)
+    said = answers(checkpoint.folder, recipe, rows)
+    same = [checker.same(answer, row.answer) for answer, row in zip(said, rows, strict=True)]
+    manifests = [done.manifest for f in log.folders if (done := load_finished(f, reused=True))]
+    paid = [one for one in manifests if one["stage"] in PAID]
+    return {
+        "method": method,
+        "seed": seed,
+        "agreement": asdict(bootstrap(same, 2000, 0)),
+        "gold": _gold(said, rows, checker),
+        "teacher_gold": _gold([row.answer for row in rows], rows, checker),
+        "training_seconds": sum(one["wall_seconds"] for one in paid),
+        "teacher_calls": sum(
+            one["facts"].get("calls", 0) + one["facts"].get("teacher_calls", 0) for one in manifests
+        ),
+        "same": same,
+        "facts": {one["stage"]: one["facts"] for one in paid},
+    }
+
+
+def answers(folder: Path, recipe: Recipe, rows: Sequence[EvalRow]) -> list[str]:
+    """The greedy answers of a checkpoint folder."""
+    from edgedistill.torch_runtime import TorchModel
+
+    shown = StudentPrompt(folder, recipe.student)
+    asked = [shown.prompt_ids(row.prompt, row.history) for row in rows]
+    made = TorchModel(folder).generate(asked, recipe.student.max_tokens, shown.stop_ids)
+    return [shown.decode(ids).strip() for ids in made]
+
+
+def _gold(said: Sequence[str], rows: Sequence[EvalRow], checker: Checker) -> Any:
+    right = [
+        checker.same(answer, row.reference)
+        for answer, row in zip(said, rows, strict=True)
+        if row.reference is not None
+    ]
+    return asdict(bootstrap(right, 2000, 0)) if right else None
+
+
+def _against_sft(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    sft = {run["seed"]: run["same"] for run in runs if run["method"] == "sft"}
+    return [
+        {"method": run["method"], "seed": run["seed"]}
+        | asdict(compare(sft[run["seed"]], run["same"]))
+        for run in runs
+        if run["method"] not in ("sft", "base") and run["seed"] in sft
+    ]
+
+
+def _table(runs: Sequence[dict[str, Any]]) -> str:
+    lines = ["| method | agreement | gold | share of the teacher's gold | calls | minutes |"]
+    lines.append("|---|---|---|---|---|---|")
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        shown = ", ".join(
+            f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
+            for a in (run["agreement"] for run in own)
+        )
+        gold = [run["gold"]["value"] for run in own if run["gold"]]
+        whole = [run["teacher_gold"]["value"] for run in own if run["teacher_gold"]]
+        golds = ", ".join(f"{value:.3f}" for value in gold) or "-"
+        share = f"{statistics.fmean(gold) / statistics.fmean(whole):.1%}" if gold else "-"
+        calls = max(run["teacher_calls"] for run in own)
+        minutes = statistics.fmean(run["training_seconds"] for run in own) / 60
+        lines.append(f"| {method} | {shown} | {golds} | {share} | {calls} | {minutes:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
