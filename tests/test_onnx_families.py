@@ -89,6 +89,11 @@ def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_context_may_be_shorter_than_the_window(phi3: Path) -> None:
+    with OnnxGenai(phi3 / "made", threads=1, context_tokens=64) as runtime:
+        assert len(runtime.logits(random_ids(64), 60, phi3 / "logits.f32")) == 4
+
+
 def test_genai_stops_where_a_turn_ends(phi3: Path) -> None:
     student = StudentPrompt(phi3, StudentSpec(weights="tiny"))
     assert len(student.stop_ids) == 2
