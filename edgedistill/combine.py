@@ -19,7 +19,9 @@ import numpy.typing as npt
 from edgedistill.artifacts import (
     Adapter,
     Identity,
+    digest_of,
     digest_of_file,
+    load_finished,
     run_stage,
     tool_versions,
     write_json,
@@ -56,7 +58,9 @@ def combine(adapter: Adapter, spec: MergeSpec, out: Path, progress: Progress) ->
     for folder, _ in parts:
         require_plain(folder)
     others = {
-        f"adapter {at}": f"{digest_of_file(other.path / WEIGHTS)} x {other.weight:g}"
+        f"adapter {at}": digest_of(
+            [digest_of_file(other.path / name) for name in (WEIGHTS, CONFIG)] + [other.weight]
+        )
         for at, other in enumerate(spec.adapters, 1)
     }
     identity = Identity(
@@ -76,7 +80,9 @@ def combine(adapter: Adapter, spec: MergeSpec, out: Path, progress: Progress) ->
         write_json(folder / CONFIG, config | {"r": rank, "lora_alpha": rank, "use_rslora": False})
         (folder / "training.json").write_bytes((adapter.folder / "training.json").read_bytes())
         told = [{"adapter": other.path.name, "weight": other.weight} for other in spec.adapters]
-        return {"rank": rank, "added": told, "steps": adapter.steps}
+        trained = load_finished(adapter.folder, reused=True)
+        facts = {"steps": adapter.steps} if trained is None else trained.facts
+        return {**facts, "rank": rank, "added": told}
 
     done = run_stage(identity, out, progress, work)
     return Adapter(done.folder, done.digest, adapter.steps)

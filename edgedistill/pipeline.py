@@ -202,7 +202,6 @@ def _merged(
     adapter = _distilled(recipe, ready, out, log, retry_failed)
     if until == "distill":
         return None
-    adapter = combine(adapter, recipe.merge, out, log)
     checkpoint = merge(adapter, ready.student, out, log)
     return _Merged(**vars(ready), adapter=adapter, checkpoint=checkpoint)
 
@@ -234,8 +233,10 @@ def prepared(
 def _distilled(
     recipe: Recipe, ready: Prepared, out: Path, log: Progress, retry_failed: bool
 ) -> Adapter:
-    note_tuning(recipe, ready.dataset, ready.student, out, log)
-    return learn_recipe(recipe, ready.traces, ready.dataset, ready.student, out, log, retry_failed)
+    traces, dataset, student = ready.traces, ready.dataset, ready.student
+    note_tuning(recipe, dataset, student, out, log)
+    adapter = learn_recipe(recipe, traces, dataset, student, out, log, retry_failed)
+    return combine(adapter, recipe.merge, out, log)
 
 
 def _export(recipe: Recipe, onnx: bool, made: _Merged, out: Path, log: Recorder) -> _Started:

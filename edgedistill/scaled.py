@@ -3,16 +3,17 @@ that it can be tried end to end before anything is paid for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgedistill.recipe import LocalTeacher, Recipe
+from edgedistill.recipe import LocalTeacher, MergeSpec, Recipe
 
 SUFFIX = "-scaled-down"
 TEACHER, PROXY = "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct-q4_k_m"
 STUDENT = "smollm2-135m-instruct-q4_1"
 PROMPTS, EPOCHS, ROUNDS = 80, 1.0, 1
 BATCH, RANK = 4, 16
+CHANGED = {"distill", "merge", "gates"}
 
 
 def as_asked(
@@ -36,6 +37,7 @@ def scale_down(recipe: Recipe) -> tuple[Recipe, list[str]]:
         "teacher": _teacher(recipe),
         "student": recipe.student.model_copy(update={"weights": STUDENT}),
         "distill": _distill(recipe),
+        "merge": MergeSpec(),
         "gates": recipe.gates.model_copy(update={"merged_agreement": None}),
     }
     made = recipe.model_copy(update=changes)
@@ -57,8 +59,12 @@ def _teacher(recipe: Recipe) -> LocalTeacher:
 
 def _distill(recipe: Recipe) -> Any:
     spec = recipe.distill
-    lora = spec.lora.model_copy(update={"rank": min(RANK, spec.lora.rank)})
+    rank = min(RANK, spec.lora.rank)
+    # With another ratio another rank would also be another learning rate.
+    alpha = spec.lora.alpha * rank / spec.lora.rank
+    lora = spec.lora.model_copy(update={"rank": rank, "alpha": alpha})
     changes: dict[str, Any] = {
+        "precision": "auto",
         "tuning": "lora" if spec.tuning == "qlora" else spec.tuning,
         "lora": lora,
         "epochs": min(EPOCHS, spec.epochs),
@@ -81,8 +87,16 @@ def _told(recipe: Recipe, made: Recipe) -> Iterator[str]:
     yield f"teacher {made.teacher.model} on this machine instead of {recipe.teacher.model}"
     yield f"student {made.student.weights} instead of {recipe.student.weights}"
     yield f"{made.sample} of its prompts"
-    before, after = recipe.distill, made.distill
-    for field in ("tuning", "epochs", "batch_size", "processes"):
-        old, new = getattr(before, field), getattr(after, field)
-        if old != new:
-            yield f"distill.{field} {new} instead of {old}"
+    after = dict(_fields(made.model_dump(mode="json", include=CHANGED)))
+    for name, old in _fields(recipe.model_dump(mode="json", include=CHANGED)):
+        if after.get(name) != old:
+            yield f"{name} {after.get(name)} instead of {old}"
+
+
+def _fields(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value by its name in the recipe, such as distill.lora.rank."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

@@ -91,7 +91,7 @@ def targets_for(rows: list[TrainingRow], file: Path, likelihoods: list[float]) -
 def test_loss_with_targets_is_nll_and_weighted_kl(folder: Path, tmp_path: Path) -> None:
     rows, model = rows_of_lengths(9, 14), load_model(folder)
     file = targets_for(rows, tmp_path / "t.safetensors", [-1.0, -3.0])
-    packer = TargetPacker(4096, file, weighted=True)
+    packer = TargetPacker(file, True, 4096)
     (part,) = packer([rows])["parts"]
     batch = {"parts": [part], "total": 8}
     found = float(backward(Learner(model, with_targets(0.7)), batch, lambda loss: None, "fp32"))
@@ -121,7 +121,7 @@ def test_targets_of_another_answer_are_refused(tmp_path: Path) -> None:
     file = targets_for(rows, tmp_path / "t.safetensors", [-1.0])
     longer = [TrainingRow(rows[0].id, rows[0].prompt, (5, *rows[0].answer))]
     with pytest.raises(ArtifactError, match="targets of 4 tokens and an answer of 5"):
-        TargetPacker(4096, file, weighted=False)([longer])
+        TargetPacker(file, False, 4096)([longer])
 
 
 def likelihood(model: Any, row: TrainingRow) -> torch.Tensor:

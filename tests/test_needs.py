@@ -89,6 +89,10 @@ def test_scaled_down_it_asks_no_api_and_no_gpu(name: str, tmp_path: Path) -> Non
     assert (small.distill.processes, small.distill.tuning) == (1, "lora")
     assert len(read_token_mix(small.prompts, small.sample).entries) == 80
     assert any("instead of gpt-4.1" in line for line in changes)
+    assert any(line.startswith("distill.lora.rank 16 instead of") for line in changes)
+    assert "gates.merged_agreement None instead of 0.9" in changes
+    for lora in (small.distill.lora, large.distill.lora):
+        assert lora.alpha / lora.rank == 2
     states = {finding.name: finding.state for finding in needs(small, tmp_path)}
     assert "missing" not in states.values()
     assert not any(name.startswith("key ") for name in states)

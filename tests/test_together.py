@@ -79,7 +79,7 @@ def test_two_processes_learn_as_one_does_and_the_death_of_one_is_told(
 @NEEDS_TWO
 def test_what_a_process_refuses_is_told(student: Student, dataset: Dataset, tmp_path: Path) -> None:
     wide = in_two(SPEC.model_copy(update={"lora": LoraSpec(rank=512)}))
-    with pytest.raises(TrainingError, match=r"rank is 512, and .* is only \d+ wide"):
+    with pytest.raises(TrainingError, match=r"the rank is 512, and .* is only \d+ wide"):
         run(student, dataset, tmp_path, wide)
 
 

@@ -115,6 +115,15 @@ def test_a_weight_of_two_is_the_row_twice(model: Any) -> None:
         torch.testing.assert_close(gradient, wanted[at], rtol=1e-3, atol=1e-6)
 
 
+def test_a_light_row_teaches_less_also_alone_in_its_batch(model: Any) -> None:
+    (row,) = rows_of_lengths(12)
+    found = []
+    for weight in (1.0, 0.25):
+        batch = Packer(4096)([[replace(row, weight=weight)]])
+        found.append(backward(Learner(model, nll_loss), batch, lambda loss: None, "fp32"))
+    assert float(found[1]) == pytest.approx(0.25 * float(found[0]))
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_processes_share_a_batch_and_its_loss(model: Any, count: int) -> None:
     rows = rows_of_lengths(*[25, 9, 40, 9, 31][:count])

@@ -24,9 +24,9 @@ def rows_of_lengths(*lengths: int, answer: int = 4) -> list[TrainingRow]:
 
 def packed_loss(model: Any, rows: Sequence[TrainingRow], tokens: int = 4096) -> Any:
     """Mean loss a token; gradients are left in the model."""
-    from edgedistill.training.learner import Learner, Packer, backward, nll_loss
+    from edgedistill.training.learner import Learner, Packer, backward, mean_weight, nll_loss
 
-    batch = Packer(tokens)([rows])
+    batch = Packer(tokens, mean_weight=mean_weight(rows))([rows])
     return backward(Learner(model, nll_loss), batch, lambda loss: loss.backward(), "fp32")
 
 

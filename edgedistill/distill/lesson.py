@@ -23,6 +23,7 @@ from edgedistill.strict import Strict
 from edgedistill.training.course import HINT, Schedule
 from edgedistill.training.data import plan_batches, require_context, training_rows
 from edgedistill.training.examine import Exam
+from edgedistill.training.need import Cut, dimensions, fit_here
 
 TRAINING = "training.json"
 
@@ -144,18 +145,13 @@ def lesson_rows(job: Job) -> list[Any]:
 def course_of(job: Job) -> Any:
     """The course (training/course.py) of a job."""
     from edgedistill.distill.model import save_adapter
-    from edgedistill.torch_runtime import device
     from edgedistill.training.course import Course
     from edgedistill.training.flops import model_flops
     from edgedistill.training.learner import backward
-    from edgedistill.training.need import cut, dimensions, free_bytes
 
     spec, rows, exam = job.spec, lesson_rows(job), job.exam()
-    found, kind = dimensions(job.student.folder), device().type
-    free = free_bytes(kind)
-    share = free // spec.processes if free is not None and kind == "cpu" else free
-    fitting = cut(found, spec, rows, kind, share)
-    loss, collate = _taught(job, fitting.tokens)
+    found, fitting = dimensions(job.student.folder), fitted(job, rows)
+    loss, collate = _taught(job, fitting.tokens, rows)
     return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
         batches_per_epoch=math.ceil(len(rows) / spec.batch_size),
@@ -177,6 +173,17 @@ def course_of(job: Job) -> Any:
             "estimated_bytes": fitting.bytes,
         },
     )
+
+
+def fitted(job: Job, rows: Sequence[Any]) -> Cut:
+    """How the job's batches are computed on this machine, in the memory that is free now.
+
+    Raises:
+        TrainingError: it does not suffice.
+    """
+    from edgedistill.torch_runtime import device
+
+    return fit_here(job.student.folder, job.spec, rows, device().type)
 
 
 def _schedule(spec: DistillSpec) -> Schedule:
@@ -202,17 +209,17 @@ def _built(job: Job, loss: Any, checkpointing: bool) -> Any:
     return learner
 
 
-def _taught(job: Job, tokens: int) -> tuple[Any, Any]:
+def _taught(job: Job, tokens: int, rows: Sequence[Any]) -> tuple[Any, Any]:
     """The loss of a job, and what makes batches for it."""
     from edgedistill.distill.losses import PairPacker, TargetPacker, preferring, with_targets
-    from edgedistill.training.learner import Packer, nll_loss
+    from edgedistill.training.learner import Packer, mean_weight, nll_loss
     from edgedistill.training.processes import rank, world
 
-    share = tokens, rank(), world()
+    share = tokens, rank(), world(), mean_weight(rows)
     if job.pairs:
         return preferring(job.beta), PairPacker(*share)
     if job.targets is not None:
-        packer = TargetPacker(tokens, job.targets, job.weighted, rank(), world())
+        packer = TargetPacker(job.targets, job.weighted, *share)
         return with_targets(job.kl_weight), packer
     return nll_loss, Packer(*share)
 

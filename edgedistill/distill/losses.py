@@ -64,10 +64,8 @@ class TargetPacker(Packer):
     """Packs rows with what another model predicts at each of their supervised tokens, read from
     the file `targets` when a row's turn comes; `weighted`: see `row_weights`."""
 
-    def __init__(
-        self, tokens: int, targets: Path, weighted: bool, rank: int = 0, world: int = 1
-    ) -> None:
-        super().__init__(tokens, rank, world)
+    def __init__(self, targets: Path, weighted: bool, tokens: int, *share: Any) -> None:
+        super().__init__(tokens, *share)
         self._targets = Targets(targets)
         found = self._targets.log_likelihood
         weights = row_weights(found) if weighted else np.ones_like(found)
@@ -124,8 +122,12 @@ class Pair:
         return self.chosen.supervised
 
     @property
-    def supervised_weight(self) -> float:
-        return self.chosen.weight  # each pair counts alike, however long its answers are
+    def weight(self) -> float:
+        return self.chosen.weight
+
+    @property
+    def units(self) -> int:
+        return 1  # each pair counts alike, however long its answers are
 
     def unweighted(self) -> Pair:
         return replace(self, chosen=self.chosen.unweighted())

@@ -113,8 +113,8 @@ def require_rank(model: Any, spec: LoraSpec) -> None:
     name, side = min(sides.items(), key=lambda found: found[1])
     if spec.rank > side:
         raise TrainingError(
-            f"distill.lora.rank is {spec.rank}, and {name} is only {side} wide",
-            hint=f"take a rank of at most {side}",
+            f"the rank is {spec.rank}, and {name} is only {side} wide",
+            hint=f"set distill.lora.rank (for a proxy distill.proxy.lora.rank) to at most {side}",
         )
 
 

@@ -12,12 +12,14 @@ from typing import Any, Literal
 from edgedistill import machine
 from edgedistill.artifacts import Identity, Student, run_stage, tool_versions, write_json
 from edgedistill.distill.model import trained_model
+from edgedistill.errors import TrainingError
 from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
 from edgedistill.torch_runtime import device
 from edgedistill.training.data import PART_TOKENS, TrainingRow
 from edgedistill.training.learner import Learner, Packer, backward, nll_loss
 from edgedistill.training.loss import autocast
+from edgedistill.training.need import fit_here
 from edgedistill.training.packing import moved, packed_attention
 
 CPU_TOKENS = 256  # enough for a stable rate on a CPU, short where bf16 is emulated
@@ -47,13 +49,14 @@ def choose_precision(
 
     def work(folder: Path) -> dict[str, Any]:
         measured = _measure(rows(), student, spec)
-        gc.collect()  # its model must be gone before the one that is trained is loaded
+        _forget()  # its model must be gone before the one that is trained is loaded
         write_json(folder / "precision.json", measured)
-        bf16 = measured["bf16"]
-        progress.note(
-            f"training in {measured['chosen']}: measured here fp32 {measured['fp32']:.0f} "
-            f"tokens/s, bf16 {f'{bf16:.0f} tokens/s' if bf16 else measured['why_not_bf16']}"
+        fp32, bf16 = (
+            f"{measured[kind]:.0f} tokens/s" if measured[kind] else measured[f"why_not_{kind}"]
+            for kind in ("fp32", "bf16")
         )
+        chosen = measured["chosen"]
+        progress.note(f"training in {chosen}: measured here fp32 {fp32}, bf16 {bf16}")
         return measured
 
     facts = run_stage(identity, out, progress, work).facts
@@ -71,13 +74,40 @@ def _measure(rows: Sequence[TrainingRow], student: Student, spec: DistillSpec) -
         made: Learner = Learner(trained_model(student.folder, own), nll_loss).to(where)
         return made
 
+    found: dict[str, Any] = {"tokens": tokens, "why_not_fp32": "", "why_not_bf16": ""}
+    if not _fits(student.folder, spec, rows, where.type):
+        why = "needs more memory than is free"
+        return {**found, "fp32": 0.0, "bf16": 0.0, "chosen": "bf16", "why_not_fp32": why}
     model = learner("fp32")
     _step(model, batch, "fp32")
     fp32 = tokens / min(_step(model, batch, "fp32")[0] for _ in range(TIMED))
     del model
     bf16, why = _bf16(learner("bf16"), batch, tokens, tokens / fp32)
     chosen = "bf16" if bf16 > fp32 else "fp32"
-    return {"fp32": fp32, "bf16": bf16, "chosen": chosen, "why_not_bf16": why, "tokens": tokens}
+    return {**found, "fp32": fp32, "bf16": bf16, "chosen": chosen, "why_not_bf16": why}
+
+
+def _fits(folder: Path, spec: DistillSpec, rows: Sequence[TrainingRow], kind: str) -> bool:
+    """Whether memory suffices in fp32.
+
+    Raises:
+        TrainingError: it does not in bf16 either.
+    """
+    fit_here(folder, spec.model_copy(update={"precision": "bf16"}), rows, kind)
+    try:
+        fit_here(folder, spec.model_copy(update={"precision": "fp32"}), rows, kind)
+    except TrainingError:
+        return False
+    return True
+
+
+def _forget() -> None:
+    """Give back what a model took that is gone, on a GPU too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _bf16(model: Learner, batch: Any, tokens: int, fp32_seconds: float) -> tuple[float, str]:

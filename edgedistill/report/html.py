@@ -80,9 +80,11 @@ def trained(facts: Json) -> str:
     if not facts.get("steps"):
         return ""
     several = f" in {facts['processes']} processes" if facts.get("processes", 1) > 1 else ""
+    if not {"device", "precision", "peak_memory_bytes"} <= facts.keys():
+        return ""
     where = facts.get("gpu", facts["device"])
     parts = [f"{facts['steps']} steps on {where}{several} in {facts['precision']}"]
-    if facts["tokens_per_second"]:
+    if facts.get("tokens_per_second"):
         parts.append(f"{facts['tokens_per_second']:.0f} tokens/s")
     memory = facts.get("gpu_peak_memory_bytes", facts["peak_memory_bytes"])
     parts.append(f"at most {memory / 1e9:.1f}{NBSP}GB of memory")

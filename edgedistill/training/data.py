@@ -46,8 +46,9 @@ class TrainingRow:
         return 0 if self.general else len(self.answer)
 
     @property
-    def supervised_weight(self) -> float:
-        return self.weight * self.supervised
+    def units(self) -> int:
+        """What a mean loss is taken over: supervised tokens."""
+        return self.supervised
 
     def unweighted(self) -> TrainingRow:
         """The same row, from which nothing is learnt."""

@@ -35,6 +35,14 @@ def last_complete(resume: Path) -> Path | None:
     return max(found, key=step_of, default=None)
 
 
+def last_kept(resume: Path) -> str:
+    """Where the adapter of the last evaluation is, in words for an error; "" where there is
+    none."""
+    kept = [folder for folder in (resume / EVALUATED).glob("*") if folder.name.isdigit()]
+    last = max(kept, key=lambda folder: int(folder.name), default=None)
+    return "" if last is None else f"; the last adapter before that is {last}"
+
+
 def step_of(checkpoint: Path) -> int:
     """The steps that were done when a checkpoint was written."""
     return int(checkpoint.name.split("-")[1])

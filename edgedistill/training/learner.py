@@ -89,16 +89,20 @@ def _require_compiler(kind: str) -> None:
 class Packer:
     """Batches for `backward`, on process `rank` of `world`: {"parts", "total"}.
 
-    `total` is the weight of all supervised tokens of the batch as a share of one process, by which
-    losses are divided: DDP takes the mean over processes.
+    `total`, by which losses are divided, is what the batch's units (see the rows) weigh on average
+    over all rows, as a share of one process: a batch of light rows teaches less, and DDP takes the
+    mean over processes.
     """
 
-    def __init__(self, tokens: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, tokens: int, rank: int = 0, world: int = 1, mean_weight: float = 1.0
+    ) -> None:
         self._tokens, self._rank, self._world = tokens, rank, world
+        self._mean_weight = mean_weight
 
     def __call__(self, batches: Sequence[Sequence[Any]]) -> dict[str, Any]:
         rows = [row for batch in batches for row in batch]
-        total = sum(row.supervised_weight for row in rows)
+        total = self._mean_weight * sum(row.units for row in rows)
         own = rows[self._rank :: self._world]
         if not own:  # every process takes part in every step
             own = [rows[0].unweighted()]
@@ -107,6 +111,11 @@ class Packer:
 
     def pack(self, rows: Sequence[Any]) -> Part:
         return pack(rows)
+
+
+def mean_weight(rows: Sequence[Any]) -> float:
+    """What a unit of the rows weighs on average."""
+    return float(sum(row.weight * row.units for row in rows) / sum(row.units for row in rows))
 
 
 def backward(

@@ -116,19 +116,32 @@ def needed_bytes(found: Dimensions, spec: DistillSpec, tokens: int, checkpointin
     return int(weights + ADAM * trained + activations + logits + RUNTIME_BYTES)
 
 
+def loading_bytes(found: Dimensions) -> int:
+    """What loading takes of this machine's memory: the checkpoint is fp32, also for a GPU."""
+    return 4 * found.parameters + RUNTIME_BYTES
+
+
 def cut(
     found: Dimensions,
     spec: DistillSpec,
     rows: Sequence[Any],
     device_type: str,
     free: int | None,
+    host: int | None = None,
 ) -> Cut:
-    """The largest parts that fit into `free` bytes (None: unknown), activations kept where the
-    recipe lets us and they can be.
+    """The largest parts that fit into `free` bytes (None: unknown) of the device, activations kept
+    where the recipe lets us and they can be; `host` is what this machine has free.
 
     Raises:
         TrainingError: nothing fits.
     """
+    load = loading_bytes(found)
+    if host is not None and load > host:
+        raise TrainingError(
+            f"loading the model takes {load / 1e9:.1f} GB of memory, and {host / 1e9:.1f} GB are "
+            "free",
+            hint="close other programs, train in fewer processes, or take a smaller student",
+        )
     longest, most = max(map(len, rows)), PART_TOKENS[device_type]
     least = max(longest, BUSY_TOKENS[device_type])
     sizes = [max(longest, most >> halved) for halved in range(int(math.log2(most)))]
@@ -147,6 +160,19 @@ def cut(
         "free",
         hint=_cheaper(spec),
     )
+
+
+def fit_here(folder: Path, spec: DistillSpec, rows: Sequence[Any], device_type: str) -> Cut:
+    """How batches of rows are computed in the memory that is free on this machine now; `folder`
+    is the checkpoint's.
+
+    Raises:
+        TrainingError: it does not suffice.
+    """
+    host = free_memory()
+    own = None if host is None else host // spec.processes
+    free = own if device_type == "cpu" else free_bytes(device_type)
+    return cut(dimensions(folder), spec, rows, device_type, free, own)
 
 
 def _cheaper(spec: DistillSpec) -> str:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
@@ -15,7 +16,7 @@ from transformers import (
 )
 
 from edgedistill.artifacts import RESUME
-from edgedistill.errors import Diverged
+from edgedistill.errors import Diverged, TrainingError
 from edgedistill.memory import freed_memory_kept
 from edgedistill.progress import Progress
 from edgedistill.torch_runtime import device
@@ -27,6 +28,7 @@ from edgedistill.training.history import (
     history_of,
     is_over,
     last_complete,
+    last_kept,
     step_of,
     training_points,
 )
@@ -145,8 +147,6 @@ def _facts(
 
 def _of_gpu(flops_per_second: float) -> dict[str, Any]:
     """Of one GPU, where there is one."""
-    import torch
-
     if device().type != "cuda":
         return {}
     name = torch.cuda.get_device_name()
@@ -180,10 +180,18 @@ class _OwnLossTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         model.train()
         batch = self._prepare_inputs(inputs)
-        loss = self._course.backward(model, batch, self.accelerator.backward)
+        step, resume = self.state.global_step + 1, Path(self.args.output_dir)
+        try:
+            loss = self._course.backward(model, batch, self.accelerator.backward)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU has no memory left at step {step}: {str(error).splitlines()[0]}",
+                hint="end what else uses it, set distill.gradient_checkpointing to on, or take "
+                "distill.tuning qlora or shorter rows",
+            ) from error
         if not loss.isfinite():
             raise Diverged(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}",
+                f"the loss is {float(loss)} at step {step}{last_kept(resume)}",
                 hint=self._course.hint,
             )
         return loss

@@ -26,6 +26,7 @@ from edgedistill.training.history import (
     chosen,
     entry,
     gone_stale,
+    last_kept,
     losses_of,
     risen,
 )
@@ -124,11 +125,9 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         found = None if self._course.may_rise else risen(losses_of(state.log_history))
         if found is None:
             return
-        kept = sorted((self._resume / EVALUATED).glob("*"), key=lambda folder: folder.name)
-        good = f"; the last adapter before that is {kept[-1]}" if kept else ""
         raise Diverged(
             f"training diverges: the loss was {found[0]:.3g} at the start, and is {found[1]:.3g} "
-            f"at step {state.global_step}{good}",
+            f"at step {state.global_step}{last_kept(self._resume)}",
             hint=self._course.hint,
         )
 
