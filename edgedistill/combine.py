@@ -43,6 +43,7 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "modules_to_save": (None, [], ()),
     "alpha_pattern": (None, {}),
     "rank_pattern": (None, {}),
+    "init_lora_weights": (True, "gaussian", "orthogonal", None),  # others change the base
 }
 
 
@@ -74,7 +75,10 @@ def combine(adapter: Adapter, spec: MergeSpec, out: Path, progress: Progress) ->
     def work(folder: Path) -> dict[str, Any]:
         from safetensors.numpy import save_file
 
-        summed, rank = added([_read(path, weight) for path, weight in parts], adapter.folder)
+        read = [(_read(path, weight), path) for path, weight in parts]
+        for part, path in read[1:]:
+            _require_alike(read[0][0], part, path)
+        summed, rank = added([part for part, _ in read])
         save_file(summed, folder / WEIGHTS, metadata={"format": "pt"})
         config = json.loads((adapter.folder / CONFIG).read_text("utf-8"))
         write_json(folder / CONFIG, config | {"r": rank, "lora_alpha": rank, "use_rslora": False})
@@ -119,12 +123,19 @@ def _read(folder: Path, weight: float) -> dict[str, Floats]:
     }
 
 
-def added(parts: Sequence[Mapping[str, Floats]], where: Path) -> tuple[dict[str, Floats], int]:
-    """The tensors of the sum, and its rank. A layer that an adapter leaves out gets zeros from it.
+def _require_alike(first: Mapping[str, Floats], other: Mapping[str, Floats], path: Path) -> None:
+    """Refuse tensors that the first adapter has not, or of another size: another student's."""
+    for name, values in other.items():
+        if name not in first:
+            _refuse(path, f"{name} is not among what is trained here")
+        side = 1 if name.endswith(A) else 0
+        if values.shape[side] != first[name].shape[side]:
+            _refuse(path, f"{name} has another size than here: it is another student's")
 
-    Raises:
-        ArtifactError: a layer has another size in one of them.
-    """
+
+def added(parts: Sequence[Mapping[str, Floats]]) -> tuple[dict[str, Floats], int]:
+    """The tensors of the sum, and its rank. A layer that an adapter leaves out gets zeros from
+    it."""
     ranks = [
         next(len(values) for name, values in part.items() if name.endswith(A)) for part in parts
     ]
@@ -136,8 +147,6 @@ def added(parts: Sequence[Mapping[str, Floats]], where: Path) -> tuple[dict[str,
             for part in parts
             if layer + A in part
         }
-        if len(sizes) > 1:
-            _refuse(where, f"{layer} has another size in another adapter: another student's")
         ((columns, rows),) = sizes
         blank = [
             (np.zeros((rank, columns), np.float32), np.zeros((rows, rank), np.float32))

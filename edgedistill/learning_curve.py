@@ -26,7 +26,7 @@ from edgedistill.artifacts import (
 )
 from edgedistill.curate import FEW, PARTS
 from edgedistill.distill.trial import Sat, Trial
-from edgedistill.errors import UsageError
+from edgedistill.errors import Diverged, UsageError
 from edgedistill.fidelity import read_rows, shuffled
 from edgedistill.learning import first_run
 from edgedistill.methods import DistillSpec
@@ -159,6 +159,11 @@ class _Curve:
         from edgedistill.report.tuning import curve_page
 
         sat = {at: trial.at_end(self.progress) for at, trial in trials.items()}
+        if broken := next((found for found in sat.values() if found.diverged), None):
+            raise Diverged(
+                f"a part of the rows cannot be learnt: {broken.diverged}",
+                hint="lower distill.learning_rate, and run the same command again",
+            )
         value = self._found(trials, sat).to_json()
         write_json(folder / FOUND, value)
         write_atomic(folder / PAGE, curve_page(value).encode())

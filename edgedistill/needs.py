@@ -8,22 +8,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgedistill import machine, weights
+from edgedistill import machine
 from edgedistill.doctor import Finding, existing
 from edgedistill.errors import EdgedistillError
-from edgedistill.gguf_header import read_header
-from edgedistill.hf_config import require_student
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, Recipe
+from edgedistill.sizes import known_dimensions
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.training.data import PART_TOKENS
 from edgedistill.training.need import Dimensions, dimensions_of, free_memory, needed_bytes
-from edgedistill.weights import KNOWN, HubModel, folder_or_hub
-from edgedistill.weights.hub import fetch_model
+from edgedistill.weights import folder_or_hub
+from edgedistill.weights.hub import fetch_model, hub_model
 
 AREA = "recipe"
 # Of one parameter: the student and the merged model in fp32, an export in f16, checkpoints.
@@ -67,10 +66,12 @@ def _student(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
         found = _dimensions(recipe.student.weights)
     except EdgedistillError as error:
         yield Finding(AREA, "student", "missing", error.what, error.hint or "")
+        yield from _places(recipe)
         return
     if found is None:
         told = "its size is known once its weights are here"
         yield Finding(AREA, "student", "note", recipe.student.weights, told)
+        yield from _places(recipe)
         return
     value = f"{recipe.student.weights}, {found.parameters / 1e9:.2f} billion parameters"
     yield Finding(AREA, "student", "ok", value)
@@ -99,7 +100,8 @@ def _proxy(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
     yield Finding(AREA, "proxy's disk", "ok" if free >= need else "missing", told, hint)
 
 
-def _processors(recipe: Recipe, found: Dimensions) -> Iterator[Finding]:
+def _places(recipe: Recipe) -> Iterator[Finding]:
+    """Processes and what they run on, whatever the student."""
     spec, gpus = recipe.distill, machine.gpu_names()
     places, what = (len(gpus), "GPUs") if gpus else (machine.threads(), "cores, and no GPU")
     enough = spec.processes <= places
@@ -109,6 +111,11 @@ def _processors(recipe: Recipe, found: Dimensions) -> Iterator[Finding]:
     if spec.tuning == "qlora" and not gpus:
         hint = "it saves memory on a GPU; on a CPU distill.tuning lora is faster"
         yield Finding(AREA, "tuning", "note", "qlora without a GPU", hint)
+
+
+def _processors(recipe: Recipe, found: Dimensions) -> Iterator[Finding]:
+    yield from _places(recipe)
+    spec, gpus = recipe.distill, machine.gpu_names()
     kind = "cuda" if gpus else "cpu"
     precise = "bf16" if spec.precision == "auto" and gpus else spec.precision
     settled = spec.model_copy(update={"precision": "fp32" if precise == "auto" else precise})
@@ -148,52 +155,15 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
 
 def _dimensions(name: str) -> Dimensions | None:
     """Of a student's weights; None where only having them would tell."""
-    if name.lower().endswith(".gguf"):
-        return _of_header(Path(name))
-    place = folder_or_hub(name)
-    if place is None:
-        here = weights.cached(name) if name in KNOWN else None
-        return None if here is None else _of_header(here)
-    return dimensions_of(_hub_config(place) if isinstance(place, HubModel) else _config(place))
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    return require_student(folder).model
-
-
-def _hub_config(model: HubModel) -> Mapping[str, Any]:
+    place = hub_model(name) if folder_or_hub(name) is not None else None
+    if place is None or place.complete:
+        return known_dimensions(name)
     found: dict[str, Any] = {}
 
     def accept(config: Path) -> None:
-
         found.update(json.loads(config.read_text("utf-8")))
         raise _Seen
 
-    if model.complete:
-        return _config(model.folder)
     with contextlib.suppress(_Seen):
-        fetch_model(model, Silent(), accept)
-    return found
-
-
-def _of_header(file: Path) -> Dimensions:
-    header = read_header(file)
-
-    def number(key: str, default: int = 0) -> int:
-        return int(header.keys.get(f"{header.architecture}.{key}", default))
-
-    heads, width = number("attention.head_count"), number("embedding_length")
-    vocabulary = number("vocab_size")
-    shape = next(info.shape for info in header.tensors if info.name == "token_embd.weight")
-    return dimensions_of(
-        {
-            "num_attention_heads": heads,
-            "num_key_value_heads": number("attention.head_count_kv", heads),
-            "head_dim": number("attention.key_length") or width // heads,
-            "hidden_size": width,
-            "intermediate_size": number("feed_forward_length"),
-            "num_hidden_layers": number("block_count"),
-            "vocab_size": vocabulary or max(shape),
-            "tie_word_embeddings": "output.weight" not in header.by_name,
-        }
-    )
+        fetch_model(place, Silent(), accept)
+    return dimensions_of(found)

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from edgedistill.errors import CollectError, EdgedistillError, GateFailed, TargetError
+from edgedistill.errors import (
+    CollectError,
+    DatasetError,
+    EdgedistillError,
+    GateFailed,
+    TargetError,
+)
 from edgedistill.pipeline import Workspace, optimum_stages, run_stages
 from edgedistill.progress import Silent
 from edgedistill.recipe import Recipe
@@ -52,7 +58,7 @@ def _walk(build: Callable[..., object]) -> tuple[list[Step], EdgedistillError | 
     planner = _Planner()
     try:
         build(log=Recorder(planner))
-    except (TargetError, GateFailed, CollectError) as error:
+    except (TargetError, GateFailed, CollectError, DatasetError) as error:
         return planner.steps, error
     except _WouldRun:
         pass

@@ -13,7 +13,7 @@ TEACHER, PROXY = "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct-q4_
 STUDENT = "smollm2-135m-instruct-q4_1"
 PROMPTS, EPOCHS, ROUNDS = 80, 1.0, 1
 BATCH, RANK = 4, 16
-CHANGED = {"distill", "merge", "gates"}
+CHANGED: Any = {"distill": True, "merge": True, "gates": True, "student": {"prune"}}
 
 
 def as_asked(
@@ -35,7 +35,7 @@ def scale_down(recipe: Recipe) -> tuple[Recipe, list[str]]:
         "name": recipe.name + SUFFIX,
         "sample": min(PROMPTS, recipe.sample or PROMPTS),
         "teacher": _teacher(recipe),
-        "student": recipe.student.model_copy(update={"weights": STUDENT}),
+        "student": recipe.student.model_copy(update={"weights": STUDENT, "prune": None}),
         "distill": _distill(recipe),
         "merge": MergeSpec(),
         "gates": recipe.gates.model_copy(update={"merged_agreement": None}),

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgedistill.errors import ArtifactError, ConfigError, Problem, TokenMixError
+from edgedistill.combine import require_plain
+from edgedistill.errors import (
+    ArtifactError,
+    ConfigError,
+    EdgedistillError,
+    Problem,
+    TokenMixError,
+)
 from edgedistill.gguf_header import read_header
 from edgedistill.initialise import MODEL_ID
 from edgedistill.library import shown
+from edgedistill.methods import LoraSpec
 from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
+from edgedistill.sizes import known_dimensions
 from edgedistill.student_file import student_problem
 from edgedistill.target import Target, load_target
 from edgedistill.tokenmix import read_token_mix
@@ -137,7 +146,7 @@ def _each(
 
 
 def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
-    problems = []
+    problems = [*_about_rank(path, recipe), *_about_added(path, recipe)]
     if wrong := student_problem(recipe.student):
         problems.append(_problem(path, ("student", wrong.field), wrong.what))
     if (proxy := recipe.distill.proxy) is not None:
@@ -154,6 +163,39 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
     if isinstance(recipe.check, SqlExecutionCheck) and (told := _about_db(recipe.check.database)):
         problems.append(_problem(path, ("check", "database"), told))
     return problems
+
+
+def _about_rank(path: Path, recipe: Recipe) -> Iterator[Problem]:
+    """A rank above a layer's width, where the weights are here to tell."""
+    spec, location = recipe.distill, ("distill", "lora", "rank")
+    if spec.tuning != "full" and (wrong := _too_wide(recipe.student.weights, spec.lora)):
+        yield _problem(path, location, wrong)
+    if spec.proxy is not None and (wrong := _too_wide(spec.proxy.weights, spec.proxy.lora)):
+        yield _problem(path, ("distill", "proxy", "lora", "rank"), wrong)
+
+
+def _too_wide(weights: str, lora: LoraSpec) -> str:
+    try:
+        found = known_dimensions(weights)
+    except EdgedistillError:
+        return ""  # told at the weights
+    if found is None or lora.rank <= found.narrowest:
+        return ""
+    return f"is {lora.rank}, and a layer of {weights} is only {found.narrowest} wide"
+
+
+def _about_added(path: Path, recipe: Recipe) -> Iterator[Problem]:
+    """Adapters that cannot be added, or not to what is trained."""
+    location: Location = ("merge", "adapters")
+    tuning = recipe.distill.tuning
+    if recipe.merge.adapters and tuning in ("dora", "full"):
+        what = f"nothing can be added to what distill.tuning {tuning} makes"
+        yield _problem(path, location, what)
+    for added in recipe.merge.adapters:
+        try:
+            require_plain(added.path)
+        except ArtifactError as error:
+            yield _problem(path, location, f"{added.path}: {error.what}")
 
 
 def _about_file(file: Path) -> str:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",
             "asking", "own_environment", "paired", "patch", "prompting",
             "quantize_request", "quantized_values", "report", "runtime", "runtime_child",
-            "runtimes", "spelling", "student", "student_file", "targets", "teacher",
+            "runtimes", "sizes", "spelling", "student", "student_file", "targets", "teacher",
             "teacher_targets", "tensors",
             "tokenmix", "torch_runtime", "training", "vocabulary", "weights", "workspace"}),
     ("stages", {"bench", "collect", "combine", "curate", "distill", "export", "fit", "merge",

@@ -155,7 +155,7 @@ def run(job: Job, folder: Path, progress: Progress) -> Trained:
 
     if job.spec.processes > 1:
         return train_together(job, folder, progress)
-    return train(course_of(job), folder, progress)
+    return train(course_of(job, folder), folder, progress)
 
 
 def _identity(

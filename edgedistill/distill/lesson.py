@@ -6,11 +6,11 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgedistill.artifacts import Dataset, Student, load_finished
+from edgedistill.artifacts import RESUME, Dataset, Student, load_finished, write_json
 from edgedistill.checks import check_identity, clean_answer, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.families import even_context
@@ -26,6 +26,9 @@ from edgedistill.training.examine import Exam
 from edgedistill.training.need import Cut, dimensions, fit_here
 
 TRAINING = "training.json"
+
+
+BEGUN = "parts.json"  # how the batches of a run are computed
 
 
 class Job(Strict):
@@ -142,15 +145,15 @@ def lesson_rows(job: Job) -> list[Any]:
     return made
 
 
-def course_of(job: Job) -> Any:
-    """The course (training/course.py) of a job."""
+def course_of(job: Job, folder: Path) -> Any:
+    """The course (training/course.py) of a job that is trained in a stage's folder."""
     from edgedistill.distill.model import save_adapter
     from edgedistill.training.course import Course
     from edgedistill.training.flops import model_flops
     from edgedistill.training.learner import backward
 
     spec, rows, exam = job.spec, lesson_rows(job), job.exam()
-    found, fitting = dimensions(job.student.folder), fitted(job, rows)
+    found, fitting = dimensions(job.student.folder), fitted(job, rows, folder)
     loss, collate = _taught(job, fitting.tokens, rows)
     return Course(
         batches=plan_batches(rows, spec.batch_size, spec.epochs, spec.seed),
@@ -175,15 +178,21 @@ def course_of(job: Job) -> Any:
     )
 
 
-def fitted(job: Job, rows: Sequence[Any]) -> Cut:
-    """How the job's batches are computed on this machine, in the memory that is free now.
+def fitted(job: Job, rows: Sequence[Any], folder: Path) -> Cut:
+    """How the job's batches are computed on this machine, in the memory that is free now; a run
+    that goes on computes them as it began, since other parts would round otherwise.
 
     Raises:
-        TrainingError: it does not suffice.
+        TrainingError: memory does not suffice.
     """
     from edgedistill.torch_runtime import device
 
-    return fit_here(job.student.folder, job.spec, rows, device().type)
+    found = fit_here(job.student.folder, job.spec, rows, device().type)
+    file = folder / RESUME / BEGUN
+    if file.is_file():
+        return replace(found, **json.loads(file.read_text("utf-8")))
+    write_json(file, {"tokens": found.tokens, "checkpointing": found.checkpointing})
+    return found
 
 
 def _schedule(spec: DistillSpec) -> Schedule:

@@ -40,7 +40,7 @@ def _train(job: Job, folder: Path) -> None:
     from edgedistill.training.trainer import train
 
     join(device().type)
-    done = train(course_of(job), folder, Telling() if is_first() else Silent())
+    done = train(course_of(job, folder), folder, Telling() if is_first() else Silent())
     if is_first():
         resume = folder / RESUME
         kept = done.kept.relative_to(resume).as_posix()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,4 +44,4 @@ def model_flops(found: Dimensions, batches: Sequence[Sequence[Any]], whole: bool
 
 def peak_of(name: str) -> float | None:
     """FLOP/s of a GPU by its name; None: not known here."""
-    return next((peak for part, peak in PEAKS if part in name), None)
+    return next((peak for part, peak in PEAKS if re.search(rf"\b{part}\b", name)), None)

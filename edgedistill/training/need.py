@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgedistill.errors import TrainingError
+from edgedistill.errors import TrainingError, WeightsError
+from edgedistill.families import known_names
 from edgedistill.methods import DistillSpec
 from edgedistill.training.data import CHUNK_BYTES, PART_TOKENS
 
@@ -26,6 +27,9 @@ BF16 = 0.7  # of fp32's bytes: norms and the residual stream stay in fp32
 ADAM = 16  # bytes of a trained parameter: itself, its gradient and two moments
 FOUR_BIT = 0.57  # bytes of a 4-bit weight with its scales
 LOGITS_COPIES = 3
+NEEDED = (
+    "num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Dimensions:
     vocabulary: int
     parameters: int
     tied: bool
+
+    @property
+    def narrowest(self) -> int:
+        """The smaller side of the narrowest linear map: keys and values, where heads share them."""
+        return min(self.width, self.queries, self.mlp, (self.attention - self.queries) // 2)
 
     @property
     def matrices(self) -> int:
@@ -69,7 +78,16 @@ def dimensions(folder: Path) -> Dimensions:
 
 
 def dimensions_of(config: Mapping[str, Any]) -> Dimensions:
-    """Of what a config.json says; parameters but for norms and biases."""
+    """Of what a config.json says; parameters but for norms and biases.
+
+    Raises:
+        WeightsError: it lacks what all our families have.
+    """
+    absent = [name for name in NEEDED if name not in config]
+    if absent:
+        raise WeightsError(
+            f"its config.json has no {absent[0]}", hint=f"choose another student: {known_names()}"
+        )
     heads, width, mlp = (
         config[name] for name in ("num_attention_heads", "hidden_size", "intermediate_size")
     )
@@ -191,7 +209,8 @@ def free_bytes(device_type: str) -> int | None:
     if device_type == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
+        kept = int(torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+        return int(torch.cuda.mem_get_info()[0]) + kept
     return free_memory()
 
 

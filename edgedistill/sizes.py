@@ -1,0 +1,58 @@
+"""How large a student is, by what is on this machine of it: a GGUF header or a config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import WeightsError
+from edgedistill.gguf_header import read_header
+from edgedistill.hf_config import require_student
+from edgedistill.training.need import Dimensions, dimensions_of
+from edgedistill.weights import KNOWN, HubModel, cached, folder_or_hub
+
+EMBEDDING = "token_embd.weight"
+
+
+def known_dimensions(name: str) -> Dimensions | None:
+    """Of a student's weights; None where they are not on this machine.
+
+    Raises:
+        WeightsError, ArtifactError: they cannot be a student's.
+    """
+    if name.lower().endswith(".gguf"):
+        return _of_header(Path(name))
+    place = folder_or_hub(name)
+    if place is None:
+        here = cached(name) if name in KNOWN else None
+        return None if here is None else _of_header(here)
+    if isinstance(place, HubModel) and not place.complete:
+        return None
+    return dimensions_of(
+        require_student(place.folder if isinstance(place, HubModel) else place).model
+    )
+
+
+def _of_header(file: Path) -> Dimensions:
+    header = read_header(file)
+
+    def number(key: str, default: int = 0) -> int:
+        return int(header.keys.get(f"{header.architecture}.{key}", default))
+
+    heads, width = number("attention.head_count"), number("embedding_length")
+    vocabulary = number("vocab_size")
+    if EMBEDDING not in header.by_name:
+        raise WeightsError(f"it has no {EMBEDDING}", where=str(file), hint="choose another student")
+    shape = header.by_name[EMBEDDING].shape
+    found: Mapping[str, Any] = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "head_dim": number("attention.key_length") or width // heads,
+        "hidden_size": width,
+        "intermediate_size": number("feed_forward_length"),
+        "num_hidden_layers": number("block_count"),
+        "vocab_size": vocabulary or max(shape),
+        "tie_word_embeddings": "output.weight" not in header.by_name,
+    }
+    return dimensions_of(found)
