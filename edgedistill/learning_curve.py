@@ -74,6 +74,8 @@ def learning_curve(
                 "rows": rows,
                 "seeds": seeds,
                 "trials": [trial.given.identity.key for trial in trials.values()],
+                "recipe": recipe.name,
+                "bench": recipe.bench.model_dump(mode="json", include={"bootstrap", "seed"}),
             },
             inputs={
                 "dataset": ready.dataset.digest,

@@ -42,7 +42,7 @@ class ProxySpec(Strict):
     """Proxy-KD (Chen et al. 2024, arXiv 2401.07013): a white-box model between teacher and student
     is aligned to the teacher, and the student learns its probabilities, too."""
 
-    weights: str = Field(description="a pinned name or a GGUF path; larger than the student")
+    weights: str = Field(description="as student.weights; larger than the student's")
     prompt: Literal["student", "teacher"] = Field(
         "student",
         description="how it is asked: as the student is, or with the teacher's system prompt, "
@@ -163,7 +163,7 @@ class DistillSpec(Strict):
         0, ge=0, lt=SEEDS, description="of the fresh LoRA weights and the order of rows"
     )
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
-        (), description="experiment trackers that are told of every step, if they are installed"
+        (), description="experiment trackers that are told of every step; they must be installed"
     )
 
     @model_validator(mode="after")

@@ -79,6 +79,8 @@ def sweep(recipe: Recipe, grid: Grid, root: Path, progress: Progress) -> Finishe
                 "scope": scope_of("sweep", recipe, ready.dataset, ready.student),
                 "trials": [entry.trial.given.identity.key for entry in entries],
                 "rungs": race.shares,
+                "recipe": recipe.name,
+                "bench": recipe.bench.model_dump(mode="json", include={"bootstrap", "seed"}),
             },
             inputs={"dataset": ready.dataset.digest, "student": ready.student.digest},
         )

@@ -241,6 +241,8 @@ def test_each_way_of_tuning_learns_and_merges(
     )
     points = json.loads((adapter.folder / "training.json").read_text("utf-8"))
     assert points[-1]["loss"] < 0.9 * points[0]["loss"]
+    facts = json.loads((adapter.folder / "manifest.json").read_text("utf-8"))["facts"]
+    assert ("validation_agreement_unrounded" in facts) == (tuning == "qlora")
     merged = merge(adapter, student, tmp_path, Silent())
     require_fp32(merged.folder)
     ids = [5, 40, 41, 90, 17, 60, 2]

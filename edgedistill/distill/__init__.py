@@ -134,9 +134,11 @@ def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
         shutil.copyfile(file, folder / file.name)
     write_json(folder / TRAINING, as_json(done.points))
     last = done.facts["chosen_step"] == done.facts["steps"]
+    agreement = agreement_at(done.points, done.facts["chosen_step"])
     return {
         **done.facts,
-        "validation_agreement": agreement_at(done.points, done.facts["chosen_step"]),
+        "validation_agreement": agreement,
+        **_unrounded(job, done.kept, agreement, progress),
         "precision": job.spec.precision,
         "chosen_because": (
             "the last step" if last else "an earlier step agreed on more than one validation "
@@ -145,6 +147,24 @@ def learn(job: Job, folder: Path, progress: Progress) -> Mapping[str, Any]:
         "train_rows": len(lesson_rows(job)),
         "validation_rows": len(job.exam().rows),
     }  # fmt: skip
+
+
+def _unrounded(
+    job: Job, adapter: Path, agreement: float | None, progress: Progress
+) -> dict[str, float]:
+    """What qlora's adapter does to weights that are not rounded to 4 bits, which it is merged
+    into: it was not trained on those."""
+    if job.spec.tuning != "qlora":
+        return {}
+    from edgedistill.distill.model import trained_model
+    from edgedistill.torch_runtime import device
+
+    plain = job.spec.model_copy(update={"tuning": "lora", "precision": "fp32"})
+    model = trained_model(job.student.folder, plain, adapter).to(device()).eval()
+    found = job.exam().take(model).agreement
+    told = "" if agreement is None else f", and {agreement:.3f} on the 4-bit ones it learnt on"
+    progress.note(f"qlora: validation agreement {found:.3f} on the weights it is merged into{told}")
+    return {"validation_agreement_unrounded": found}
 
 
 def run(job: Job, folder: Path, progress: Progress) -> Trained:
