@@ -28,10 +28,11 @@ from edgedistill import machine
 TRL: dict[str, dict[str, Any]] = {
     "trl": {},
     "trl, rows of like length": {"train_sampling_strategy": "group_by_length"},
-    "trl, padding-free": {"padding_free": True},
+    "trl, padding-free": {"padding_free": True, "max_length": None},
     "trl, packed": {"packing": True},
 }
 OURS = "edgedistill"
+LENGTH = 512  # tokens of a packed sequence
 
 
 def main() -> None:
@@ -189,12 +190,11 @@ def _trl(given: argparse.Namespace, rows: Sequence[Any], stop: int, scratch: Pat
         report_to=[],
         use_cpu=on_cpu,
         bf16=given.precision == "bf16",
-        max_length=512,
         gradient_checkpointing=False,
         completion_only_loss=True,
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": False},
-        **TRL[given.only],
+        **{"max_length": LENGTH, **TRL[given.only]},
     )
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     model = load_model(given.student).to(dtype)
@@ -221,7 +221,7 @@ def _rows_a_step(given: argparse.Namespace, rows: Sequence[Any]) -> int:
     if "packed" not in given.only:
         return int(given.batch_size)
     length = statistics.fmean(map(len, rows))
-    return max(1, int(given.batch_size * length / 512 + 0.5))
+    return max(1, int(given.batch_size * length / LENGTH + 0.5))
 
 
 if __name__ == "__main__":
