@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgedistill.cli_options import workspace_option
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -41,10 +43,6 @@ def add_to(cli: click.Group, common: Callable[[Any], Any], show: Show) -> None:
 
 recipe_option = click.option(
     "--recipe", metavar="NAME_OR_PATH", required=True, help="Recipe by name, folder or file.",
-)  # fmt: skip
-workspace_option = click.option(
-    "--workspace", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
-    default=Path(".edgedistill"), show_default=True, help="Where stages and traces are kept.",
 )  # fmt: skip
 type_option = click.option(
     "--type", type=click.Choice(("F32", "F16", "Q8_0")), default="F16", show_default=True,

@@ -40,7 +40,6 @@ from edgedistill.tuning import scope_of
 from edgedistill.tuning_results import CurvePoint, Forecast, LearningCurve
 from edgedistill.workspace import locked
 
-SIZES = (0.125, 0.25, 0.5, 1.0)  # shares of the training rows
 MOST_SIZES, MOST_SEEDS = 16, 16
 FOUND, PAGE = "learning-curve.json", "learning-curve.html"
 

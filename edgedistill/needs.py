@@ -29,7 +29,6 @@ AREA = "recipe"
 DISK_BYTES_A_PARAMETER = 4 + 4 + 2 + 1
 FP32_BYTES = 4
 MEMORY_OF_GPU = re.compile(r"(\d+) MiB")
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class _Seen(Exception):
@@ -144,7 +143,7 @@ def _disk(found: Dimensions, workspace: Path) -> Finding:
 
 
 def _packages(recipe: Recipe) -> Iterator[Finding]:
-    wanted = [TRACKERS[name] for name in recipe.distill.report_to]
+    wanted: list[str] = [*recipe.distill.report_to]
     wanted += ["bitsandbytes"] if recipe.distill.tuning == "qlora" else []
     for name in wanted:
         there = importlib.util.find_spec(name) is not None
