@@ -2,19 +2,21 @@
 
     python benchmarks/methods_table.py RECIPE [--proxy WEIGHTS] [--seeds 0,1,2]
         [--methods base,sft,logits,proxy,unaligned,on-policy,rejection,white-box]
-        [--workspace .edgedistill] > result.json
+        [--workspace .edgedistill] [--keep RUNS] > result.json
 
 RECIPE needs `teacher.sampling.top_logprobs` (for logits) and a local teacher (for white-box). Each
 adapter is merged in fp32 and answers the held-out prompts in torch; "gold" is a prompt's
-`reference` by the recipe's check, the teacher's own share of it beside. Trainings are stages of
-the workspace, so a run that was stopped goes on. Intervals are bootstrap's over prompts; each
-method is compared with sft of the same seed, prompt by prompt (McNemar). Prints JSON and, on
-stderr, a Markdown table.
+`reference` by the recipe's check, the teacher's own share of it beside. All seeds learn from one
+proxy. Trainings are stages of the workspace, so a run that was stopped goes on; RUNS is a file of
+lines that keeps what was measured. Intervals are bootstrap's over prompts; each method is compared
+with sft of the same seed, prompt by prompt (McNemar), and all seeds together (bootstrap over
+prompts). Prints JSON and, on stderr, a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -22,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgedistill import machine, pipeline
 from edgedistill.artifacts import Checkpoint, load_finished
@@ -48,14 +52,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--workspace", type=Path, default=Path(".edgedistill"))
+    parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
     recipe = load_recipe(given.recipe)
     seeds = [int(seed) for seed in given.seeds.split(",")]
     runs = [
-        run
+        kept(variant(recipe, method, given.proxy, seed), method, seed, given)
         for method in given.methods.split(",")
         for seed in (seeds if method != "base" else seeds[:1])
-        for run in [measured(variant(recipe, method, given.proxy, seed), method, seed, given)]
     ]
     value = {"machine": machine.facts(), "given": vars(given), "runs": runs}
     print(json.dumps({**value, "against_sft": _against_sft(runs)}, indent=2, default=str))
@@ -101,6 +105,21 @@ class Stages(Passing):
 
     def note(self, text: str) -> None:
         sys.stderr.write(f"  {text}\n")
+
+
+def kept(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """The run as the file given.keep has it; else measured now, and appended."""
+    shaped = recipe.model_dump(mode="json")
+    key = hashlib.sha256(json.dumps([method, shaped], default=str).encode()).hexdigest()
+    lines = given.keep.read_text("utf-8").splitlines() if given.keep and given.keep.exists() else []
+    for line in lines:
+        if (run := json.loads(line))["key"] == key:
+            return dict(run)
+    run = {"key": key, **measured(recipe, method, seed, given)}
+    if given.keep:
+        with given.keep.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(run, default=str) + "\n")
+    return run
 
 
 def measured(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -154,12 +173,26 @@ def _gold(said: Sequence[str], rows: Sequence[EvalRow], checker: Checker) -> Any
 
 def _against_sft(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     sft = {run["seed"]: run["same"] for run in runs if run["method"] == "sft"}
-    return [
+    own = [r for r in runs if r["method"] not in ("sft", "base") and r["seed"] in sft]
+    each: list[dict[str, Any]] = [
         {"method": run["method"], "seed": run["seed"]}
         | asdict(compare(sft[run["seed"]], run["same"]))
-        for run in runs
-        if run["method"] not in ("sft", "base") and run["seed"] in sft
+        for run in own
     ]
+    return each + [
+        {"method": method, "seeds": [r["seed"] for r in own if r["method"] == method]}
+        | _over_seeds([(sft[r["seed"]], r["same"]) for r in own if r["method"] == method])
+        for method in dict.fromkeys(run["method"] for run in own)
+    ]
+
+
+def _over_seeds(pairs: Sequence[tuple[list[bool], list[bool]]]) -> dict[str, float]:
+    """Mean difference over seeds; its interval is of prompts, each with all its seeds."""
+    before, after = (np.array([pair[i] for pair in pairs], dtype=float) for i in (0, 1))
+    gains = (after - before).mean(0)
+    drawn = np.random.default_rng(0).choice(gains, (2000, len(gains))).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"difference": float(gains.mean()), "low": float(low), "high": float(high)}
 
 
 def _table(runs: Sequence[dict[str, Any]]) -> str:

@@ -113,6 +113,7 @@ def _lesson(spec: ProxySpec) -> dict[str, object]:
         "method": "sft",
         "tuning": spec.tuning,
         "lora": spec.lora,
+        "seed": spec.seed,
         "batch_size": spec.batch_size,
         "max_length": LONGEST,
         "evaluations": 1,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from edgedistill.strict import SEEDS, Strict
 
 # What says how a run is watched or fitted into memory, not what is learnt.
-SILENT = {"report_to", "gradient_checkpointing", "compile", "processes"}
+SILENT = {"report_to", "gradient_checkpointing", "compile", "processes", "shard"}
 METHODS = {"method", "logits", "proxy", "on_policy"}
 
 
@@ -63,6 +63,9 @@ class ProxySpec(Strict):
     beta: float = Field(0.1, gt=0, description="of DPO: how far the proxy may leave its last round")
     tuning: Literal["lora", "qlora"] = Field("lora", description="as distill.tuning")
     lora: LoraSpec = LoraSpec()
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="its own, so that one proxy serves students of many seeds"
+    )
     min_agreement: float = Field(
         0.7,
         ge=0,
@@ -156,6 +159,12 @@ class DistillSpec(Strict):
         description="on one machine, each with a GPU of its own or a share of the cores, started "
         "by torchrun; --processes overrides it",
     )
+    shard: bool = Field(
+        False,
+        description="of several processes each holds a share of the frozen weights instead of all "
+        "(FSDP: Zhao et al. 2023, arXiv 2304.11277), for students that would fill a GPU; with "
+        "lora, dora or rslora",
+    )
     evaluations: int = Field(3, ge=1, description="validation agreement is measured this often")
     samples: int = Field(4, ge=0, description="validation answers kept from each evaluation")
     checkpoints: int = Field(6, ge=1, description="resumable checkpoints over the run")
@@ -170,6 +179,16 @@ class DistillSpec(Strict):
     def _has_proxy(self) -> DistillSpec:
         if self.proxy is None and "proxy" in (self.method, self.begins_with):
             raise ValueError("method proxy needs distill.proxy with the proxy's weights")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> DistillSpec:
+        if self.shard and self.tuning in ("full", "qlora"):
+            raise ValueError(
+                f"shard is of frozen 16- or 32-bit weights, and distill.tuning is {self.tuning}"
+            )
+        if self.shard and self.compile:
+            raise ValueError("shard and compile do not go together; leave one of them out")
         return self
 
     @property

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,7 +40,7 @@ def run(student: Student, dataset: Dataset, out: Path, spec: DistillSpec) -> Ada
     return distill(dataset, student, prompt, spec, check, out, Silent())
 
 
-def in_two(spec: DistillSpec = SPEC) -> DistillSpec:
+def in_two(spec: DistillSpec) -> DistillSpec:
     return spec.model_copy(update={"processes": 2})
 
 
@@ -58,22 +59,44 @@ def losses(adapter: Adapter) -> list[float]:
     return [point["loss"] for point in points]
 
 
+def facts(adapter: Adapter) -> dict[str, Any]:
+    return json.loads((adapter.folder / "manifest.json").read_text("utf-8"))["facts"]
+
+
 @NEEDS_TWO
+@pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_learn_as_one_does_and_the_death_of_one_is_told(
-    student: Student, dataset: Dataset, tmp_path: Path
+    student: Student, dataset: Dataset, tmp_path: Path, shard: bool
 ) -> None:
-    alone = run(student, dataset, tmp_path / "one", SPEC)
+    spec = SPEC.model_copy(update={"shard": shard})
+    alone = run(student, dataset, tmp_path / "one", spec)
     out, killed = tmp_path / "two", threading.Thread(target=_kill_one, args=[tmp_path / "two"])
     killed.start()
     with pytest.raises(TrainingError, match=r"of 2 training processes .* ended"):
-        run(student, dataset, out, in_two())
+        run(student, dataset, out, in_two(spec))
     killed.join()
     assert not _workers()
-    again = run(student, dataset, out, in_two())
-    facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
-    assert facts["processes"] == 2
-    assert facts["resumed_from_step"] > 0
+    again = run(student, dataset, out, in_two(spec))
+    assert facts(again)["processes"] == 2
+    assert facts(again)["resumed_from_step"] > 0
     assert losses(again) == pytest.approx(losses(alone), abs=2e-4)
+
+
+@NEEDS_TWO
+@pytest.mark.parametrize(
+    "changes", [{"tuning": "dora", "gradient_checkpointing": "on"}, {"precision": "bf16"}], ids=str
+)
+def test_frozen_weights_in_shares_teach_the_same(
+    student: Student, dataset: Dataset, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    spec = SPEC.model_copy(update={"epochs": 2, **changes})
+    alone = run(student, dataset, tmp_path / "one", spec)
+    shared = run(
+        student, dataset, tmp_path / "two", in_two(spec.model_copy(update={"shard": True}))
+    )
+    assert facts(shared)["weight_bytes"] < 0.8 * facts(alone)["weight_bytes"]
+    near = 2e-4 if spec.precision == "fp32" else 2e-2
+    assert losses(shared) == pytest.approx(losses(alone), abs=near)
 
 
 @NEEDS_TWO

@@ -169,6 +169,7 @@ def course_of(job: Job, folder: Path) -> Any:
         label=job.label,
         hint=job.hint,
         reporters=spec.report_to,
+        sharded=spec.shard,
         flops=lambda batches: model_flops(found, batches, spec.tuning == "full"),
         facts={
             "part_tokens": fitting.tokens,

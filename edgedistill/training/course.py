@@ -69,6 +69,7 @@ class Course:
     label: str = "train"
     hint: str = HINT
     reporters: tuple[str, ...] = ()  # names that transformers.Trainer knows
+    sharded: bool = False  # frozen weights in shares, where there are several processes
     flops: Callable[[Sequence[Sequence[Any]]], float] | None = None  # of training on batches
     facts: Mapping[str, Any] = field(default_factory=dict)  # of how it is computed
 

@@ -35,12 +35,17 @@ class Learner(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, model: Any, loss: Loss) -> None:
         super().__init__()
         self.model = model
+        self.sharded = False  # see sharding.py, which places its parameters
         self._loss = loss
 
     @property
     def plain(self) -> Any:
         """The transformers model itself; with adapter layers in it where there are any."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def to(self, *args: Any, **kwargs: Any) -> Learner:
+        """As of any module; a sharded one is where it belongs."""
+        return self if self.sharded else super().to(*args, **kwargs)
 
     def compute_twice(self) -> None:
         """Compute activations again in the backward pass instead of keeping them (gradient

@@ -121,17 +121,22 @@ def activation_bytes(found: Dimensions, spec: DistillSpec, tokens: int, checkpoi
 
 
 def needed_bytes(found: Dimensions, spec: DistillSpec, tokens: int, checkpointing: bool) -> int:
-    """Estimated peak of the process or, with a GPU, on it."""
+    """Estimated peak of a process or, with a GPU, on it."""
     trained = found.parameters if spec.tuning == "full" else found.adapter(spec.lora.rank)
     each = 2.0 if spec.precision == "bf16" else 4.0
     rest = found.parameters - found.matrices
-    weights = {
-        "full": 0.0,
-        "qlora": FOUR_BIT * found.matrices + 2 * rest,
-    }.get(spec.tuning, each * found.matrices + 4 * rest)
+    layers = {"full": 0.0, "qlora": FOUR_BIT * found.matrices}.get(
+        spec.tuning, each * found.matrices
+    )
+    embeddings = {"full": 0, "qlora": 2 * rest}.get(spec.tuning, 4 * rest)
     logits = LOGITS_COPIES * min(CHUNK_BYTES, 4 * tokens * found.vocabulary)
     activations = activation_bytes(found, spec, tokens, checkpointing)
-    return int(weights + ADAM * trained + activations + logits + RUNTIME_BYTES)
+    held = layers + activations
+    if spec.shard and spec.processes > 1:
+        # Two layers are whole at a time; all of them while validation answers are made.
+        shares = layers / spec.processes + 2 * layers / found.layers
+        held = max(shares + activations, layers)
+    return int(held + embeddings + ADAM * trained + logits + RUNTIME_BYTES)
 
 
 def loading_bytes(found: Dimensions) -> int:

@@ -40,6 +40,7 @@ from edgedistill.training.processes import (
     world,
 )
 from edgedistill.training.reporters import reporting, require_reporters
+from edgedistill.training.sharding import averaging, held_bytes, shard_frozen
 from edgedistill.training.watcher import Watcher
 
 
@@ -59,7 +60,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     begin = last_complete(resume)
     if device().type != "cpu":  # what Trainer does, but before the start is judged
         enable_full_determinism(course.schedule.seed)
-    model, history = course.build().to(device()), history_of(begin)
+    model, history = _placed(course), history_of(begin)
     with progress.task(course.label, course.until or course.steps, "steps") as task:
         watcher = Watcher(course, resume, task)
         with freed_memory_kept(), reporting(course.reporters, folder):
@@ -72,6 +73,14 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
     chosen = course.choose(points) if course.until is None else course.until
     facts = _facts(course, watcher, model, points[-1].step, chosen, begin)
     return Trained(resume / EVALUATED / str(chosen), points, facts)
+
+
+def _placed(course: Course) -> Any:
+    model = course.build()
+    if course.sharded and world() > 1:
+        shard_frozen(model, device())
+        return model
+    return model.to(device())
 
 
 def _run(
@@ -133,6 +142,7 @@ def _facts(
         "steps": steps,
         "device": str(device()),
         "processes": world(),
+        "weight_bytes": held_bytes(model),
         "trained_parameters": trained if steps else 0,
         "supervised_tokens": sum(
             row.supervised for batch in course.batches[:steps] for row in batch
@@ -176,6 +186,13 @@ class _OwnLossTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self._course.collate,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Where frozen weights are sharded, DDP of the rest alone: accelerate refuses to make
+        it."""
+        if getattr(model, "sharded", False):
+            return averaging(model)
+        return super()._wrap_model(model, *args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         model.train()

@@ -31,6 +31,7 @@ from edgedistill.training.history import (
     risen,
 )
 from edgedistill.training.processes import is_first, shared, wait_for_all
+from edgedistill.training.sharding import whole_layers
 
 # Memory that steps freed goes back to the system so often. A fitting of 108 steps peaked at 7.3 GB
 # instead of 8.7, and took no longer (1029 and 1055 seconds, one run each).
@@ -134,11 +135,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     def _evaluate(self, step: int, history: list[Entry], model: Any) -> None:
         started = time.perf_counter()
         model.eval()
-        if is_first():
-            history.append(entry(step, self._course.examine(model)))
-            if not self._course.only_best or chosen(history, self._course) == step:
-                self._keep(step, model)
-        wait_for_all()
+        with whole_layers(model):
+            if is_first():
+                history.append(entry(step, self._course.examine(model)))
+                if not self._course.only_best or chosen(history, self._course) == step:
+                    self._keep(step, model)
+            wait_for_all()
         model.train()
         self._evaluating += time.perf_counter() - started
 
