@@ -32,9 +32,15 @@ def test_a_proxy_method_needs_a_proxy() -> None:
             DistillSpec.model_validate(given)
 
 
+@pytest.mark.parametrize("other", [{"tuning": "full"}, {"tuning": "qlora"}, {"compile": True}])
+def test_what_cannot_be_sharded_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="shard"):
+        DistillSpec.model_validate({"shard": True, **other})
+
+
 def test_only_what_shapes_the_adapter_is_in_its_identity() -> None:
     plain = DistillSpec().shaping()
-    assert not {"logits", "proxy", "on_policy", "kl_weight", "processes"} & plain.keys()
+    assert not {"logits", "proxy", "on_policy", "kl_weight", "processes", "shard"} & plain.keys()
     later = DistillSpec(method="on-policy", on_policy=OnPolicySpec(rounds=9), proxy=PROXY)
     assert later.shaping() == plain
     gated = DistillSpec(method="proxy", proxy=PROXY)

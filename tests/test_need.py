@@ -15,7 +15,7 @@ from edgedistill.distill.model import trained_model
 from edgedistill.errors import TrainingError
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.training.learner import Learner, Packer, autocast, nll_loss
-from edgedistill.training.need import activation_bytes, cut, dimensions, needed_bytes
+from edgedistill.training.need import activation_bytes, cut, dimensions, dimensions_of, needed_bytes
 from edgedistill.training.packing import packed_attention
 
 SPEC = DistillSpec(lora=LoraSpec(rank=16), precision="fp32")
@@ -37,6 +37,18 @@ def kept_bytes(model: Any, rows: int, precision: str) -> int:
     with hooks, packed_attention(learner.plain), autocast(torch.device("cpu"), precision):
         learner(batch["parts"][0])
     return sum(place.nbytes() for place in kept.values())
+
+
+def test_shares_of_frozen_weights_need_less_but_never_less_than_an_evaluation() -> None:
+    config = {
+        "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "vocab_size": 32000, "num_key_value_heads": 8,
+    }  # fmt: skip
+    found, alone = dimensions_of(config), SPEC.model_copy(update={"processes": 8})
+    shared = alone.model_copy(update={"shard": True})
+    whole = needed_bytes(found, alone, 2048, False)
+    assert needed_bytes(found, shared, 2048, False) < 0.7 * whole
+    assert needed_bytes(found, shared, 16, True) > 4 * found.matrices
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
