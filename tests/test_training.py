@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -178,15 +179,20 @@ def test_a_checkpoint_holds_what_is_trained(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "found"),
+    ("losses", "uneven", "found"),
     [
-        ([3.0, 2.9] * 8 + [6.0] * WINDOW, True),
-        ([3.0, 2.9, *[11.0] * WINDOW], True),  # broken at once
-        ([3.0, 1.0, 0.5, 0.3] * 8, False),
-        ([0.5, 0.7, *[2.0] * WINDOW], False),  # the first batches were easy
-        ([0.3, 0.1] * 8 + [0.2, 0.35] * 4, False),  # within the noise of batches
-        ([9.0] * (WINDOW + 1), False),  # too short to tell
+        ([3.0, 2.9] * 8 + [6.0] * WINDOW, 0, True),
+        ([3.0, 2.9, *[11.0] * WINDOW], 0, True),  # broken at once
+        ([3.0, 1.0, 0.5, 0.3] * 8, 0, False),
+        ([0.5, 0.7, *[2.0] * WINDOW], 0, False),  # the first batches were easy
+        ([0.3, 0.1] * 8 + [0.2, 0.35] * 4, 0, False),  # within the noise of batches
+        ([9.0] * (WINDOW + 1), 0, False),  # too short to tell
+        ([0.003] * WINDOW + [0.001, 0.2, 0.001, 0.3] * 2, 0, False),  # measured: a proxy's round
+        ([0.003] * WINDOW + [0.7] * WINDOW, math.log(2), False),  # none but rows with DPO's loss
+        ([0.003] * WINDOW + [1.2] * WINDOW, math.log(2), True),
     ],
 )
-def test_a_loss_above_its_start_is_told_from_noise(losses: list[float], found: bool) -> None:
-    assert (risen(losses) is not None) == found
+def test_a_loss_above_its_start_is_told_from_noise(
+    losses: list[float], uneven: float, found: bool
+) -> None:
+    assert (risen(losses, uneven) is not None) == found

@@ -166,6 +166,8 @@ def course_of(job: Job, folder: Path) -> Any:
         keep=lambda learner, folder: save_adapter(learner.model, folder, job.student),
         choose=lambda points: choose_step(points, len(exam.rows)),
         until=job.until,
+        # A row with a worse answer has DPO's loss, too, which begins with log 2.
+        uneven=math.log(2) if job.pairs else 0.0,
         label=job.label,
         hint=job.hint,
         reporters=spec.report_to,

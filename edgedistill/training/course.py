@@ -64,6 +64,7 @@ class Course:
     saved: Callable[[Any], None] = lambda model: None  # told when a checkpoint is written
     only_best: bool = False  # judge the start too, and keep the best folder, not each
     enough: Callable[[Examined], bool] = lambda found: False
+    uneven: float = 0.0  # so much more loss one batch has than another by what its rows are
     may_rise: bool = False  # the start is near the best, and the loss above it no sign of harm
     until: int | None = None  # the step behind which it is left, to be gone on with or not
     label: str = "train"

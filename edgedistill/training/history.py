@@ -20,7 +20,9 @@ AGREEMENT, NLL, KLD = "validation_agreement", "validation_nll", "validation_kld"
 SAMPLES = "samples"
 WINDOW = 8  # steps whose mean loss is looked at
 FIRST, TIMES, NATS = 2, 2.0, 1.0  # steps; what is far more than their loss
-ERRORS, SHARE = 4.0, 0.05  # standard errors, and at least the share, that it may be above the first
+# Standard errors that it may be above the first, at least the share, and at least the nats: where a
+# run begins with what is learnt already, one hard row in a batch is many times the mean.
+ERRORS, SHARE, LEAST = 4.0, 0.05, 0.25
 Entry = dict[str, Any]
 
 
@@ -123,9 +125,10 @@ def losses_of(history: Sequence[Mapping[str, Any]]) -> list[float]:
     return [each["loss"] for each in history if "loss" in each]
 
 
-def risen(losses: Sequence[float]) -> tuple[float, float] | None:
+def risen(losses: Sequence[float], uneven: float = 0.0) -> tuple[float, float] | None:
     """The loss at the start and now, where it is higher now than chance in the batches explains;
-    else None. Now is the mean of the last WINDOW steps.
+    else None. Now is the mean of the last WINDOW steps. `uneven`: so much more a batch may have
+    than another by what its rows are.
 
     A slow rise is held against as many first steps. In a run that breaks at once those are broken
     themselves, so the very first ones are looked at, too: by far more, since they are few.
@@ -133,11 +136,12 @@ def risen(losses: Sequence[float]) -> tuple[float, float] | None:
     if len(losses) < FIRST + WINDOW:
         return None
     now, begun = statistics.fmean(losses[-WINDOW:]), statistics.fmean(losses[:FIRST])
-    if now > TIMES * begun + NATS:
+    if now > TIMES * begun + NATS + uneven:
         return begun, now
     if len(losses) < 2 * WINDOW:
         return None
     first = losses[:WINDOW]
     begun = statistics.fmean(first)
     error = math.sqrt(2 * statistics.variance(first) / WINDOW)
-    return (begun, now) if now > begun + max(ERRORS * error, SHARE * abs(begun)) else None
+    bound = begun + max(ERRORS * error, SHARE * abs(begun), LEAST) + uneven
+    return (begun, now) if now > bound else None

@@ -123,7 +123,11 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         return counted(self._seen) / self._seconds if counted and self._seconds else 0.0
 
     def _require_progress(self, state: Any) -> None:
-        found = None if self._course.may_rise else risen(losses_of(state.log_history))
+        found = (
+            None
+            if self._course.may_rise
+            else risen(losses_of(state.log_history), self._course.uneven)
+        )
         if found is None:
             return
         raise Diverged(
