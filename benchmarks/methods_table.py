@@ -1,9 +1,11 @@
 """The methods of docs/methods.md side by side on one recipe: agreement, gold accuracy, calls, time.
 
     python benchmarks/methods_table.py RECIPE [--proxy WEIGHTS] [--seeds 0,1,2]
-        [--methods base,sft,logits,proxy,unaligned,on-policy,rejection,white-box]
+        [--methods base,sft,logits,proxy,unaligned,further,on-policy,rejection,white-box]
+        [--further PROMPTS]
         [--workspace .edgedistill] [--keep RUNS] > result.json
 
+"further" is proxy that answers PROMPTS, too, which the teacher is never asked.
 RECIPE needs `teacher.sampling.top_logprobs` (for logits) and a local teacher (for white-box). Each
 adapter is merged in fp32 and answers the held-out prompts in torch; "gold" is a prompt's
 `reference` by the recipe's check, the teacher's own share of it beside. All seeds learn from one
@@ -42,7 +44,8 @@ from edgedistill.recipe import LocalTeacher, Recipe, load_recipe
 
 PROXY = "qwen2.5-coder-0.5b-instruct-q4_k_m"
 METHODS = ("base", "sft", "logits", "proxy", "unaligned", "on-policy", "rejection", "white-box")
-PAID = ("proxy", "proxy-round", "targets", "distill", "refine")  # stages whose time counts
+# Stages whose time counts.
+PAID = ("proxy", "proxy-round", "proxy-answers", "targets", "distill", "refine")
 
 
 def main() -> None:
@@ -53,11 +56,12 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--workspace", type=Path, default=Path(".edgedistill"))
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--further", type=Path)
     given = parser.parse_args()
     recipe = load_recipe(given.recipe)
     seeds = [int(seed) for seed in given.seeds.split(",")]
     runs = [
-        kept(variant(recipe, method, given.proxy, seed), method, seed, given)
+        kept(variant(recipe, method, seed, given), method, seed, given)
         for method in given.methods.split(",")
         for seed in (seeds if method != "base" else seeds[:1])
     ]
@@ -66,15 +70,18 @@ def main() -> None:
     sys.stderr.write(_table(runs))
 
 
-def variant(recipe: Recipe, method: str, proxy: str, seed: int) -> Recipe:
+def variant(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) -> Recipe:
     """The recipe with a method of METHODS."""
     changes: dict[str, Any] = {"seed": seed, "method": "sft"}
-    aligned = ProxySpec(weights=proxy, min_agreement=0, lora=recipe.distill.lora)
+    aligned = ProxySpec(weights=given.proxy, min_agreement=0, lora=recipe.distill.lora)
     off = {"warm_up_epochs": 0, "rounds": 0}
     if method == "logits":
         changes["method"] = "logits"
     elif method in ("proxy", "unaligned"):
         own = aligned if method == "proxy" else aligned.model_copy(update=off)
+        changes |= {"method": "proxy", "proxy": own}
+    elif method == "further":
+        own = aligned.model_copy(update={"prompts": given.further.resolve()})
         changes |= {"method": "proxy", "proxy": own}
     elif method == "white-box":
         assert isinstance(recipe.teacher, LocalTeacher)

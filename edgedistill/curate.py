@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import (
+    PARTS,
     Dataset,
     Finished,
     Identity,
     TokenMixEntry,
     Traces,
-    digest_of,
+    dataset_digest,
     run_stage,
 )
 from edgedistill.checks import Checker, check_identity, clean_answer, make_checker
@@ -35,7 +36,6 @@ FEW = 20  # prompts in a part; with 20, one of them is 5 points
 USED = ("trace_id", "prompt_id", "text", "finish_reason", "failure")
 # What a teacher itself says of an answer that is none.
 CUT_OFF = ("refusal", "content_filter")
-PARTS = ("train", "validation", "held_out")
 REASONS = (
     "failed",
     "empty",
@@ -140,13 +140,10 @@ def _counts(parts: Split, rejected: Sequence[Rejected]) -> str:
 
 
 def _dataset(done: Finished) -> Dataset:
-    # Without the rejected ones: how a call failed changes nothing that is learnt or measured.
-    outputs = done.manifest["outputs"]
-    digest = digest_of({name: outputs[f"{name}.jsonl"]["sha256"] for name in PARTS})
     facts = done.facts
     return Dataset(
         folder=done.folder,
-        digest=digest,
+        digest=dataset_digest(done),
         train=facts["train"],
         validation=facts["validation"],
         held_out=facts["held_out"],

@@ -3,12 +3,13 @@ adapter is trained, then refined."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgedistill.artifacts import Adapter, Dataset, Student, TokenTargets, Traces
 from edgedistill.distill import Assigned, assigned, trained, with_precision
 from edgedistill.distill.feedback import Desk
+from edgedistill.distill.further import with_further
 from edgedistill.distill.lesson import Pupil
 from edgedistill.distill.proxy import align_proxy
 from edgedistill.distill.refine import refine
@@ -59,29 +60,38 @@ def first_run(
     """The training that makes the first adapter, its targets made; for on-policy, what it starts
     with."""
     prompt, spec, check = recipe.student, recipe.distill, recipe.check
-    targets = _targets(recipe, traces, dataset, student, out, progress)
-    return assigned(dataset, student, prompt, spec, check, out, progress, targets)
+    learnt, targets = _taught(recipe, traces, dataset, student, out, progress)
+    return assigned(learnt, student, prompt, spec, check, out, progress, targets)
 
 
-def _targets(
+def _taught(
     recipe: Recipe,
     traces: Traces,
     dataset: Dataset,
     student: Student,
     out: Path,
     progress: Progress,
-) -> TokenTargets | None:
+) -> tuple[Dataset, TokenTargets | None]:
+    """What the student learns: the dataset, or with a proxy's answers beside the teacher's; and
+    another model's probabilities."""
     spec, prompt, cleaning = recipe.distill, recipe.student, recipe.curate
     if spec.begins_with == "logits":
         wanted = recipe.teacher.sampling.top_logprobs or 0  # validate refuses a recipe without
-        return targets_of_teacher(
+        targets = targets_of_teacher(
             dataset, traces, student, prompt, cleaning, wanted, spec.logits, out, progress
         )
+        return dataset, targets
     if spec.begins_with == "proxy" and spec.proxy is not None:
         pupil = _proxy(recipe, spec.proxy, dataset, out, OfProxy(progress))
         proxy = align_proxy(pupil, spec.proxy, out, progress)
-        return targets_of_proxy(proxy, traces, student, prompt, cleaning, spec.proxy, out, progress)
-    return None
+        if spec.proxy.prompts is not None:
+            dataset = with_further(proxy, spec.proxy, out, progress)
+            proxy = replace(proxy, pupil=replace(pupil, dataset=dataset))
+        targets = targets_of_proxy(
+            proxy, traces, student, prompt, cleaning, spec.proxy, out, progress
+        )
+        return dataset, targets
+    return dataset, None
 
 
 def _proxy(

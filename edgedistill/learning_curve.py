@@ -17,14 +17,14 @@ from edgedistill.artifacts import (
     Dataset,
     Finished,
     Identity,
-    digest_of,
+    dataset_of,
     link_or_copy,
     load_finished,
     run_stage,
     write_atomic,
     write_json,
 )
-from edgedistill.curate import FEW, PARTS
+from edgedistill.curate import FEW
 from edgedistill.distill.trial import Sat, Trial
 from edgedistill.errors import Diverged, UsageError
 from edgedistill.fidelity import read_rows, shuffled
@@ -121,15 +121,7 @@ def subset(dataset: Dataset, rows: int, seed: int, out: Path, progress: Progress
         return {"train": rows, "of": dataset.train}
 
     done = run_stage(identity, out, progress, work)
-    outputs = done.manifest["outputs"]
-    return Dataset(
-        folder=done.folder,
-        digest=digest_of({name: outputs[f"{name}.jsonl"]["sha256"] for name in PARTS}),
-        train=rows,
-        validation=dataset.validation,
-        held_out=dataset.held_out,
-        rejected=dataset.rejected,
-    )
+    return dataset_of(done, rows, dataset)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -74,12 +75,32 @@ class ProxySpec(Strict):
         "it the build ends, since an unaligned proxy is worse than none",
     )
     top_k: int = Field(10, ge=1, le=1024, description="of its probabilities, so many are kept")
+    prompts: Path | None = Field(
+        None,
+        description="further prompts, a file as the recipe's, that the teacher is never asked: the "
+        "aligned proxy answers them, and the student learns these answers, too (pseudo-labels: "
+        "Xie et al. 2020, arXiv 1911.04252)",
+    )
+    keep: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="share of its valid answers to these that is learnt: those it finds likeliest",
+    )
     kl_weight: float = Field(
         1.0, gt=0, description="weight of the KL divergence beside the NLL (the paper's alpha)"
     )
     min_coverage: float = Field(
         0.5, ge=0, le=1, description="as distill.logits.min_coverage, with the proxy's tokens"
     )
+
+    @model_validator(mode="after")
+    def _answers_as_the_student(self) -> ProxySpec:
+        if self.prompts is not None and self.prompt == "teacher":
+            raise ValueError(
+                "prompts are answered by a proxy that is asked as the student is: leave prompt out"
+            )
+        return self
 
 
 class OnPolicySpec(Strict):

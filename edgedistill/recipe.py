@@ -277,6 +277,7 @@ FILES: tuple[Location, ...] = (
     ("prompts",),
     SYSTEM_FILE,
     ("check", "database"),
+    ("distill", "proxy", "prompts"),
 )
 
 
@@ -351,8 +352,10 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     if isinstance(teacher, LocalTeacher):
         changes["teacher"] = _with_path(teacher, folder)
     if (proxy := recipe.distill.proxy) is not None:
-        found = {"proxy": _with_path(proxy, folder, _is_folder(proxy, folder))}
-        changes["distill"] = recipe.distill.model_copy(update=found)
+        proxy = _with_path(proxy, folder, _is_folder(proxy, folder))
+        if proxy.prompts is not None:
+            proxy = proxy.model_copy(update={"prompts": folder / proxy.prompts})
+        changes["distill"] = recipe.distill.model_copy(update={"proxy": proxy})
     return recipe.model_copy(update=changes)
 
 

@@ -20,16 +20,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgedistill.artifacts.contracts import Dataset
 from edgedistill.errors import ArtifactError, EdgedistillError, StorageError
 from edgedistill.memory import PeakMemory
 from edgedistill.progress import Progress
 
 MANIFEST = "manifest.json"
 RESUME = "resume"
+PARTS = ("train", "validation", "held_out")  # of a dataset
 CHUNK = 1 << 20
 Json = Any
 
@@ -343,6 +345,17 @@ def load_finished(folder: Path, *, reused: bool) -> Finished | None:
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise _damaged(folder, f"{name} is missing or has another size than when it was made")
     return Finished(folder, digest, facts, manifest, reused)
+
+
+def dataset_of(done: Finished, train: int, like: Dataset) -> Dataset:
+    """The dataset in a stage's folder, whose `train` training rows are other ones than `like`'s."""
+    return replace(like, folder=done.folder, train=train, digest=dataset_digest(done))
+
+
+def dataset_digest(done: Finished) -> str:
+    """Without the rejected ones: how a call failed changes nothing that is learnt or measured."""
+    outputs = done.manifest["outputs"]
+    return digest_of({name: outputs[f"{name}.jsonl"]["sha256"] for name in PARTS})
 
 
 def _damaged(folder: Path, why: str) -> ArtifactError:

@@ -25,7 +25,7 @@ from edgedistill.distill.model import asked_model
 from edgedistill.fidelity import EvalRow
 from edgedistill.memory import give_back
 from edgedistill.progress import Progress
-from edgedistill.torch_runtime import BATCH, device, sample
+from edgedistill.torch_runtime import BATCH, device, generate, sample
 from edgedistill.training.data import CHUNK_BYTES, PART_TOKENS, TrainingRow
 from edgedistill.training.head import head_logits, nll_of, token_losses
 from edgedistill.training.learner import Learner, nll_loss
@@ -72,8 +72,9 @@ def draw(
     kept: Path,
     progress: Progress,
 ) -> list[list[str]]:
-    """`samples` answers to each row, drawn at `temperature`, cleaned. Every batch has a seed of its
-    own and a line in the file `kept`, so that a run which was cut off draws the rest alone."""
+    """`samples` answers to each row, drawn at `temperature` (0: the likeliest), cleaned. Every
+    batch has a seed of its own and a line in the file `kept`, so that a run which was cut off draws
+    the rest alone."""
     shown = job.shown()
     asked_ids = [shown.prompt_ids(row.prompt, row.history) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(asked_ids[i]))
@@ -90,10 +91,12 @@ def draw(
             for number in range(len(done), len(batches)):
                 prompts = [asked_ids[i] for i in batches[number]]
                 with autocast(learner.plain.device, job.spec.precision):
-                    made = sample(
-                        learner.plain, prompts, job.prompt.max_tokens, shown.stop_ids, temperature,
-                        _seed(seed, number),
-                    )  # fmt: skip
+                    given = learner.plain, prompts, job.prompt.max_tokens, shown.stop_ids
+                    made = (
+                        sample(*given, temperature, _seed(seed, number))
+                        if temperature
+                        else generate(*given)
+                    )
                 done.append([job.cleaned(shown.decode(ids)) for ids in made])
                 _keep_line(stream, done[-1])
                 task.advance(len(prompts))
