@@ -88,6 +88,12 @@ def _proxy(spec: DistillSpec, chain: Mapping[str, Json]) -> Iterator[str]:
             f"The proxy is {facts['name']} (licence: {facts['licence']}). {lesson}. It gives the "
             f"teacher's answer to {agreement:.1%} of the validation prompts ({as_it_is})."
         )
+    for each in _each(chain, "proxy-answers"):
+        facts = each["facts"]
+        yield (
+            f"It answered {facts['asked']} further prompts, which the teacher was never asked; "
+            f"{facts['kept']} of these answers are learnt as the teacher's are."
+        )
 
 
 def _rounds(spec: DistillSpec, chain: Mapping[str, Json]) -> Iterator[str]:

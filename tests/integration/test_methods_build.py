@@ -88,6 +88,22 @@ def test_status_plans_it_and_nothing_is_made_twice(world: World) -> None:
     assert {plan[name] for name in ("proxy", "proxy-round", "targets", "distill")} == {"reused"}
 
 
+def test_a_proxy_answers_prompts_that_the_teacher_is_not_asked(
+    world: World, teacher: FakeTeacher
+) -> None:
+    lines = [json.dumps({"id": f"m{i}", "prompt": f"and the word {i}"}) for i in range(6)]
+    (world.home / "recipe" / "further.jsonl").write_text("\n".join(lines), "utf-8")
+    teach(world, method="proxy", proxy={**PROXY, "prompts": "further.jsonl", "keep": 1.0})
+    before = teacher.calls
+    world.run("distill")
+    assert teacher.calls == before
+    found = json.loads((world.stages()["proxy-answers"] / "manifest.json").read_text("utf-8"))
+    assert found["facts"]["asked"] == 6
+    teach(world, method="proxy", proxy={**PROXY, "prompts": "nowhere.jsonl"})
+    done = world.call("validate", "--recipe", "recipe", "--target", "target.yaml")
+    assert (done.returncode, "distill.proxy.prompts" in done.stderr) == (1, True)
+
+
 def test_an_unaligned_proxy_ends_with_its_own_exit_code(world: World) -> None:
     teach(world, method="proxy", proxy={**PROXY, "min_agreement": 1.0, "warm_up_epochs": 0.1})
     done = world.run("distill", check=False)

@@ -1,0 +1,95 @@
+"""Prompts that the teacher was never asked, answered by a proxy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_proxy import CHECK, PROXY, SPEC, facts, no_traces, targets
+from tiny import tiny_dataset, tiny_student
+
+from edgedistill.artifacts import Dataset, Student
+from edgedistill.distill import distill
+from edgedistill.distill.further import MARK, with_further
+from edgedistill.distill.lesson import Pupil
+from edgedistill.distill.proxy import Proxy
+from edgedistill.errors import DatasetError
+from edgedistill.fidelity import read_rows
+from edgedistill.methods import ProxySpec
+from edgedistill.progress import Silent
+from edgedistill.recipe import SqlExecutionCheck, StudentSpec
+
+PROMPT = StudentSpec(weights="tiny", max_tokens=6)
+HAD = "How many tickets in month 12, the 0th?"  # of tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return tiny_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("dataset"), rows=4)
+
+
+@pytest.fixture
+def proxy(student: Student, dataset: Dataset) -> Proxy:
+    """As it is: what it says makes no sense, and is an answer."""
+    prompt = PROMPT.model_copy(update={"max_tokens": 3})
+    return Proxy(Pupil(student, prompt, SPEC, CHECK, dataset), None, "as-it-is", 0.5)
+
+
+def asking(folder: Path, *prompts: str, keep: float = 1.0) -> ProxySpec:
+    file = folder / "further.jsonl"
+    lines = [json.dumps({"id": f"f{i}", "prompt": text}) for i, text in enumerate(prompts)]
+    file.write_text("\n".join(lines), "utf-8")
+    return PROXY.model_copy(update={"prompts": file, "keep": keep})
+
+
+def test_its_answers_are_rows_beside_the_teachers(
+    proxy: Proxy, dataset: Dataset, student: Student, tmp_path: Path
+) -> None:
+    spec = asking(tmp_path, "one more", "another one", "One more!", HAD)
+    more = with_further(proxy, spec, tmp_path, Silent())
+    before, after = (read_rows(d.folder / "train.jsonl") for d in (dataset, more))
+    assert after[:4] == before
+    assert [row.id for row in after[4:]] == [f"{MARK}f0", f"{MARK}f1"]  # the others are no news
+    assert all(row.answer for row in after)
+    assert more.train == 6
+    assert more.digest != dataset.digest
+    assert read_rows(more.folder / "held_out.jsonl") == read_rows(dataset.folder / "held_out.jsonl")
+    assert facts(tmp_path, "proxy-answers")[0]["asked"] == 2
+    assert with_further(proxy, spec, tmp_path, Silent()) == more
+    proxy = replace(proxy, pupil=replace(proxy.pupil, dataset=more))
+    found = targets(proxy, student, tmp_path, traces=no_traces(tmp_path))
+    own = SPEC.model_copy(update={"method": "proxy", "proxy": spec})
+    made = distill(more, student, PROMPT, own, CHECK, tmp_path, Silent(), found)
+    assert (
+        json.loads((made.folder / "manifest.json").read_text("utf-8"))["facts"]["train_rows"] == 6
+    )
+
+
+def test_what_it_is_less_sure_of_is_left_out(proxy: Proxy, tmp_path: Path) -> None:
+    prompts = ("one more", "another one", "the third", "on and on")
+    all_of_them = with_further(proxy, asking(tmp_path, *prompts), tmp_path, Silent())
+    surer = with_further(proxy, asking(tmp_path, *prompts, keep=0.5), tmp_path, Silent())
+    every, half = facts(tmp_path, "proxy-answers")
+    assert (all_of_them.train, surer.train) == (8, 6)
+    assert (half["kept"], half["less_sure"]) == (2, 2)
+    assert half["mean_log_likelihood"] > every["mean_log_likelihood"]
+
+
+def test_prompts_that_teach_nothing_new_are_refused(proxy: Proxy, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="all 1 prompts are in the dataset already"):
+        with_further(proxy, asking(tmp_path, HAD), tmp_path, Silent())
+
+
+def test_answers_that_are_none_are_refused(proxy: Proxy, tmp_path: Path) -> None:
+    database = Path(__file__).parent.parent / "recipes" / "support-sql" / "tickets.db"
+    check = SqlExecutionCheck(kind="sql-execution", database=database)
+    asked = replace(proxy, pupil=replace(proxy.pupil, check=check))
+    with pytest.raises(DatasetError, match=r"no answer of the proxy to 1 further prompts can be"):
+        with_further(asked, asking(tmp_path, "one more"), tmp_path, Silent())
