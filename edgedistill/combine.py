@@ -98,11 +98,15 @@ def require_plain(folder: Path) -> None:
     Raises:
         ArtifactError: says why.
     """
+    if not folder.is_dir():
+        _refuse(folder, "there is no such folder")
+    if not (folder / CONFIG).is_file():
+        _refuse(folder, f"it holds no adapter in peft's layout: there is no {CONFIG}")
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         int(config["r"]), float(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _refuse(folder, f"it holds no adapter in peft's layout: {error!r}")
+        _refuse(folder, f"it holds no adapter in peft's layout: {CONFIG}: {error!r}")
     if not (folder / WEIGHTS).is_file():
         _refuse(folder, f"there is no {WEIGHTS}")
     for field, allowed in PLAIN.items():

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 SHOWN_PROBLEMS = 20  # of one message
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """A question for the known name that is nearest to a mistyped one; "" where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean {close[0]}?" if close else ""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from edgedistill.strict import SEEDS, Strict
+from edgedistill.yamlfile import FieldError
 
 # What says how a run is watched or fitted into memory, not what is learnt.
 SILENT = {"report_to", "gradient_checkpointing", "compile", "processes", "shard"}
@@ -97,8 +98,9 @@ class ProxySpec(Strict):
     @model_validator(mode="after")
     def _answers_as_the_student(self) -> ProxySpec:
         if self.prompts is not None and self.prompt == "teacher":
-            raise ValueError(
-                "prompts are answered by a proxy that is asked as the student is: leave prompt out"
+            raise FieldError(
+                "prompts are answered by a proxy that is asked as the student is: leave prompt out",
+                "prompt",
             )
         return self
 
@@ -132,6 +134,15 @@ class OnPolicySpec(Strict):
     epochs: float = Field(1, gt=0, description="passes over a round's rows")
     learning_rate: float = Field(5e-5, gt=0, description="highest one of a round")
     beta: float = Field(0.1, gt=0, description="of DPO: how far a round may leave the last one")
+
+    @model_validator(mode="after")
+    def _may_call(self) -> OnPolicySpec:
+        if self.feedback != "check" and self.max_calls == 0:
+            raise FieldError(
+                f"feedback {self.feedback} asks the teacher; allow calls, or take feedback: check",
+                "max_calls",
+            )
+        return self
 
 
 class DistillSpec(Strict):
@@ -198,18 +209,21 @@ class DistillSpec(Strict):
 
     @model_validator(mode="after")
     def _has_proxy(self) -> DistillSpec:
-        if self.proxy is None and "proxy" in (self.method, self.begins_with):
-            raise ValueError("method proxy needs distill.proxy with the proxy's weights")
+        if self.proxy is None and self.begins_with == "proxy":
+            field = ("method",) if self.method == "proxy" else ("on_policy", "start")
+            raise FieldError("proxy needs distill.proxy with the proxy's weights", *field)
         return self
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> DistillSpec:
         if self.shard and self.tuning in ("full", "qlora"):
-            raise ValueError(
-                f"shard is of frozen 16- or 32-bit weights, and distill.tuning is {self.tuning}"
+            raise FieldError(
+                f"is of frozen 16- or 32-bit weights, and distill.tuning is {self.tuning}; take "
+                "lora, dora or rslora, or leave shard out",
+                "shard",
             )
         if self.shard and self.compile:
-            raise ValueError("shard and compile do not go together; leave one of them out")
+            raise FieldError("does not go with compile; leave one of them out", "shard")
         return self
 
     @property

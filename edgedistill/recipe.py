@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from edgedistill.errors import ConfigError, Problem
+from edgedistill.field_help import Location
 from edgedistill.methods import DistillSpec, ProxySpec
 from edgedistill.strict import SEEDS, Strict
-from edgedistill.yamlfile import Document, Location, load, parse
+from edgedistill.yamlfile import Document, FieldError, load, parse
 
 
 class Sampling(Strict):
@@ -27,13 +28,15 @@ class Sampling(Strict):
 
     temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
-    seed: int | None = Field(None, description="seed sent with each call, where the API takes one")
+    seed: int | None = Field(
+        None, ge=0, lt=SEEDS, description="seed sent with each call, where the API takes one"
+    )
     top_logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
         description="store with each token of an answer its log-probability and those of so many "
-        "alternatives, for distil methods that learn from them; none: not asked for",
+        "alternatives (1 to 20), for distil methods that learn from them; else leave it out",
     )
 
     @model_serializer(mode="wrap")
@@ -75,8 +78,15 @@ class ApiTeacher(TeacherBase):
     api_key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="name of the environment variable that holds the key; none for no key",
+        description="name of the environment variable that holds the key; leave it out for no key",
     )
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_one(cls, name: str | None) -> str | None:
+        if name is not None and name.lower() == "none":
+            raise FieldError("leave it out for no key")
+        return name
 
     @field_validator("base_url")
     @classmethod
@@ -126,7 +136,7 @@ class SplitSpec(Strict):
         le=1,
         description="share of held-out rows whose phrasing no training or validation row has",
     )
-    seed: int = Field(0, description="seed of the split")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="seed of the split")
 
 
 class CurateSpec(Strict):
@@ -186,7 +196,7 @@ class StudentSpec(Strict):
     prune: PruneSpec | None = Field(
         None, description="{drop_layers: N} takes N layers away before it learns"
     )
-    system: str | None = Field(None, description="short system prompt of the student; often none")
+    system: str | None = Field(None, description="short system prompt of the student")
     prompt: str = Field("{prompt}", description="the user message; {prompt} is the user's text")
     max_tokens: int = Field(128, ge=1, description="longest answer on the device, in tokens")
 
@@ -203,11 +213,20 @@ class AddedAdapter(Strict):
     path: Path = Field(description="its folder, in peft's layout")
     weight: float = Field(1.0, description="by which its update is multiplied")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_a_path_alone(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            raise FieldError(f"write it as {{path: {given}, weight: 1}}")
+        return given
+
 
 class MergeSpec(Strict):
     """What is merged into the student beside what was trained."""
 
-    adapters: tuple[AddedAdapter, ...] = Field((), description="their updates are added")
+    adapters: tuple[AddedAdapter, ...] = Field(
+        (), description="their updates are added, e.g. [{path: ../tone, weight: 1}]"
+    )
 
 
 class BenchSpec(Strict):

@@ -15,6 +15,7 @@ from edgedistill.errors import (
     Problem,
     TokenMixError,
 )
+from edgedistill.field_help import Location
 from edgedistill.gguf_header import read_header
 from edgedistill.initialise import MODEL_ID
 from edgedistill.library import shown
@@ -25,7 +26,7 @@ from edgedistill.student_file import student_problem
 from edgedistill.target import Target, load_target
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.weights import KNOWN
-from edgedistill.yamlfile import Location, dotted, load
+from edgedistill.yamlfile import dotted, load
 
 SQLITE = b"SQLite format 3\0"  # the file format's first 16 bytes
 
@@ -181,7 +182,8 @@ def _too_wide(weights: str, lora: LoraSpec) -> str:
         return ""  # told at the weights
     if found is None or lora.rank <= found.narrowest:
         return ""
-    return f"is {lora.rank}, and a layer of {weights} is only {found.narrowest} wide"
+    width = found.narrowest
+    return f"is {lora.rank}, and a layer of {weights} is only {width} wide; at most {width}"
 
 
 def _about_added(path: Path, recipe: Recipe) -> Iterator[Problem]:

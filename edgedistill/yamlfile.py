@@ -14,13 +14,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from edgedistill.errors import ConfigError, Problem
+from edgedistill.field_help import Location, unknown_field, unset
 
 # The patterns that names must match, in words.
 NAMES: Mapping[str, str] = {
     r"^[a-z0-9][a-z0-9-]*$": "lower-case letters, digits and -, which is not the first",
     r"^[A-Za-z0-9][A-Za-z0-9_]*$": "letters, digits and _, which is not the first",
 }
-Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -124,11 +124,13 @@ def parse(model: type[Model], document: Document) -> tuple[Model | None, list[Pr
     try:
         return model.model_validate(document.values), []
     except ValidationError as error:
-        return None, [each for item in error.errors() for each in _problems(document, item)]
+        return None, [each for item in error.errors() for each in _problems(model, document, item)]
 
 
-def _problems(document: Document, item: Any) -> Iterator[Problem]:
-    location = tuple(part for part in item["loc"] if not _is_union_tag(document, item["loc"], part))
+def _problems(model: type[BaseModel], document: Document, item: Any) -> Iterator[Problem]:
+    location: Location = tuple(
+        part for part in item["loc"] if not _is_union_tag(document, item["loc"], part)
+    )
     raised = item.get("ctx", {}).get("error")
     errors = raised.errors if isinstance(raised, FieldErrors) else [raised]
     told = [error for error in errors if isinstance(error, FieldError)]
@@ -136,17 +138,22 @@ def _problems(document: Document, item: Any) -> Iterator[Problem]:
         place = (*location, *error.field)
         yield Problem(document.file, document.line(place), dotted(place), str(error))
     if not told:
-        yield _problem(document, item, location)
+        yield _problem(model, document, item, location)
 
 
-def _problem(document: Document, item: Any, location: Location) -> Problem:
+def _problem(model: type[BaseModel], document: Document, item: Any, location: Location) -> Problem:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        message = "unknown field (misspelt, of another `kind`, or of another version?)"
+        message = unknown_field(model, document.values, location)
+    elif item["type"] != "value_error" and (told := unset(model, document.values, location, item)):
+        message = told
     elif item["type"] == "union_tag_invalid":
         context = item["ctx"]
         location = (*location, context["discriminator"].strip("'"))
-        message = f"{context['tag']!r} is none of {context['expected_tags']}"
+        allowed, given = context["expected_tags"], context["tag"]
+        message = f"{given!r} is none of {allowed}"
+        if given == "None":
+            message = f"is empty; give one of {allowed}"
     elif item["type"] == "missing":
         message = "is required"
     elif location[-1:] == ("api_key_env",):

@@ -27,6 +27,8 @@ def test_every_field_is_there_with_its_description() -> None:
     assert "# system_file:" in text
     assert "  # proxy:  # Proxy-KD" in text
     assert "  #   min_agreement: 0.7  # " in text
+    assert "adapters: []  # their updates are added, e.g. [{path: ../tone, weight: 1}]" in text
+    assert not re.search(r"[:;] none\b|often none", text.replace("0: none", ""))
     assert "merge_mean_kld: 1.0e-06" in text  # YAML 1.1 reads 1e-06 as text
 
 

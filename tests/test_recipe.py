@@ -86,6 +86,76 @@ def test_one_problem(tiny: Path, old: str, new: str, line: int, field: str, said
     assert (found[0].file, found[0].line, found[0].field) == ("recipe.yaml", line, field)
 
 
+# Beside test_one_problem's: what a new recipe most often has wrong, and what is said to do.
+END = "  max_tokens: 8\n"  # line 14; what comes after it begins on line 15
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "field", "said"),
+    [
+        ("distill: {tunning: dora}", 15, "distill.tunning", "did you mean tuning?"),
+        ("distill:\n  on-policy: {}", 16, "distill.on-policy", "did you mean on_policy?"),
+        ("distill: {top_logprobs: 5}", 15, "distill.top_logprobs", "at teacher.sampling.top_logp"),
+        ("method: sft", 15, "method", "it belongs at distill.method"),
+        ("curate: {sample: 9}", 15, "curate.sample", "belongs at the top, beside name"),
+        ("distill: {sample: 9}", 15, "distill.sample", "mean samples? Otherwise it belongs at"),
+        ("zzz: 1", 15, "zzz", "misspelt, or of another version?"),
+        ("distill: {proxy: none}", 15, "distill.proxy", "leave it out instead of none"),
+        ("distill:\n  epochs:", 16, "distill.epochs", "is empty; give a number (passes over"),
+        ("distill:\n  tuning:", 16, "distill.tuning", "is empty; give 'lora', 'dora', "),
+        ("distill: {proxy: {weights: }}", 15, "distill.proxy.weights", "is empty; give a text (as"),
+        ("distill:", 15, "distill", "is empty; give its fields, or leave it out"),
+        ("distill:\n  shard: true\n  tuning: qlora", 16, "distill.shard", "or leave shard out"),
+        ("distill:\n  compile: true\n  shard: true", 17, "distill.shard", "does not go with comp"),
+        ("distill:\n  seed: 0\n  method: proxy", 17, "distill.method", "needs distill.proxy"),
+        (
+            "distill:\n  method: on-policy\n  on_policy:\n    start: proxy",
+            18,
+            "distill.on_policy.start",
+            "needs distill.proxy",
+        ),
+        (
+            "distill:\n  on_policy:\n    feedback: judge\n    max_calls: 0",
+            18,
+            "distill.on_policy.max_calls",
+            "feedback judge asks the teacher",
+        ),
+        ("merge: {adapters: [../a]}", 15, "merge.adapters[0]", "as {path: ../a, weight: 1}"),
+        ("curate: {split: {seed: -1}}", 15, "curate.split.seed", "greater than or equal to 0"),
+    ],
+)
+def test_what_is_to_be_done(tiny: Path, more: str, line: int, field: str, said: str) -> None:
+    (found,) = problems(changed(tiny, END, f"{END}{more}\n"))
+    assert said in found.message
+    assert (found.line, found.field) == (line, field)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "said"),
+    [
+        ("kind: api", "kind: local", "base_url", "is not for kind local; remove it"),
+        ("kind: api", "kind: api\n  threads: 2", "threads", "is not for kind api; remove it"),
+        ("kind: api", "kind: api\n  api_key_env: None", "api_key_env", "leave it out for no key"),
+        ("kind: api", "kind:", "kind", "is empty; give one of 'api', 'local'"),
+        (
+            "kind: api",
+            "kind: api\n  sampling: {seed: -1}",
+            "sampling.seed",
+            "greater than or equal to 0",
+        ),
+        (
+            "kind: api",
+            "kind: api\n  sampling: {top_logprobs: none}",
+            "sampling.top_logprobs",
+            "leave it out instead of none",
+        ),
+    ],
+)
+def test_about_the_teacher(tiny: Path, old: str, new: str, field: str, said: str) -> None:
+    found = {each.field: each.message for each in problems(changed(tiny, old, new))}
+    assert said in found[f"teacher.{field}"]
+
+
 def test_two_problems_in_one_file(tiny: Path) -> None:
     changed(tiny, "name: tiny", "name: Tiny")
     changed(tiny, "  max_tokens: 8", "  max_tokens: 0\n  temperature: 1")

@@ -31,10 +31,14 @@ def test_a_sound_one_is_valid(tmp_path: Path) -> None:
 
 
 def test_a_rank_above_a_layers_width_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora.rank: is 512, and a layer of .* is only \d+ wide"):
+    with pytest.raises(ConfigError, match=r"is 512, and a layer of .* only (\d+) wide; at most \1"):
         validate([recipe(tmp_path, rank=512)], [])
 
 
-def test_an_adapter_that_is_none_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"merge.adapters: .*nowhere: it holds no adapter"):
-        validate([recipe(tmp_path, more="merge: {adapters: [{path: ./nowhere}]}\n")], [])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("nowhere", "there is no such folder"), ("source", ".*there is no adapter_config.json")],
+)
+def test_an_adapter_that_is_none_is_told(tmp_path: Path, place: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"merge.adapters: .*{place}: {said}"):
+        validate([recipe(tmp_path, more=f"merge: {{adapters: [{{path: ./{place}}}]}}\n")], [])
