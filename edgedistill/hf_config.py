@@ -113,7 +113,7 @@ def require_family(config: Mapping[str, Any], where: Path | str) -> None:
     named = config.get("architectures")
     source = named[0] if isinstance(named, list) and named else None
     if config.get("quantization_config"):
-        _refuse(where, "its weights are quantized; a student trains in fp32")
+        _refuse(where, "its weights are quantized; training needs fp32")
     if source in BY_SOURCE:
         return
     what = f"architecture {source!r} cannot be trained, only {known_names()}"

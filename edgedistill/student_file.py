@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.converter import HINT, checkout
-from edgedistill.errors import ArtifactError, WeightsError
+from edgedistill.errors import ArtifactError, EdgedistillError, WeightsError
 from edgedistill.families import ARCHITECTURES, gemma_layer_types, known_names
 from edgedistill.gguf_header import read_header
 from edgedistill.hf_config import require_student
@@ -37,10 +37,9 @@ def student_problem(spec: StudentSpec) -> Wrong | None:
     """The first thing that `prepare_student` or `prune` would refuse, as far as it can be seen
     without fetching, reading weights or cutting text; None where that is nothing."""
     try:
-        layers = _layers(spec.weights)
+        layers = _layers(spec.weights, "student")
     except (ArtifactError, WeightsError) as error:
-        told = f"{error.where}: {error.what}" if error.where else error.what
-        return Wrong("weights", f"{told}; {error.hint}" if error.hint else told)
+        return Wrong("weights", _told(error, error.hint))
     if spec.prune is None or layers is None:
         return None
     if not layers.alike:
@@ -52,13 +51,28 @@ def student_problem(spec: StudentSpec) -> Wrong | None:
     return None
 
 
-def _layers(weights: str) -> _Layers | None:
-    """The layers of a student that was looked at; None: it is not on this machine."""
+def proxy_problem(weights: str) -> str:
+    """The same of a proxy's weights, in words about it; "" where there is nothing."""
+    try:
+        _layers(weights, "proxy")
+    except (ArtifactError, WeightsError) as error:
+        about_student = error.hint is not None and "another student" in error.hint
+        return _told(error, "choose another proxy" if about_student else error.hint)
+    return ""
+
+
+def _told(error: EdgedistillError, hint: str | None) -> str:
+    told = f"{error.where}: {error.what}" if error.where else error.what
+    return f"{told}; {hint}" if hint else told
+
+
+def _layers(weights: str, role: str) -> _Layers | None:
+    """The layers of a student or proxy that was looked at; None: it is not on this machine."""
     if weights.lower().endswith(".gguf"):
         return _of_file(Path(weights))
     place = folder_or_hub(weights)
     if place is None:
-        return _of_pinned(weights)
+        return _of_pinned(weights, role)
     folder = place.folder if isinstance(place, HubModel) else place
     if isinstance(place, HubModel) and not place.complete:
         return None
@@ -90,16 +104,16 @@ def _of_file(file: Path) -> _Layers:
     return _Layers(count, alike)
 
 
-def _of_pinned(name: str) -> _Layers:
+def _of_pinned(name: str, role: str) -> _Layers:
     pin = KNOWN.get(name)
+    known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
     if pin is None:
         raise WeightsError(
-            f"no pinned weights '{name}'; known: {', '.join(KNOWN)}; or give the path of a GGUF "
+            f"no pinned weights '{name}'; known: {known}; or give the path of a GGUF "
             "file, a folder as ./name, or a hub model as org/name@revision"
         )
     if not pin.trainable:
-        known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
-        raise WeightsError(f"'{name}' cannot be a student yet; those that can: {known}")
+        raise WeightsError(f"'{name}' cannot be a {role} yet; those that can: {known}")
     _require_known(pin.architecture)
     return _Layers(None, pin.architecture != "gemma3")
 

@@ -22,7 +22,7 @@ from edgedistill.library import shown
 from edgedistill.methods import LoraSpec
 from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
 from edgedistill.sizes import known_dimensions
-from edgedistill.student_file import student_problem
+from edgedistill.student_file import proxy_problem, student_problem
 from edgedistill.target import Target, load_target
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.weights import KNOWN
@@ -150,10 +150,9 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
     problems = [*_about_rank(path, recipe), *_about_added(path, recipe)]
     if wrong := student_problem(recipe.student):
         problems.append(_problem(path, ("student", wrong.field), wrong.what))
-    if (proxy := recipe.distill.proxy) is not None:
-        asked = recipe.student.model_copy(update={"weights": proxy.weights, "prune": None})
-        if wrong := student_problem(asked):
-            problems.append(_problem(path, ("distill", "proxy", "weights"), wrong.what))
+    proxy = recipe.distill.proxy
+    if proxy is not None and (told := proxy_problem(proxy.weights)):
+        problems.append(_problem(path, ("distill", "proxy", "weights"), told))
     if not isinstance(recipe.teacher, ApiTeacher):
         weights = recipe.teacher.weights
         if weights.endswith(".gguf") and (told := _about_file(Path(weights))):

@@ -16,7 +16,7 @@ from tiny import rewrite_gguf
 from edgedistill.converter import VARIABLE
 from edgedistill.families import ARCHITECTURES, FAMILIES
 from edgedistill.recipe import PruneSpec, StudentSpec
-from edgedistill.student_file import student_problem
+from edgedistill.student_file import proxy_problem, student_problem
 from edgedistill.weights import CACHE_VARIABLE, KNOWN, HubModel
 from edgedistill.weights.hub import COMPLETE
 
@@ -83,6 +83,15 @@ def test_another_family_is_refused_with_the_list(
         assert "amba" in told
         assert "Gemma 3 (Gemma3ForCausalLM) and Phi-3 (Phi3ForCausalLM)" in told
         assert VARIABLE in told
+        assert proxy_problem(str(weights)).endswith("; choose another proxy")
+
+
+def test_a_proxy_is_called_one() -> None:
+    assert "'gemma-3-270m-q4_k_m' cannot be a proxy yet" in proxy_problem("gemma-3-270m-q4_k_m")
+    unknown = problem("no-such").removeprefix("weights: ")
+    assert proxy_problem("no-such") == unknown
+    assert "gemma-3-270m" not in unknown
+    assert proxy_problem("smollm2-135m-instruct-q4_1") == ""
 
 
 @pytest.mark.usefixtures("checkout")
