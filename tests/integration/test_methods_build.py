@@ -149,4 +149,4 @@ def test_a_proxy_is_looked_at_before_work(world: World) -> None:
     assert "distill.proxy.weights" in done.stderr
     teach(world, method="proxy")
     done = world.call("validate", "--recipe", "recipe", "--target", "target.yaml")
-    assert "method proxy needs distill.proxy" in done.stderr
+    assert "distill.method: proxy needs distill.proxy" in done.stderr
