@@ -13,7 +13,13 @@ TEACHER, PROXY = "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct-q4_
 STUDENT = "smollm2-135m-instruct-q4_1"
 PROMPTS, EPOCHS, ROUNDS = 80, 1.0, 1
 BATCH, RANK = 4, 16
-CHANGED: Any = {"distill": True, "merge": True, "gates": True, "student": {"prune"}}
+CHANGED: Any = {
+    "collect": True,
+    "distill": True,
+    "merge": True,
+    "gates": True,
+    "student": {"prune"},
+}
 
 
 def as_asked(
@@ -35,6 +41,8 @@ def scale_down(recipe: Recipe) -> tuple[Recipe, list[str]]:
         "name": recipe.name + SUFFIX,
         "sample": min(PROMPTS, recipe.sample or PROMPTS),
         "teacher": _teacher(recipe),
+        # A local teacher answers one call at a time: the others' wait would count as its time.
+        "collect": recipe.collect.model_copy(update={"concurrency": 1}),
         "student": recipe.student.model_copy(update={"weights": STUDENT, "prune": None}),
         "distill": _distill(recipe),
         "merge": MergeSpec(),

@@ -1,19 +1,57 @@
-"""Real classes that stand in for what a unit test cannot have: here, a teacher over HTTP."""
+"""Real classes that stand in for what a unit test cannot have: a teacher over HTTP, and a run that
+is killed at a given moment."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from edgedistill.progress import Silent, SilentTask, Task
+
 MODEL = "fake-teacher"
 KEY = "right-key"
+TESTS = Path(__file__).resolve().parent
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # of Windows, where it kills as well
+
+
+class Dying(Silent):
+    """A listener whose process is killed when the task `label` has advanced by `amount`."""
+
+    def __init__(self, label: str, amount: float) -> None:
+        self._label, self._amount = label, amount
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return _LastTask(self._amount) if label == self._label else SilentTask()
+
+
+@dataclass
+class _LastTask(SilentTask):
+    left: float
+
+    def advance(self, amount: float = 1, shown: str = "") -> None:
+        self.left -= amount
+        if self.left <= 0:
+            os.kill(os.getpid(), KILL)
+
+
+def run_dying(file: str, *words: object) -> None:
+    """Run a test's file as a program of its own; it must end by a kill."""
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    command = [sys.executable, file, *map(str, words)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert abs(done.returncode) == KILL, "the run ended before it could be killed"
 
 
 @dataclass(frozen=True)

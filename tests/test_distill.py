@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import STOP, tiny_dataset, tiny_student
+from fakes import Dying, run_dying
+from tiny import STOP, dataset_in, dataset_targets, student_in, tiny_dataset, tiny_student
 from tiny_families import family_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student
@@ -22,7 +20,7 @@ from edgedistill.errors import DatasetError, MissingTool, TrainingError
 from edgedistill.fidelity import EvalRow
 from edgedistill.merge import merge, require_fp32
 from edgedistill.methods import DistillSpec, LoraSpec
-from edgedistill.progress import Silent
+from edgedistill.progress import Progress, Silent
 from edgedistill.prompting import StudentPrompt
 from edgedistill.recipe import StudentSpec, TextCheck
 from edgedistill.torch_runtime import TorchModel
@@ -35,7 +33,6 @@ from edgedistill.training.data import (
     training_rows,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPT = StudentSpec(weights="tiny", max_tokens=4)
 SPEC = DistillSpec(
     lora=LoraSpec(rank=4, alpha=8, dropout=0.1),  # dropout: the RNG must survive a resume
@@ -47,14 +44,26 @@ SPEC = DistillSpec(
     evaluations=2,
 )
 CHECK = TextCheck(kind="exact")
+KILLED: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "logits": {"method": "logits"},
+    "full": {"tuning": "full", "learning_rate": 3e-4},
+}
 
 
 def rows(*lengths: int) -> list[TrainingRow]:
     return [TrainingRow(f"r{i}", (7,) * (n - 2), (8, STOP)) for i, n in enumerate(lengths)]
 
 
-def run(student: Student, dataset: Dataset, out: Path, spec: DistillSpec = SPEC) -> Adapter:
-    return distill(dataset, student, PROMPT, spec, CHECK, out, Silent())
+def run(
+    student: Student,
+    dataset: Dataset,
+    out: Path,
+    spec: DistillSpec = SPEC,
+    progress: Progress | None = None,
+) -> Adapter:
+    taught = dataset_targets(dataset, student, PROMPT) if spec.method == "logits" else None
+    return distill(dataset, student, PROMPT, spec, CHECK, out, progress or Silent(), taught)
 
 
 @pytest.fixture(scope="module")
@@ -156,22 +165,18 @@ def test_adapter_holds_what_the_contract_says(unbroken: Adapter, student: Studen
     assert points[-1]["loss"] < points[0]["loss"]
 
 
+@pytest.mark.parametrize("case", KILLED)
 def test_killed_run_ends_with_the_same_bytes(
-    unbroken: Adapter, student: Student, dataset: Dataset, tmp_path: Path
+    unbroken: Adapter, student: Student, dataset: Dataset, tmp_path: Path, case: str
 ) -> None:
-    out, killed_at = tmp_path / "out", 5
-    words = [sys.executable, __file__, str(student.folder), str(dataset.folder), str(out)]
-    child = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        _wait_for(lambda: _complete_steps(out) >= killed_at, child)
-    finally:
-        child.kill()  # SIGKILL, or what Windows has for it
-        child.wait()
+    spec, out = SPEC.model_copy(update=KILLED[case]), tmp_path / "out"
+    once = unbroken if spec == SPEC else run(student, dataset, tmp_path / "once", spec)
+    run_dying(__file__, student.folder, dataset.folder, out, case)
     assert not list(out.glob("distill-*/manifest.json"))
-    again = run(student, dataset, out)
+    again = run(student, dataset, out, spec)
     facts = json.loads((again.folder / "manifest.json").read_text("utf-8"))["facts"]
-    assert facts["resumed_from_step"] > 0
-    assert again.digest == unbroken.digest
+    assert facts["resumed_from_step"] == 10  # killed behind 11; every second has a checkpoint
+    assert again.digest == once.digest
 
 
 def test_torn_checkpoint_is_never_used(tmp_path: Path) -> None:
@@ -286,20 +291,8 @@ def test_precision_is_measured_once(student: Student, dataset: Dataset, tmp_path
     assert measured.stat().st_mtime_ns == before
 
 
-def _complete_steps(out: Path) -> int:
-    marked = out.glob("distill-*/resume/checkpoint-*/complete")
-    return max((int(path.parent.name.split("-")[1]) for path in marked), default=0)
-
-
-def _wait_for(condition: Any, child: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + 120
-    while not condition():
-        assert child.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < limit
-        time.sleep(0.002)
-
-
 if __name__ == "__main__":  # the run that is killed
-    told = [Path(word) for word in sys.argv[1:]]
-    same_student = Student(told[0], "student-llama-0", "example/Tiny-2M-Instruct", "Apache-2.0", "")
-    run(same_student, Dataset(told[1], "dataset-8", 8, 8, 8, 0), told[2])
+    *words, name = sys.argv[1:]
+    places = [Path(word) for word in words]
+    held = student_in(places[0]), dataset_in(places[1], 8)
+    run(*held, places[2], SPEC.model_copy(update=KILLED[name]), Dying("train", 11))

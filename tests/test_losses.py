@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import STOP, tiny_student
+from tiny import STOP, tiny_student, tiny_targets
 from training_rows import packed_loss, rows_of_lengths
 
-from edgedistill.alignment import Aligned
 from edgedistill.distill.losses import (
     Pair,
     PairPacker,
@@ -23,7 +22,6 @@ from edgedistill.distill.losses import (
     with_targets,
 )
 from edgedistill.errors import ArtifactError
-from edgedistill.targets import TargetsWriter
 from edgedistill.torch_runtime import load_model
 from edgedistill.training.data import TrainingRow
 from edgedistill.training.learner import Learner, backward
@@ -76,21 +74,9 @@ def test_without_the_bucket_the_rest_would_be_free() -> None:
     assert wrong > 0.5
 
 
-def targets_for(rows: list[TrainingRow], file: Path, likelihoods: list[float]) -> Path:
-    chance = np.random.default_rng(3)
-    with TargetsWriter(file, K) as writer:
-        for row, likelihood in zip(rows, likelihoods, strict=True):
-            made = Aligned.unknown(len(row.answer), K)
-            made.ids[:] = [chance.choice(200, K, replace=False) for _ in row.answer]
-            made.logprobs[:] = np.log([0.5, 0.3, 0.1])
-            made.known[1:] = True  # nothing is known of the first token
-            writer.add(row.id, made, likelihood)
-    return file
-
-
 def test_loss_with_targets_is_nll_and_weighted_kl(folder: Path, tmp_path: Path) -> None:
     rows, model = rows_of_lengths(9, 14), load_model(folder)
-    file = targets_for(rows, tmp_path / "t.safetensors", [-1.0, -3.0])
+    file = tiny_targets(tmp_path / "t.safetensors", rows, [-1.0, -3.0])
     packer = TargetPacker(file, True, 4096)
     (part,) = packer([rows])["parts"]
     batch = {"parts": [part], "total": 8}
@@ -118,7 +104,7 @@ def test_row_weights() -> None:
 
 def test_targets_of_another_answer_are_refused(tmp_path: Path) -> None:
     rows = rows_of_lengths(9)
-    file = targets_for(rows, tmp_path / "t.safetensors", [-1.0])
+    file = tiny_targets(tmp_path / "t.safetensors", rows, [-1.0])
     longer = [TrainingRow(rows[0].id, rows[0].prompt, (5, *rows[0].answer))]
     with pytest.raises(ArtifactError, match="targets of 4 tokens and an answer of 5"):
         TargetPacker(file, False, 4096)([longer])

@@ -86,6 +86,7 @@ def test_scaled_down_it_asks_no_api_and_no_gpu(name: str, tmp_path: Path) -> Non
     assert isinstance(small.teacher, LocalTeacher)
     assert small.teacher.system == large.teacher.system
     assert small.distill.method == large.distill.method
+    assert f"collect.concurrency 1 instead of {large.collect.concurrency}" in changes
     assert (small.distill.processes, small.distill.tuning) == (1, "lora")
     assert len(read_token_mix(small.prompts, small.sample).entries) == 80
     assert any("instead of gpt-4.1" in line for line in changes)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_dataset, tiny_student
+from tiny import dataset_in, student_in, tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Dataset, Student, TokenTargets, Traces
 from edgedistill.distill import distill
@@ -287,5 +287,5 @@ def test_killed_between_rounds_it_ends_with_the_same_proxy(
 
 if __name__ == "__main__":  # the run that is killed
     told = [Path(word) for word in sys.argv[1:]]
-    same = Student(told[0], "student-llama-1", "example/Tiny-2M-Instruct", "Apache-2.0", "")
-    align_proxy(pupil(same, Dataset(told[1], "dataset-8", 8, 8, 8, 0)), PROXY, told[2], Silent())
+    same = pupil(student_in(told[0], seed=1), dataset_in(told[1], 8))
+    align_proxy(same, PROXY, told[2], Silent())

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import KEY, MODEL, FakeTeacher
-from tiny import tiny_dataset, tiny_student
+from fakes import KEY, MODEL, Dying, FakeTeacher, run_dying
+from tiny import dataset_in, student_in, tiny_dataset, tiny_student
 
-from edgedistill.artifacts import Adapter, Dataset, Student
+from edgedistill.artifacts import Adapter, Dataset, Student, load_finished
 from edgedistill.distill import distill
 from edgedistill.distill.feedback import REVIEW, Desk
 from edgedistill.distill.lesson import Pupil, validation_agreement
 from edgedistill.distill.refine import refine
 from edgedistill.methods import DistillSpec, LoraSpec, OnPolicySpec
-from edgedistill.progress import Silent
+from edgedistill.progress import Progress, Silent
 from edgedistill.recipe import ApiTeacher, CollectSpec, CurateSpec, StudentSpec, TextCheck
 
 PROMPT = StudentSpec(weights="tiny", max_tokens=6)
 CHECK = TextCheck(kind="exact")
 SPEC = DistillSpec(
     lora=LoraSpec(rank=8, alpha=16), batch_size=4, epochs=2, learning_rate=5e-3, precision="fp32",
-    evaluations=1, checkpoints=2,
+    evaluations=1, checkpoints=3,
 )  # fmt: skip
 ROUNDS = OnPolicySpec(rounds=1, samples=2, learning_rate=2e-3, epochs=2, temperature=1.0)
+KILLED = ROUNDS.model_copy(update={"samples": 16, "epochs": 4})
 ANSWERS = ("the one", "thin")
 
 
@@ -69,6 +71,22 @@ def teacher() -> Iterator[FakeTeacher]:
         yield server
 
 
+def refined(
+    spec: OnPolicySpec,
+    start: Adapter,
+    student: Student,
+    dataset: Dataset,
+    out: Path,
+    progress: Progress,
+    url: str = "http://127.0.0.1:9/v1",
+) -> Adapter:
+    teacher = ApiTeacher(
+        kind="api", base_url=url, model=MODEL, licence="none", api_key_env="FAKE_KEY"
+    )
+    desk = Desk(teacher, CollectSpec(), CurateSpec(), out)
+    return refine(Pupil(student, PROMPT, SPEC, CHECK, dataset), start, spec, desk, progress)
+
+
 def run(
     spec: OnPolicySpec,
     start: Adapter,
@@ -78,13 +96,8 @@ def run(
     server: FakeTeacher | None = None,
 ) -> tuple[Adapter, list[dict[str, Any]], list[str]]:
     """The adapter, facts of each round in order, and what was noted."""
-    url = "http://127.0.0.1:9/v1" if server is None else server.base_url
-    teacher = ApiTeacher(
-        kind="api", base_url=url, model=MODEL, licence="none", api_key_env="FAKE_KEY"
-    )
-    desk = Desk(teacher, CollectSpec(), CurateSpec(), out)
-    notes = Notes()
-    made = refine(Pupil(student, PROMPT, SPEC, CHECK, dataset), start, spec, desk, notes)
+    notes, url = Notes(), {} if server is None else {"url": server.base_url}
+    made = refined(spec, start, student, dataset, out, notes, **url)
     files = sorted(out.glob("refine-*/manifest.json"), key=lambda path: path.stat().st_mtime)
     facts = [json.loads(file.read_text("utf-8"))["facts"] for file in files]
     return made, facts, [text for text in notes.said if text.startswith("on-policy")]
@@ -203,3 +216,38 @@ def test_where_nothing_is_wrong_nothing_is_trained(
     cold = ROUNDS.model_copy(update={"temperature": 0.01})
     assert refine(pupil, learned, cold, desk, notes) == learned
     assert "nothing to learn, and the last" in notes.said[0]
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    start: Adapter, student: Student, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Adapter:
+    out = tmp_path_factory.mktemp("unbroken")
+    return refined(KILLED, start, student, dataset, out, Silent())
+
+
+@pytest.mark.parametrize(
+    ("label", "at", "batches"), [("round 1: answers of its own", 64, 1), ("round 1", 4, 2)]
+)
+def test_killed_in_a_round_it_ends_with_the_same_bytes(
+    label: str, at: int, batches: int, unbroken: Adapter, start: Adapter, student: Student,
+    dataset: Dataset, tmp_path: Path,
+) -> None:  # fmt: skip
+    run_dying(__file__, start.folder, student.folder, dataset.folder, tmp_path, label, at)
+    assert not list(tmp_path.glob("refine-*/manifest.json"))
+    (drawn,) = tmp_path.glob("refine-*/resume/drawn.jsonl")
+    assert len(drawn.read_bytes().splitlines()) == batches  # of 2, with 64 answers each
+    again, (facts,), _ = run(KILLED, start, student, dataset, tmp_path)
+    assert (facts["resumed_from_step"] > 0) == (label == "round 1")
+    assert facts["kept"], "else both would be the adapter that they began with"
+    assert again.digest == unbroken.digest
+
+
+if __name__ == "__main__":  # the run that is killed
+    *words, label, at = sys.argv[1:]
+    places = [Path(word) for word in words]
+    done = load_finished(places[0], reused=True)
+    assert done is not None
+    begun = Adapter(done.folder, done.digest, done.facts["steps"])
+    held = student_in(places[1]), dataset_in(places[2], 8)
+    refined(KILLED, begun, *held, places[3], Dying(label, float(at)))

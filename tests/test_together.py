@@ -1,10 +1,11 @@
-"""Training in two processes: the same loss as in one, and the death of one is told."""
+"""Training in two processes: the same loss as in one, whatever is learnt; and what deaths leave."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,17 +13,22 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny import tiny_dataset, tiny_student
+from fakes import KILL, Dying, run_dying
+from tiny import dataset_in, dataset_targets, student_in, tiny_dataset, tiny_student
 
 from edgedistill import machine
 from edgedistill.artifacts import Adapter, Dataset, Student
-from edgedistill.distill import distill
+from edgedistill.distill import distill, learn
+from edgedistill.distill.lesson import Pupil
+from edgedistill.distill.pairs import Preference, write_pairs
 from edgedistill.distill.together import WORKER
 from edgedistill.errors import TrainingError
 from edgedistill.methods import DistillSpec, LoraSpec
-from edgedistill.progress import Silent
+from edgedistill.progress import Progress, Silent
 from edgedistill.recipe import StudentSpec, TextCheck
 
+PROMPT = StudentSpec(weights="tiny", max_tokens=4)
+CHECK = TextCheck(kind="exact")
 SPEC = DistillSpec(
     lora=LoraSpec(rank=4, alpha=8),
     batch_size=3,
@@ -35,9 +41,14 @@ SPEC = DistillSpec(
 NEEDS_TWO = pytest.mark.skipif(machine.threads() < 2, reason="needs two cores")
 
 
-def run(student: Student, dataset: Dataset, out: Path, spec: DistillSpec) -> Adapter:
-    prompt, check = StudentSpec(weights="tiny", max_tokens=4), TextCheck(kind="exact")
-    return distill(dataset, student, prompt, spec, check, out, Silent())
+def run(
+    student: Student,
+    dataset: Dataset,
+    out: Path,
+    spec: DistillSpec,
+    progress: Progress | None = None,
+) -> Adapter:
+    return distill(dataset, student, PROMPT, spec, CHECK, out, progress or Silent())
 
 
 def in_two(spec: DistillSpec) -> DistillSpec:
@@ -51,35 +62,89 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return tiny_dataset(tmp_path_factory.mktemp("dataset"), rows=8)
+    return tiny_dataset(tmp_path_factory.mktemp("dataset"), rows=7)  # the last batch: one row
 
 
-def losses(adapter: Adapter) -> list[float]:
-    points = json.loads((adapter.folder / "training.json").read_text("utf-8"))
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "sharded"])
+def spec(request: pytest.FixtureRequest) -> DistillSpec:
+    return in_two(SPEC.model_copy(update={"shard": request.param}))
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    student: Student, dataset: Dataset, spec: DistillSpec, tmp_path_factory: pytest.TempPathFactory
+) -> Adapter:
+    return run(student, dataset, tmp_path_factory.mktemp("unbroken"), spec)
+
+
+def losses(folder: Path) -> list[float]:
+    points = json.loads((folder / "training.json").read_text("utf-8"))
     return [point["loss"] for point in points]
 
 
-def facts(adapter: Adapter) -> dict[str, Any]:
+def facts(adapter: Adapter) -> Any:
     return json.loads((adapter.folder / "manifest.json").read_text("utf-8"))["facts"]
 
 
 @NEEDS_TWO
-@pytest.mark.parametrize("shard", [False, True])
-def test_two_processes_learn_as_one_does_and_the_death_of_one_is_told(
-    student: Student, dataset: Dataset, tmp_path: Path, shard: bool
+def test_two_processes_learn_as_one_does(
+    unbroken: Adapter, student: Student, dataset: Dataset, tmp_path: Path
 ) -> None:
-    spec = SPEC.model_copy(update={"shard": shard})
-    alone = run(student, dataset, tmp_path / "one", spec)
-    out, killed = tmp_path / "two", threading.Thread(target=_kill_one, args=[tmp_path / "two"])
+    alone = run(student, dataset, tmp_path, SPEC)
+    assert facts(unbroken)["processes"] == 2
+    assert losses(unbroken.folder) == pytest.approx(losses(alone.folder), abs=2e-4)
+
+
+@NEEDS_TWO
+def test_the_death_of_one_is_told(
+    student: Student, dataset: Dataset, spec: DistillSpec, tmp_path: Path
+) -> None:
+    killed = threading.Thread(target=_kill_one, args=[tmp_path])
     killed.start()
     with pytest.raises(TrainingError, match=r"of 2 training processes .* ended"):
-        run(student, dataset, out, in_two(spec))
+        run(student, dataset, tmp_path, spec)
     killed.join()
-    assert not _workers()
-    again = run(student, dataset, out, in_two(spec))
-    assert facts(again)["processes"] == 2
-    assert facts(again)["resumed_from_step"] > 0
-    assert losses(again) == pytest.approx(losses(alone), abs=2e-4)
+    assert not _processes(tmp_path)
+
+
+@NEEDS_TWO
+def test_all_die_with_the_build_and_it_then_ends_with_the_same_bytes(
+    unbroken: Adapter, student: Student, dataset: Dataset, spec: DistillSpec, tmp_path: Path
+) -> None:
+    run_dying(__file__, student.folder, dataset.folder, tmp_path, spec.model_dump_json())
+    limit = time.monotonic() + 60
+    while left := _processes(tmp_path):
+        assert time.monotonic() < limit, left
+        time.sleep(0.05)
+    again = run(student, dataset, tmp_path, spec)
+    assert facts(again)["resumed_from_step"] >= 4
+    assert again.digest == unbroken.digest
+
+
+def preferences(pupil: Pupil, file: Path) -> Path:
+    """A worse answer to every row but the first, each with a reference of its own."""
+    told = enumerate(pupil.rows())
+    pairs = [Preference(row, "none" if i else None, (-9.0 - i, -4.0)) for i, row in told]
+    write_pairs(file, pairs)
+    return file
+
+
+@NEEDS_TWO
+@pytest.mark.parametrize("taught", ["targets", "pairs"])
+def test_two_processes_learn_from_more_than_text_as_one_does(
+    taught: str, student: Student, dataset: Dataset, tmp_path: Path
+) -> None:
+    found = []
+    for spec in (SPEC, in_two(SPEC)):
+        pupil, folder = Pupil(student, PROMPT, spec, CHECK, dataset), tmp_path / str(spec.processes)
+        lesson: dict[str, Any] = {"targets": dataset_targets(dataset, student, PROMPT).file}
+        if taught == "pairs":
+            lesson = {"rows": preferences(pupil, tmp_path / "pairs.jsonl"), "pairs": True}
+        folder.mkdir()
+        learn(pupil.job(**lesson), folder, Silent())
+        found.append(losses(folder))
+    assert sum(found[0][-3:]) < sum(found[0][:3])  # the last epoch, the first
+    assert found[0] == pytest.approx(found[1], abs=2e-4)
 
 
 @NEEDS_TWO
@@ -96,7 +161,7 @@ def test_frozen_weights_in_shares_teach_the_same(
     )
     assert facts(shared)["weight_bytes"] < 0.8 * facts(alone)["weight_bytes"]
     near = 2e-4 if spec.precision == "fp32" else 2e-2
-    assert losses(shared) == pytest.approx(losses(alone), abs=near)
+    assert losses(shared.folder) == pytest.approx(losses(alone.folder), abs=near)
 
 
 @NEEDS_TWO
@@ -113,11 +178,15 @@ def test_more_processes_than_places_are_refused(
         run(student, dataset, tmp_path, SPEC.model_copy(update={"processes": 1000}))
 
 
-def _workers() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [
-        each for each in found if WORKER in each.cmdline() and "--standalone" not in each.cmdline()
-    ]
+def _processes(out: Path) -> list[psutil.Process]:
+    """Those that train below a folder: torchrun, then its workers."""
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = each.cmdline()
+            if WORKER in words and words[-1].startswith(str(out)):
+                found.append(each)
+    return sorted(found, key=lambda each: "--standalone" not in each.cmdline())
 
 
 def _kill_one(out: Path) -> None:
@@ -125,4 +194,12 @@ def _kill_one(out: Path) -> None:
     limit = time.monotonic() + 120
     while time.monotonic() < limit and not list(out.glob("distill-*/resume/checkpoint-*/complete")):
         time.sleep(0.005)
-    os.kill(_workers()[-1].pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    os.kill(_processes(out)[-1].pid, KILL)
+
+
+if __name__ == "__main__":  # the run that is killed
+    *words, told = sys.argv[1:]
+    places = [Path(word) for word in words]
+    held = student_in(places[0]), dataset_in(places[1], 7)
+    spec_ = DistillSpec.model_validate_json(told)
+    run(*held, places[2], spec_, Dying("train in 2 processes", 5))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,14 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from safetensors.numpy import save_file
 
-from edgedistill.artifacts import Dataset, Student, write_json
+from edgedistill.alignment import Aligned
+from edgedistill.artifacts import Dataset, Student, TokenTargets, write_json
+from edgedistill.fidelity import read_rows
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import StudentSpec
 from edgedistill.student import Key, write_tokenizer
+from edgedistill.targets import TargetsWriter
+from edgedistill.training.data import TrainingRow, training_rows
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, WIDTH = 256, 2, 4, 2, 512
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -48,15 +55,23 @@ def tiny_student(
     architecture: str = "llama",
     adds_bos: bool = False,
     merges: Sequence[str] = MERGES,
+    says: str | None = None,
 ) -> Student:
-    """Write the checkpoint; about 1.6 million random weights."""
+    """Write the checkpoint; about 1.6 million random weights. `says`: see `made_to_say`."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = tokenizer_keys(adds_bos, merges)
     write_tokenizer(folder, keys)
     vocabulary = len(next(key.value for key in keys if key.key == "tokenizer.ggml.tokens"))
     write_json(folder / "config.json", config(vocabulary, architecture))
     tensors = weights(vocabulary, seed, biased=architecture == "qwen2")
+    if says is not None:
+        made_to_say(says, tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return student_in(folder, seed, architecture)
+
+
+def student_in(folder: Path, seed: int = 0, architecture: str = "llama") -> Student:
+    """The one that `tiny_student` wrote there."""
     name = "example/Tiny-2M-Instruct"
     return Student(folder, f"student-{architecture}-{seed}", name, "Apache-2.0", "made by hand")
 
@@ -144,6 +159,21 @@ def weights(vocabulary: int, seed: int, biased: bool = False) -> dict[str, Any]:
     return made
 
 
+def made_to_say(text: str, tensors: dict[str, Any]) -> None:
+    """Weights that say `text`, whose bytes all differ, whatever they are asked: a neuron of the
+    first layer for each token adds the next one, a line break begins, and nothing else adds any."""
+    embedding, mlp = tensors["model.embed_tokens.weight"], "model.layers.0.mlp"
+    for name in tensors:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensors[name][:] = 0
+    tokens = [*(len(SPECIAL) + byte for byte in f"\n{text}".encode()), STOP]
+    for neuron, (now, following) in enumerate(itertools.pairwise(tokens)):
+        direction = embedding[now] / np.linalg.norm(embedding[now])
+        tensors[f"{mlp}.gate_proj.weight"][neuron] = direction
+        tensors[f"{mlp}.up_proj.weight"][neuron] = direction
+        tensors[f"{mlp}.down_proj.weight"][:, neuron] = 0.1 * embedding[following]
+
+
 def tiny_dataset(folder: Path, rows: int = 4, answers: Sequence[str] = ANSWERS) -> Dataset:
     """A dataset whose parts hold `rows` rows each."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +194,34 @@ def tiny_dataset(folder: Path, rows: int = 4, answers: Sequence[str] = ANSWERS) 
             lines.append(json.dumps(row) + "\n")
         (folder / f"{part}.jsonl").write_text("".join(lines), "utf-8")
     (folder / "rejected.jsonl").write_text("", "utf-8")
+    return dataset_in(folder, rows)
+
+
+def dataset_in(folder: Path, rows: int) -> Dataset:
+    """The one that `tiny_dataset` wrote there."""
     return Dataset(folder, f"dataset-{rows}", rows, rows, rows, 0)
+
+
+def tiny_targets(file: Path, rows: Sequence[TrainingRow], likelihoods: Sequence[float]) -> Path:
+    """What another model might predict at the tokens of each row's answer, the first one left
+    out."""
+    shares, chance = (0.5, 0.3, 0.1), np.random.default_rng(3)
+    with TargetsWriter(file, len(shares)) as writer:
+        for row, likelihood in zip(rows, likelihoods, strict=True):
+            made = Aligned.unknown(len(row.answer), len(shares))
+            made.ids[:] = [chance.choice(200, len(shares), replace=False) for _ in row.answer]
+            made.logprobs[:] = np.log(shares)
+            made.known[1:] = True
+            writer.add(row.id, made, likelihood)
+    return file
+
+
+def dataset_targets(dataset: Dataset, student: Student, prompt: StudentSpec) -> TokenTargets:
+    """Such targets for a dataset's training rows, beside them."""
+    shown = StudentPrompt(student.folder, prompt)
+    rows = training_rows(read_rows(dataset.folder / "train.jsonl"), shown, 512)
+    file = tiny_targets(dataset.folder / "targets.safetensors", rows, [-1.0] * len(rows))
+    return TokenTargets(dataset.folder, "targets", file)
 
 
 def rewrite_gguf(

@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 from fakes import MODEL, FakeTeacher
 from tiny import tiny_student
-from world import API_TEACHER, RECIPE, World, make_world
-
-from edgedistill.export.gguf import Provenance, write_gguf
-from edgedistill.progress import Silent
-from edgedistill.student import TOKENIZER_GGUF
+from world import API_TEACHER, RECIPE, World, make_world, write_tiny_gguf
 
 pytestmark = pytest.mark.integration
 LORA = {"rank": 8, "alpha": 16}
@@ -47,10 +43,7 @@ def teacher() -> Iterator[FakeTeacher]:
 def world(tmp_path_factory: pytest.TempPathFactory, teacher: FakeTeacher) -> World:
     home = tmp_path_factory.mktemp("methods")
     world = make_world(home, {**API_TEACHER, "base_url": teacher.base_url}, prompts=24)
-    proxy = tiny_student(home / "proxy", seed=3)
-    made_from = Provenance("proxy", "example/Proxy", "MIT", proxy.digest)
-    keys = proxy.folder / TOKENIZER_GGUF
-    write_gguf(proxy.folder, keys, home / "recipe" / "proxy.gguf", made_from, Silent())
+    write_tiny_gguf(tiny_student(home / "proxy", seed=3), home / "recipe" / "proxy.gguf")
     return world
 
 

@@ -14,10 +14,12 @@ from typing import Any
 from fakes import KEY, MODEL
 from tiny import tiny_student
 
-from edgedistill.artifacts import load_finished
+from edgedistill.artifacts import Student, load_finished
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
 from edgedistill.student import TOKENIZER_GGUF
+from edgedistill.weights import CACHE_VARIABLE, FOLDERS_VARIABLE, KNOWN
+from edgedistill.weights.cache import remember
 
 # Those that take long enough to be killed in; quantize only picks.
 STAGES = (
@@ -78,8 +80,17 @@ class World:
         return words if once else [*words, "--target", "target.yaml"]
 
     def environment(self) -> dict[str, str]:
-        cache = str(self.home / "cache")
-        return {**os.environ, "TINY_KEY": KEY, "EDGEDISTILL_CACHE": cache, "NO_COLOR": "1"}
+        own = {CACHE_VARIABLE: self.home / "cache", FOLDERS_VARIABLE: self.home / "weights"}
+        paths = {name: str(path) for name, path in own.items()}
+        return {**os.environ, "TINY_KEY": KEY, "NO_COLOR": "1", **paths}
+
+    def stand_in(self, pinned: str, student: Student) -> None:
+        """A tiny model in the place of pinned weights: as if its bytes had been found the right
+        ones."""
+        weights, folder = KNOWN[pinned], self.home / "weights"
+        folder.mkdir(exist_ok=True)
+        write_tiny_gguf(student, folder / weights.file)
+        remember(folder / weights.file, weights.sha256, self.home / "cache" / "weights")
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -111,14 +122,16 @@ class World:
         return found
 
 
+def write_tiny_gguf(student: Student, into: Path) -> None:
+    made_from = Provenance("tiny", student.name, student.licence, student.digest)
+    write_gguf(student.folder, student.folder / TOKENIZER_GGUF, into, made_from, Silent())
+
+
 def make_world(home: Path, teacher: Mapping[str, Any], prompts: int = 48) -> World:
     """Write a recipe with `teacher`, its prompts (two for each phrasing) and a target."""
     recipe = home / "recipe"
     recipe.mkdir(parents=True)
-    student = tiny_student(home / "student")
-    made_from = Provenance("tiny", student.name, student.licence, student.digest)
-    keys = student.folder / TOKENIZER_GGUF
-    write_gguf(student.folder, keys, recipe / "student.gguf", made_from, Silent())
+    write_tiny_gguf(tiny_student(home / "student"), recipe / "student.gguf")
     (recipe / "recipe.yaml").write_text(json.dumps({**RECIPE, "teacher": teacher}), "utf-8")
     (home / "target.yaml").write_text(json.dumps(TARGET), "utf-8")
     world = World(home)
