@@ -8,26 +8,34 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgedistill import machine
 from edgedistill.doctor import Finding, existing
 from edgedistill.errors import EdgedistillError
+from edgedistill.methods import DistillSpec, ProxySpec
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, Recipe
 from edgedistill.sizes import known_dimensions
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.training.data import PART_TOKENS
-from edgedistill.training.need import Dimensions, dimensions_of, free_memory, needed_bytes
+from edgedistill.training.need import (
+    Dimensions,
+    dimensions_of,
+    free_memory,
+    loading_bytes,
+    needed_bytes,
+)
 from edgedistill.weights import folder_or_hub
 from edgedistill.weights.hub import fetch_model, hub_model
 
 AREA = "recipe"
-# Of one parameter: the student and the merged model in fp32, an export in f16, checkpoints.
-DISK_BYTES_A_PARAMETER = 4 + 4 + 2 + 1
-FP32_BYTES = 4
+# Of the student: itself and the merged model in fp32, an export in f16, checkpoints. A proxy is
+# never merged or exported.
+DISK_BYTES_A_PARAMETER = {"student": 4 + 4 + 2 + 1, "proxy": 4}
 MEMORY_OF_GPU = re.compile(r"(\d+) MiB")
 
 
@@ -35,11 +43,17 @@ class _Seen(Exception):
     """The config is there; the weights are not wanted."""
 
 
-def needs(recipe: Recipe, workspace: Path) -> list[Finding]:
-    """Teacher, student, proxy, GPUs, memory, disk and packages of a recipe. Of a hub model that is
-    not here yet, config.json is fetched, and nothing else."""
-    models = [*_student(recipe, workspace), *_proxy(recipe, workspace)]
-    return [*_teacher(recipe), *models, *_packages(recipe)]
+def needs(recipe: Recipe, workspace: Path, area: str = AREA) -> list[Finding]:
+    """Teacher, student, proxy, GPUs, memory, disk and packages of a recipe, as rows of `area`. Of a
+    hub model that is not here yet, config.json is fetched, and nothing else."""
+    row, student = _model("student", recipe.student.weights)
+    rows = [*_teacher(recipe), row, *_processors(recipe, student)]
+    spec, sizes = recipe.distill, {"student": student}
+    if spec.proxy is not None and spec.begins_with == "proxy":
+        row, sizes["proxy"] = _model("proxy", spec.proxy.weights)
+        rows += [row, *_proxy_memory(spec, spec.proxy, sizes["proxy"])]
+    rows += [_disk(sizes, workspace), *_packages(recipe)]
+    return [replace(each, area=area) for each in rows]
 
 
 def _teacher(recipe: Recipe) -> Iterator[Finding]:
@@ -60,43 +74,17 @@ def _teacher(recipe: Recipe) -> Iterator[Finding]:
     yield Finding(AREA, "teacher", "ok", told)
 
 
-def _student(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
+def _model(role: str, weights: str) -> tuple[Finding, Dimensions | None]:
+    """What is known of a student or proxy, and its size where that is known."""
     try:
-        found = _dimensions(recipe.student.weights)
+        found = _dimensions(weights)
     except EdgedistillError as error:
-        yield Finding(AREA, "student", "missing", error.what, error.hint or "")
-        yield from _places(recipe)
-        return
+        return Finding(AREA, role, "missing", error.what, error.hint or ""), None
     if found is None:
         told = "its size is known once its weights are here"
-        yield Finding(AREA, "student", "note", recipe.student.weights, told)
-        yield from _places(recipe)
-        return
-    value = f"{recipe.student.weights}, {found.parameters / 1e9:.2f} billion parameters"
-    yield Finding(AREA, "student", "ok", value)
-    yield from _processors(recipe, found)
-    yield _disk(found, workspace)
-
-
-def _proxy(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
-    spec = recipe.distill
-    if spec.proxy is None or spec.begins_with != "proxy":
-        return
-    try:
-        found = _dimensions(spec.proxy.weights)
-    except EdgedistillError as error:
-        yield Finding(AREA, "proxy", "missing", error.what, error.hint or "")
-        return
-    if found is None:
-        told = "its size is known once its weights are here"
-        yield Finding(AREA, "proxy", "note", spec.proxy.weights, told)
-        return
-    size = f"{spec.proxy.weights}, {found.parameters / 1e9:.2f} billion parameters"
-    yield Finding(AREA, "proxy", "ok", size)
-    free, need = shutil.disk_usage(existing(workspace)).free, FP32_BYTES * found.parameters
-    hint = "" if free >= need else "free some space, or give --workspace on another disk"
-    told = f"{need / 1e9:.1f} GB more of {free / 1e9:.1f} GB free, and as much memory to load it"
-    yield Finding(AREA, "proxy's disk", "ok" if free >= need else "missing", told, hint)
+        return Finding(AREA, role, "note", weights, told), None
+    value = f"{weights}, {found.parameters / 1e9:.2f} billion parameters"
+    return Finding(AREA, role, "ok", value), found
 
 
 def _places(recipe: Recipe) -> Iterator[Finding]:
@@ -112,21 +100,56 @@ def _places(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(AREA, "tuning", "note", "qlora without a GPU", hint)
 
 
-def _processors(recipe: Recipe, found: Dimensions) -> Iterator[Finding]:
+def _processors(recipe: Recipe, found: Dimensions | None) -> Iterator[Finding]:
     yield from _places(recipe)
-    spec, gpus = recipe.distill, machine.gpu_names()
+    if found is None:
+        yield _not_known("training memory", "student")
+        return
+    hint = "a smaller student, or distill.tuning qlora on a GPU"
+    yield _training_memory("training memory", found, recipe.distill, hint)
+
+
+def _proxy_memory(
+    spec: DistillSpec, proxy: ProxySpec, found: Dimensions | None
+) -> Iterator[Finding]:
+    """Of a proxy that learns, or that is only asked."""
+    name, hint = "proxy memory", "a smaller proxy, or close other programs"
+    if found is None:
+        yield _not_known(name, "proxy")
+    elif proxy.warm_up_epochs or proxy.rounds:
+        taught = spec.model_copy(update={"tuning": proxy.tuning, "lora": proxy.lora})
+        yield _training_memory(name, found, taught, hint)
+    else:
+        need = loading_bytes(found)
+        yield _memory(name, need, f"{need / 1e9:.1f} GB to load it", hint)
+
+
+def _training_memory(name: str, found: Dimensions, spec: DistillSpec, hint: str) -> Finding:
+    gpus = machine.gpu_names()
     kind = "cuda" if gpus else "cpu"
     precise = "bf16" if spec.precision == "auto" and gpus else spec.precision
     settled = spec.model_copy(update={"precision": "fp32" if precise == "auto" else precise})
     most = needed_bytes(found, settled, PART_TOKENS[kind], False)
     least = needed_bytes(found, settled, max(spec.max_length, 128), True)
-    free = _gpu_bytes(gpus) if gpus else free_memory()
+    least = least if gpus else max(least, loading_bytes(found))
+    most = max(least, most)
     told = f"{least / 1e9:.1f} GB at least, {most / 1e9:.1f} GB to train fastest"
+    return _memory(name, least, told, hint)
+
+
+def _memory(name: str, need: int, told: str, hint: str) -> Finding:
+    """What a model needs, against what each GPU has or, without one, is free."""
+    gpus = machine.gpu_names()
+    free = _gpu_bytes(gpus) if gpus else free_memory()
     if free is not None:
         told += f"; {free / 1e9:.1f} GB {'on each GPU' if gpus else 'free'}"
-    short = free is not None and free < least
-    hint = "a smaller student, or distill.tuning qlora on a GPU" if short else ""
-    yield Finding(AREA, "training memory", "missing" if short else "ok", told, hint)
+    short = free is not None and free < need
+    return Finding(AREA, name, "missing" if short else "ok", told, hint if short else "")
+
+
+def _not_known(name: str, role: str) -> Finding:
+    """A row that cannot be worked out, so that nobody takes its absence for a yes."""
+    return Finding(AREA, name, "note", "not known yet", f"known with the {role}'s size")
 
 
 def _gpu_bytes(names: list[str]) -> int | None:
@@ -134,12 +157,27 @@ def _gpu_bytes(names: list[str]) -> int | None:
     return min(found, default=None)
 
 
-def _disk(found: Dimensions, workspace: Path) -> Finding:
-    need = DISK_BYTES_A_PARAMETER * found.parameters
-    free = shutil.disk_usage(existing(workspace)).free
+def _disk(sizes: Mapping[str, Dimensions | None], workspace: Path) -> Finding:
+    """All models together: they share one disk."""
+    known = {
+        role: DISK_BYTES_A_PARAMETER[role] * size.parameters
+        for role, size in sizes.items()
+        if size is not None
+    }
+    unknown = [role for role in sizes if role not in known]
+    if not known:
+        return _not_known("disk", " and the ".join(unknown))
+    need, free = sum(known.values()), shutil.disk_usage(existing(workspace)).free
     told = f"about {need / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
-    hint = "" if free >= need else "free some space, or give --workspace on another disk"
-    return Finding(AREA, "disk", "ok" if free >= need else "missing", told, hint)
+    if len(known) > 1:
+        told += f" ({', '.join(f'{role} {part / 1e9:.1f}' for role, part in known.items())})"
+    if free < need:
+        hint = "free some space, or give --workspace on another disk"
+        return Finding(AREA, "disk", "missing", told, hint)
+    if unknown:
+        hint = f"the {unknown[0]} comes on top, once its size is known"
+        return Finding(AREA, "disk", "note", told, hint)
+    return Finding(AREA, "disk", "ok", told)
 
 
 def _packages(recipe: Recipe) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,35 @@ def test_a_proxy_is_told_with_the_disk_that_it_takes(student: Path, tmp_path: Pa
     recipe = with_student(shipped("sql-24gb", method="proxy", proxy=spec, tuning="lora"), student)
     found = told(needs(recipe, tmp_path))
     assert found["proxy"].value == f"{student}, 0.00 billion parameters"
-    assert found["proxy's disk"].value.startswith("0.0 GB more of")
+    assert found["proxy memory"].state == "ok"
+    assert re.search(r"\(student 0.0, proxy 0.0\)", found["disk"].value)
     small, _ = scale_down(recipe)
     assert small.distill.proxy is not None
     assert small.distill.proxy.min_agreement == 0
 
 
-def test_a_student_that_is_too_large_is_told(student: Path, tmp_path: Path) -> None:
-    file = student / "config.json"
-    text = file.read_text("utf-8").replace('"hidden_size": 256', '"hidden_size": 262144')
+def grown(folder: Path, width: int) -> None:
+    file = folder / "config.json"
+    text = file.read_text("utf-8").replace('"hidden_size": 256', f'"hidden_size": {width}')
     file.write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize("learns", [{}, {"warm_up_epochs": 0, "rounds": 0}])
+def test_a_proxy_that_is_too_large_is_told(
+    learns: dict[str, Any], student: Path, tmp_path: Path
+) -> None:
+    large = tiny_student(tmp_path / "large").folder
+    grown(large, 4_194_304)
+    spec = ProxySpec(weights=str(large), **learns)
+    recipe = with_student(shipped("sql-24gb", method="proxy", proxy=spec, tuning="lora"), student)
+    found = told(needs(recipe, tmp_path))
+    states = {name: found[name].state for name in ("training memory", "proxy memory", "disk")}
+    assert states == {"training memory": "ok", "proxy memory": "missing", "disk": "missing"}
+    assert ("to load it" in found["proxy memory"].value) == bool(learns)
+
+
+def test_a_student_that_is_too_large_is_told(student: Path, tmp_path: Path) -> None:
+    grown(student, 262144)
     found = told(needs(with_student(shipped("sql-24gb"), student), tmp_path))
     assert found["training memory"].state == "missing"
     assert found["disk"].state == "missing"
