@@ -28,13 +28,14 @@ def add_to(
         """Show what this machine can do, and what to install. Exit 1 when a build cannot run."""
         from edgedistill import tables
         from edgedistill.doctor import examine
-        from edgedistill.needs import needs
+        from edgedistill.needs import AREA, needs
         from edgedistill.scaled import as_asked
 
         findings = examine(workspace)
         for name in recipes:
             asked, _ = as_asked(load(name, [])[0], scaled_down=scaled_down)
-            findings += needs(asked, workspace)
+            area = f"{AREA} {name}" if len(recipes) > 1 else AREA
+            findings += needs(asked, workspace, area)
         show(tables.findings, tables.plain(findings))
         if any(finding.state == "missing" for finding in findings):
             click.get_current_context().exit(1)

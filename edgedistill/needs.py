@@ -16,10 +16,13 @@ from typing import Any
 from edgedistill import machine
 from edgedistill.doctor import Finding, existing
 from edgedistill.errors import EdgedistillError
-from edgedistill.methods import DistillSpec, ProxySpec
+from edgedistill.hf_config import require_family
+from edgedistill.initialise import MODEL_ID, UNTOUCHED
+from edgedistill.methods import DistillSpec, LoraSpec, ProxySpec
 from edgedistill.progress import Silent
-from edgedistill.recipe import ApiTeacher, Recipe
-from edgedistill.sizes import known_dimensions
+from edgedistill.recipe import ApiTeacher, PruneSpec, Recipe
+from edgedistill.sizes import known_dimensions, rank_problem
+from edgedistill.student_file import Layers, layers_of, prune_problem
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.training.data import PART_TOKENS
 from edgedistill.training.need import (
@@ -46,12 +49,14 @@ class _Seen(Exception):
 def needs(recipe: Recipe, workspace: Path, area: str = AREA) -> list[Finding]:
     """Teacher, student, proxy, GPUs, memory, disk and packages of a recipe, as rows of `area`. Of a
     hub model that is not here yet, config.json is fetched, and nothing else."""
-    row, student = _model("student", recipe.student.weights)
-    rows = [*_teacher(recipe), row, *_processors(recipe, student)]
-    spec, sizes = recipe.distill, {"student": student}
+    spec, base = recipe.distill, recipe.student
+    learnt = None if spec.tuning == "full" else spec.lora
+    told, student = _model("student", base.weights, learnt, base.prune)
+    rows = [*_teacher(recipe), *told, *_processors(recipe, student)]
+    sizes = {"student": student}
     if spec.proxy is not None and spec.begins_with == "proxy":
-        row, sizes["proxy"] = _model("proxy", spec.proxy.weights)
-        rows += [row, *_proxy_memory(spec, spec.proxy, sizes["proxy"])]
+        told, sizes["proxy"] = _model("proxy", spec.proxy.weights, spec.proxy.lora)
+        rows += [*told, *_proxy_memory(spec, spec.proxy, sizes["proxy"])]
     rows += [_disk(sizes, workspace), *_packages(recipe)]
     return [replace(each, area=area) for each in rows]
 
@@ -69,22 +74,43 @@ def _teacher(recipe: Recipe) -> Iterator[Finding]:
         told = f"at most {count} calls to {teacher.model} at {teacher.base_url}"
     else:
         told = f"at most {count} calls to {teacher.model} on this machine"
+    told += f", about {_timed(recipe, count)} more to time it"
     if recipe.distill.method == "on-policy" and recipe.distill.on_policy.feedback != "check":
-        told += f", and {recipe.distill.on_policy.max_calls} for feedback"
+        told += f", and at most {recipe.distill.on_policy.max_calls} for feedback"
+    if teacher.model == MODEL_ID:
+        yield Finding(AREA, "teacher", "missing", f"teacher.model is {MODEL_ID}", UNTOUCHED)
+        return
     yield Finding(AREA, "teacher", "ok", told)
 
 
-def _model(role: str, weights: str) -> tuple[Finding, Dimensions | None]:
-    """What is known of a student or proxy, and its size where that is known."""
+def _timed(recipe: Recipe, prompts: int) -> int:
+    """Calls of bench: held-out prompts once more, and one before the clock runs. About, since whole
+    phrasings are held out."""
+    held_out = max(1, round(recipe.curate.split.held_out * prompts))
+    return min(recipe.bench.latency_prompts, held_out) + 1
+
+
+def _model(
+    role: str, weights: str, lora: LoraSpec | None, prune: PruneSpec | None = None
+) -> tuple[list[Finding], Dimensions | None]:
+    """What is known of a student or proxy, and its size where that is known; `lora` is what of it
+    is trained (None: all)."""
     try:
-        found = _dimensions(weights)
+        found, layers = _looked_at(weights)
     except EdgedistillError as error:
-        return Finding(AREA, role, "missing", error.what, error.hint or ""), None
+        return [Finding(AREA, role, "missing", error.what, error.hint or "")], None
     if found is None:
         told = "its size is known once its weights are here"
-        return Finding(AREA, role, "note", weights, told), None
+        return [Finding(AREA, role, "note", weights, told)], None
     value = f"{weights}, {found.parameters / 1e9:.2f} billion parameters"
-    return Finding(AREA, role, "ok", value), found
+    rows = [Finding(AREA, role, "ok", value)]
+    if lora is not None and (wrong := rank_problem(lora, weights, found)):
+        hint = f"set it to at most {found.narrowest}"
+        rows.append(Finding(AREA, f"{role}'s rank", "missing", f"lora.rank {wrong}", hint))
+    if prune is not None and (wrong := prune_problem(prune, layers)):
+        hint = "drop fewer layers, or leave student.prune out"
+        rows.append(Finding(AREA, "student.prune", "missing", wrong, hint))
+    return rows, found
 
 
 def _places(recipe: Recipe) -> Iterator[Finding]:
@@ -190,17 +216,19 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(AREA, f"package {name}", "ok" if there else "missing", value, hint)
 
 
-def _dimensions(name: str) -> Dimensions | None:
-    """Of a student's weights; None where only having them would tell."""
+def _looked_at(name: str) -> tuple[Dimensions | None, Layers]:
+    """Size and layers of a model; None where only having its weights would tell."""
     place = hub_model(name) if folder_or_hub(name) is not None else None
     if place is None or place.complete:
-        return known_dimensions(name)
+        known = known_dimensions(name)  # of what kinds its layers are, validate has looked at
+        return known, Layers(known and known.layers, True)
     found: dict[str, Any] = {}
 
     def accept(config: Path) -> None:
         found.update(json.loads(config.read_text("utf-8")))
+        require_family(found, config)
         raise _Seen
 
     with contextlib.suppress(_Seen):
         fetch_model(place, Silent(), accept)
-    return dimensions_of(found)
+    return dimensions_of(found), layers_of(found)

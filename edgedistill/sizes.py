@@ -9,6 +9,7 @@ from typing import Any
 from edgedistill.errors import WeightsError
 from edgedistill.gguf_header import read_header
 from edgedistill.hf_config import require_student
+from edgedistill.methods import LoraSpec
 from edgedistill.training.need import Dimensions, dimensions_of
 from edgedistill.weights import KNOWN, HubModel, cached, folder_or_hub
 
@@ -32,6 +33,13 @@ def known_dimensions(name: str) -> Dimensions | None:
     return dimensions_of(
         require_student(place.folder if isinstance(place, HubModel) else place).model
     )
+
+
+def rank_problem(lora: LoraSpec, weights: str, found: Dimensions | None) -> str:
+    """Why so large a rank cannot be; "" where it can, or where the size is not known."""
+    if found is None or lora.rank <= found.narrowest:
+        return ""
+    return f"is {lora.rank}, and a layer of {weights} is only {found.narrowest} wide"
 
 
 def _of_header(file: Path) -> Dimensions:

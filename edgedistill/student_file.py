@@ -13,7 +13,8 @@ from edgedistill.errors import ArtifactError, EdgedistillError, WeightsError
 from edgedistill.families import ARCHITECTURES, gemma_layer_types, known_names
 from edgedistill.gguf_header import read_header
 from edgedistill.hf_config import require_student
-from edgedistill.recipe import StudentSpec
+from edgedistill.recipe import PruneSpec, StudentSpec
+from edgedistill.sizes import known_dimensions
 from edgedistill.weights import KNOWN, HubModel, folder_or_hub
 
 
@@ -26,7 +27,7 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class _Layers:
+class Layers:
     """How many there are (None: not known here), and whether they are of one kind."""
 
     count: int | None
@@ -42,13 +43,17 @@ def student_problem(spec: StudentSpec) -> Wrong | None:
         return Wrong("weights", _told(error, error.hint))
     if spec.prune is None or layers is None:
         return None
+    what = prune_problem(spec.prune, layers)
+    return Wrong("prune", what) if what else None
+
+
+def prune_problem(prune: PruneSpec, layers: Layers) -> str:
+    """Why so many layers cannot be dropped; "" where they can."""
     if not layers.alike:
-        what = "layers of this architecture are of several kinds in a fixed order; leave it out"
-        return Wrong("prune", what)
-    if layers.count is not None and spec.prune.drop_layers >= layers.count:
-        drop = spec.prune.drop_layers
-        return Wrong("prune", f"drop_layers is {drop}, and the model has {layers.count} layers")
-    return None
+        return "layers of this architecture are of several kinds in a fixed order; leave it out"
+    if layers.count is not None and prune.drop_layers >= layers.count:
+        return f"drop_layers is {prune.drop_layers}, and the model has {layers.count} layers"
+    return ""
 
 
 def proxy_problem(weights: str) -> str:
@@ -66,7 +71,7 @@ def _told(error: EdgedistillError, hint: str | None) -> str:
     return f"{told}; {hint}" if hint else told
 
 
-def _layers(weights: str, role: str) -> _Layers | None:
+def _layers(weights: str, role: str) -> Layers | None:
     """The layers of a student or proxy that was looked at; None: it is not on this machine."""
     if weights.lower().endswith(".gguf"):
         return _of_file(Path(weights))
@@ -78,17 +83,18 @@ def _layers(weights: str, role: str) -> _Layers | None:
         return None
     if not folder.is_dir():
         raise WeightsError(f"there is no folder {folder}")
-    return _of_config(require_student(folder).model)
+    return layers_of(require_student(folder).model)
 
 
-def _of_config(config: Mapping[str, Any]) -> _Layers:
+def layers_of(config: Mapping[str, Any]) -> Layers:
+    """The layers that a config.json tells of."""
     kinds = {*(config.get("layer_types") or ())}
     if str(config.get("model_type")).startswith("gemma3"):
         kinds |= {*gemma_layer_types(config.get("num_hidden_layers") or 0)}
-    return _Layers(config.get("num_hidden_layers"), len(kinds) < 2)
+    return Layers(config.get("num_hidden_layers"), len(kinds) < 2)
 
 
-def _of_file(file: Path) -> _Layers:
+def _of_file(file: Path) -> Layers:
     if not file.is_file():
         raise WeightsError(f"there is no file {file}")
     header = read_header(file)
@@ -101,10 +107,10 @@ def _of_file(file: Path) -> _Layers:
         )
     count = header.keys.get(f"{header.architecture}.block_count")
     alike = header.architecture != "gemma3" or len({*gemma_layer_types(count or 0)}) < 2
-    return _Layers(count, alike)
+    return Layers(count, alike)
 
 
-def _of_pinned(name: str, role: str) -> _Layers:
+def _of_pinned(name: str, role: str) -> Layers:
     pin = KNOWN.get(name)
     known = ", ".join(name for name, pin in KNOWN.items() if pin.trainable)
     if pin is None:
@@ -115,7 +121,8 @@ def _of_pinned(name: str, role: str) -> _Layers:
     if not pin.trainable:
         raise WeightsError(f"'{name}' cannot be a {role} yet; those that can: {known}")
     _require_known(pin.architecture)
-    return _Layers(None, pin.architecture != "gemma3")
+    found = known_dimensions(name)
+    return Layers(found and found.layers, pin.architecture != "gemma3")
 
 
 def _require_known(architecture: str) -> None:

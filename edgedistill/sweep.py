@@ -29,11 +29,12 @@ from edgedistill.artifacts import (
 from edgedistill.distill.trial import Sat, Trial
 from edgedistill.errors import Diverged, TrainingError, UsageError
 from edgedistill.learning import first_run
-from edgedistill.methods import DistillSpec
+from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.pipeline import Prepared, prepared
 from edgedistill.progress import Progress
 from edgedistill.recipe import Recipe
 from edgedistill.recorder import Recorder
+from edgedistill.sizes import known_dimensions, rank_problem
 from edgedistill.tuning import scope_of
 from edgedistill.tuning_results import Comparison, Sweep, SweepTrial, TrialExam
 from edgedistill.workspace import locked
@@ -60,10 +61,12 @@ def sweep(recipe: Recipe, grid: Grid, root: Path, progress: Progress) -> Finishe
     values are always tried, to their end: they are what the best is compared with.
 
     Raises:
-        UsageError: a value that no recipe could have, or too many of them.
+        UsageError: a value that no recipe could have, too many of them, or a rank that is above a
+            layer's width as far as the student is here to tell.
         TrainingError: every trial diverged, or a rank is above a layer's width.
     """
     specs = specs_of(recipe.distill, grid)
+    require_known_ranks(recipe, grid)
     with locked(root):
         log = Recorder(progress)
         ready = prepared(recipe, root, log)
@@ -136,6 +139,20 @@ def shares_of(trials: int) -> list[float]:
     FIRST_RUNG on, each as many times the last."""
     count = math.ceil(math.log2(trials)) if trials > 1 else 0
     return [FIRST_RUNG ** (1 - rung / count) for rung in range(count)]
+
+
+def require_known_ranks(recipe: Recipe, grid: Grid) -> None:
+    """Refuse a rank above a layer's width before the teacher is asked, where the width is known.
+
+    Raises:
+        UsageError: names the student and how wide it is.
+    """
+    weights = recipe.student.weights
+    found = known_dimensions(weights) if grid.ranks else None
+    for rank in grid.ranks:
+        if wrong := rank_problem(LoraSpec(rank=rank), weights, found):
+            hint = f"try ranks of at most {found.narrowest}" if found else None
+            raise UsageError(f"--rank {wrong}", hint=hint)
 
 
 def _require_ranks(ready: Prepared, specs: Sequence[DistillSpec]) -> None:

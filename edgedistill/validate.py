@@ -17,11 +17,11 @@ from edgedistill.errors import (
 )
 from edgedistill.field_help import Location
 from edgedistill.gguf_header import read_header
-from edgedistill.initialise import MODEL_ID
+from edgedistill.initialise import MODEL_ID, UNTOUCHED
 from edgedistill.library import shown
 from edgedistill.methods import LoraSpec
 from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
-from edgedistill.sizes import known_dimensions
+from edgedistill.sizes import known_dimensions, rank_problem
 from edgedistill.student_file import proxy_problem, student_problem
 from edgedistill.target import Target, load_target
 from edgedistill.tokenmix import read_token_mix
@@ -57,8 +57,7 @@ def validate(recipes: Sequence[Path], targets: Sequence[Path]) -> dict[str, Any]
     for path, recipe in held.items():
         problems += _about_name(path, recipe.name, path.parent.name, path.parent.parent, "recipes")
         if recipe.teacher.model == MODEL_ID:
-            text = "is still the template's; write the model ID that your endpoint knows"
-            problems.append(_problem(path, ("teacher", "model"), text))
+            problems.append(_problem(path, ("teacher", "model"), UNTOUCHED))
     for path, target in devices.items():
         problems += _about_name(path, target.name, path.stem, path.parent, "targets")
     if problems:
@@ -179,10 +178,8 @@ def _too_wide(weights: str, lora: LoraSpec) -> str:
         found = known_dimensions(weights)
     except EdgedistillError:
         return ""  # told at the weights
-    if found is None or lora.rank <= found.narrowest:
-        return ""
-    width = found.narrowest
-    return f"is {lora.rank}, and a layer of {weights} is only {width} wide; at most {width}"
+    wrong = rank_problem(lora, weights, found)
+    return f"{wrong}; at most {found.narrowest}" if wrong and found else ""
 
 
 def _about_added(path: Path, recipe: Recipe) -> Iterator[Problem]:

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_folders import change, model_folder
+from hub_server import REPO, REVISION, files_of, serving
 from tiny import tiny_student
 
 from edgedistill import machine
 from edgedistill.doctor import Finding
+from edgedistill.initialise import MODEL_ID, UNTOUCHED, initialise
 from edgedistill.library import shipped_root
-from edgedistill.methods import ProxySpec
+from edgedistill.methods import LoraSpec, OnPolicySpec, ProxySpec
 from edgedistill.needs import needs
-from edgedistill.recipe import LocalTeacher, Recipe, load_recipe
+from edgedistill.recipe import LocalTeacher, PruneSpec, Recipe, load_recipe
 from edgedistill.scaled import SUFFIX, scale_down
 from edgedistill.tokenmix import read_token_mix
+from edgedistill.weights import CACHE_VARIABLE
 
 LARGE = ("sql-24gb", "sql-8gpu")
 
@@ -48,7 +52,8 @@ def test_what_is_missing_is_told_with_what_to_do(
     recipe = with_student(shipped("sql-8gpu", tuning="qlora", processes=1000), student)
     found = told(needs(recipe, tmp_path))
     assert found["key OPENAI_API_KEY"].state == "missing"
-    assert "at most 502 calls to gpt-4.1" in found["teacher"].value
+    assert found["teacher"].value.startswith("at most 502 calls to gpt-4.1 ")
+    assert ", about 101 more to time it" in found["teacher"].value
     assert found["student"].value.endswith("0.00 billion parameters")
     assert (found["processes"].state, found["processes"].value[:11]) == ("missing", "1000 wanted")
     assert found["training memory"].state == "ok"
@@ -69,6 +74,23 @@ def test_a_proxy_is_told_with_the_disk_that_it_takes(student: Path, tmp_path: Pa
     small, _ = scale_down(recipe)
     assert small.distill.proxy is not None
     assert small.distill.proxy.min_agreement == 0
+
+
+def test_the_calls_for_feedback_and_those_that_are_timed(student: Path, tmp_path: Path) -> None:
+    feedback = OnPolicySpec(feedback="judge", max_calls=77)
+    recipe = with_student(shipped("sql-24gb", method="on-policy", on_policy=feedback), student)
+    few = recipe.model_copy(update={"sample": 40})
+    value = told(needs(few, tmp_path))["teacher"].value
+    assert re.search(
+        r"at most 40 calls .*, about 10 more to time it, and at most 77 for feedback", value
+    )
+
+
+def test_an_untouched_template_is_told(tmp_path: Path) -> None:
+    recipe = load_recipe(initialise("mine", tmp_path))
+    found = told(needs(recipe, tmp_path))["teacher"]
+    assert (found.state, found.hint) == ("missing", UNTOUCHED)
+    assert MODEL_ID in found.value
 
 
 def grown(folder: Path, width: int) -> None:
@@ -96,6 +118,54 @@ def test_a_student_that_is_too_large_is_told(student: Path, tmp_path: Path) -> N
     found = told(needs(with_student(shipped("sql-24gb"), student), tmp_path))
     assert found["training memory"].state == "missing"
     assert found["disk"].state == "missing"
+
+
+HUB = f"{REPO}@{REVISION}"
+
+
+def hub_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lora: int = 4, drop: int = 1
+) -> dict[str, Finding]:
+    """What is told of a hub student, of which only config.json may be fetched."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder / "cache"))
+    monkeypatch.setenv("HF_HOME", str(folder / "home"))
+    recipe = shipped("support-sql", lora=LoraSpec(rank=lora))
+    changes = {"weights": HUB, "prune": PruneSpec(drop_layers=drop)}
+    asked = recipe.model_copy(update={"student": recipe.student.model_copy(update=changes)})
+    return told(needs(asked, folder))
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "row", "said"),
+    [
+        ({}, {}, "student", ""),
+        ({"lora": 512}, {}, "student's rank", r"lora.rank is 512, and .* is only \d+ wide"),
+        ({"drop": 99}, {}, "student.prune", r"drop_layers is 99, and the model has \d+ layers"),
+        ({}, {"architectures": ["MambaForCausalLM"]}, "student", "'MambaForCausalLM' cannot be"),
+    ],
+)
+def test_a_hub_model_is_held_against_the_recipe_before_its_weights_are_fetched(
+    asked: Any, changes: Any, row: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_folder(tmp_path / "source")
+    change(folder / "config.json", **changes)
+    with serving(files_of(folder)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        found = hub_rows(tmp_path, monkeypatch, **asked)
+    assert hub.fetched()[1:] == ["config.json"]
+    assert found[row].state == ("missing" if said else "ok")
+    assert re.search(said, found[row].value)
+
+
+def test_without_a_network_it_is_told_what_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = hub_rows(tmp_path, monkeypatch)
+    assert "cannot be reached" in found["student"].value
+    assert {"teacher", "processes"} <= set(found)
+    for name in ("training memory", "disk"):
+        assert (found[name].state, found[name].value) == ("note", "not known yet")
 
 
 @pytest.mark.parametrize("name", LARGE)

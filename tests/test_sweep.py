@@ -8,13 +8,27 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from hf_folders import model_folder
 from tiny import tiny_student
 
 from edgedistill.distill.model import require_rank_of
 from edgedistill.distill.trial import Sat, Trial
 from edgedistill.errors import TrainingError, UsageError
+from edgedistill.library import shipped_root
 from edgedistill.methods import DistillSpec, LoraSpec
-from edgedistill.sweep import Grid, _Entry, lines_of, plain, ranked, shares_of, specs_of, step_at
+from edgedistill.progress import Silent
+from edgedistill.recipe import load_recipe
+from edgedistill.sweep import (
+    Grid,
+    _Entry,
+    lines_of,
+    plain,
+    ranked,
+    shares_of,
+    specs_of,
+    step_at,
+    sweep,
+)
 
 SPEC = DistillSpec(learning_rate=4e-4, epochs=3, lora=LoraSpec(rank=32, alpha=64))
 
@@ -68,6 +82,17 @@ def test_rank_above_a_layers_width_is_told_before_training(tmp_path: Path) -> No
     require_rank_of(student.folder, LoraSpec(rank=128))
     with pytest.raises(TrainingError, match=r"rank is 129, and .* is only 128 wide"):
         require_rank_of(student.folder, LoraSpec(rank=129))
+
+
+def test_a_rank_that_is_known_to_be_too_wide_is_told_before_the_teacher_is_asked(
+    tmp_path: Path,
+) -> None:
+    recipe = load_recipe(shipped_root() / "recipes" / "support-sql")
+    base = recipe.student.model_copy(update={"weights": str(model_folder(tmp_path))})
+    recipe = recipe.model_copy(update={"student": base})
+    with pytest.raises(UsageError, match=r"--rank is 300, and a layer of .* is only \d+ wide"):
+        sweep(recipe, Grid(ranks=(8, 300)), tmp_path / "ws", Silent())
+    assert not (tmp_path / "ws").exists()
 
 
 @pytest.mark.parametrize(

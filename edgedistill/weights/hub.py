@@ -283,7 +283,9 @@ def _translate(model: HubModel, error: Exception) -> NoReturn:
     if not http and not isinstance(error, OSError | errors.EntryNotFoundError):
         raise error  # no trouble of the hub's
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    told = "what was fetched is kept: build again when the network is there"
+    there = model.folder.is_dir() and any(size(file) for file in model.folder.iterdir())
+    told = "try again when the network is there"
+    told = f"what was fetched is kept: {told}" if there else told
     _refuse(model, f"{_endpoint()} cannot be reached: {first}", error, told)
 
 
