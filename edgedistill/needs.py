@@ -221,7 +221,7 @@ def _looked_at(name: str) -> tuple[Dimensions | None, Layers]:
     place = hub_model(name) if folder_or_hub(name) is not None else None
     if place is None or place.complete:
         known = known_dimensions(name)  # of what kinds its layers are, validate has looked at
-        return known, Layers(known and known.layers, True)
+        return known, Layers(known.layers if known else None, True)
     found: dict[str, Any] = {}
 
     def accept(config: Path) -> None:

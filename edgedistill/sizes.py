@@ -1,4 +1,5 @@
-"""How large a student is, by what is on this machine of it: a GGUF header or a config.json."""
+"""How large a student is, by what is on this machine of it: a GGUF header or a config.json. Of
+pinned weights it is known without them."""
 
 from __future__ import annotations
 
@@ -14,20 +15,32 @@ from edgedistill.training.need import Dimensions, dimensions_of
 from edgedistill.weights import KNOWN, HubModel, cached, folder_or_hub
 
 EMBEDDING = "token_embd.weight"
+SIZES = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+# What the headers of pinned students say, so that a recipe is refused before they are fetched.
+PINNED: Mapping[str, tuple[int, ...]] = {
+    "qwen2.5-coder-1.5b-instruct-q4_k_m": (28, 1536, 8960, 12, 2, 151936, False),
+    "qwen2.5-coder-0.5b-instruct-q4_k_m": (24, 896, 4864, 14, 2, 151936, False),
+    "smollm2-135m-instruct-q4_1": (30, 576, 1536, 9, 3, 49152, True),
+}
 
 
 def known_dimensions(name: str) -> Dimensions | None:
-    """Of a student's weights; None where they are not on this machine.
+    """Of a student's weights; None where they are neither on this machine nor in PINNED.
 
     Raises:
         WeightsError, ArtifactError: they cannot be a student's.
     """
     if name.lower().endswith(".gguf"):
-        return _of_header(Path(name))
+        return of_header(Path(name))
     place = folder_or_hub(name)
+    if name in PINNED:
+        return dimensions_of(dict(zip(SIZES, PINNED[name], strict=True)))
     if place is None:
         here = cached(name) if name in KNOWN else None
-        return None if here is None else _of_header(here)
+        return None if here is None else of_header(here)
     if isinstance(place, HubModel) and not place.complete:
         return None
     return dimensions_of(
@@ -42,7 +55,12 @@ def rank_problem(lora: LoraSpec, weights: str, found: Dimensions | None) -> str:
     return f"is {lora.rank}, and a layer of {weights} is only {found.narrowest} wide"
 
 
-def _of_header(file: Path) -> Dimensions:
+def of_header(file: Path) -> Dimensions:
+    """Of a GGUF file.
+
+    Raises:
+        WeightsError, ArtifactError: it cannot be a student's.
+    """
     header = read_header(file)
 
     def number(key: str, default: int = 0) -> int:

@@ -122,7 +122,7 @@ def _of_pinned(name: str, role: str) -> Layers:
         raise WeightsError(f"'{name}' cannot be a {role} yet; those that can: {known}")
     _require_known(pin.architecture)
     found = known_dimensions(name)
-    return Layers(found and found.layers, pin.architecture != "gemma3")
+    return Layers(found.layers if found else None, pin.architecture != "gemma3")
 
 
 def _require_known(architecture: str) -> None:

@@ -414,6 +414,18 @@ def test_doctor(run: Run) -> None:
     assert all(row["hint"] for row in missing)
 
 
+def test_doctor_says_which_of_several_recipes_a_row_is_of(run: Run, tiny: Path) -> None:
+    other = tiny.parents[1] / "other"
+    shutil.copytree(tiny.parent, other)
+    edit(other / "recipe.yaml", "name: tiny", "name: other")
+    asked = ("--recipe", "tiny")
+    areas = [
+        {row["area"] for row in run("doctor", *words, "--json").json if row["name"] == "teacher"}
+        for words in (asked, (*asked, "--recipe", "other"))
+    ]
+    assert areas == [{"recipe"}, {"recipe tiny", "recipe other"}]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(run: Run, shell: str) -> None:
     result = run("completion", shell)
