@@ -78,9 +78,10 @@ def _teacher(recipe: Recipe) -> Iterator[Finding]:
     if recipe.distill.method == "on-policy" and recipe.distill.on_policy.feedback != "check":
         told += f", and at most {recipe.distill.on_policy.max_calls} for feedback"
     if teacher.model == MODEL_ID:
-        yield Finding(AREA, "teacher", "missing", f"teacher.model is {MODEL_ID}", UNTOUCHED)
-        return
-    yield Finding(AREA, "teacher", "ok", told)
+        what, hint = UNTOUCHED
+        yield Finding(AREA, "teacher", "missing", f"teacher.model {what}; {told}", hint)
+    else:
+        yield Finding(AREA, "teacher", "ok", told)
 
 
 def _timed(recipe: Recipe, prompts: int) -> int:

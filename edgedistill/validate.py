@@ -57,7 +57,7 @@ def validate(recipes: Sequence[Path], targets: Sequence[Path]) -> dict[str, Any]
     for path, recipe in held.items():
         problems += _about_name(path, recipe.name, path.parent.name, path.parent.parent, "recipes")
         if recipe.teacher.model == MODEL_ID:
-            problems.append(_problem(path, ("teacher", "model"), UNTOUCHED))
+            problems.append(_problem(path, ("teacher", "model"), "; ".join(UNTOUCHED)))
     for path, target in devices.items():
         problems += _about_name(path, target.name, path.stem, path.parent, "targets")
     if problems:

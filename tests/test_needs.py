@@ -13,7 +13,7 @@ from tiny import tiny_student
 
 from edgedistill import machine
 from edgedistill.doctor import Finding
-from edgedistill.initialise import MODEL_ID, UNTOUCHED, initialise
+from edgedistill.initialise import UNTOUCHED, initialise
 from edgedistill.library import shipped_root
 from edgedistill.methods import LoraSpec, OnPolicySpec, ProxySpec
 from edgedistill.needs import needs
@@ -89,8 +89,8 @@ def test_the_calls_for_feedback_and_those_that_are_timed(student: Path, tmp_path
 def test_an_untouched_template_is_told(tmp_path: Path) -> None:
     recipe = load_recipe(initialise("mine", tmp_path))
     found = told(needs(recipe, tmp_path))["teacher"]
-    assert (found.state, found.hint) == ("missing", UNTOUCHED)
-    assert MODEL_ID in found.value
+    assert (found.state, found.hint) == ("missing", UNTOUCHED[1])
+    assert found.value.startswith("teacher.model is still the template's; at most 4 calls")
 
 
 def grown(folder: Path, width: int) -> None:
@@ -155,6 +155,22 @@ def test_a_hub_model_is_held_against_the_recipe_before_its_weights_are_fetched(
     assert hub.fetched()[1:] == ["config.json"]
     assert found[row].state == ("missing" if said else "ok")
     assert re.search(said, found[row].value)
+
+
+def test_a_hub_proxy_of_another_family_is_refused(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_folder(tmp_path / "source")
+    change(folder / "config.json", architectures=["MambaForCausalLM"])
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    spec = ProxySpec(weights=HUB)
+    recipe = with_student(shipped("sql-24gb", method="proxy", proxy=spec), student)
+    with serving(files_of(folder)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        found = told(needs(recipe, tmp_path))
+    assert "'MambaForCausalLM' cannot be trained" in found["proxy"].value
+    assert found["proxy memory"].value == "not known yet"
+    assert (found["disk"].state, found["disk"].hint[:9]) == ("note", "the proxy")
 
 
 def test_without_a_network_it_is_told_what_is_not_known(
