@@ -22,7 +22,7 @@ from edgedistill.methods import DistillSpec, LoraSpec, ProxySpec
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, PruneSpec, Recipe
 from edgedistill.sizes import known_dimensions, rank_problem
-from edgedistill.student_file import Layers, layers_of, prune_problem
+from edgedistill.student_file import Layers, hint_for, layers_of, prune_problem
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.training.data import PART_TOKENS
 from edgedistill.training.need import (
@@ -99,7 +99,7 @@ def _model(
     try:
         found, layers = _looked_at(weights)
     except EdgedistillError as error:
-        return [Finding(AREA, role, "missing", error.what, error.hint or "")], None
+        return [Finding(AREA, role, "missing", error.what, hint_for(role, error) or "")], None
     if found is None:
         told = "its size is known once its weights are here"
         return [Finding(AREA, role, "note", weights, told)], None

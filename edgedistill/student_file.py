@@ -61,9 +61,14 @@ def proxy_problem(weights: str) -> str:
     try:
         _layers(weights, "proxy")
     except (ArtifactError, WeightsError) as error:
-        about_student = error.hint is not None and "another student" in error.hint
-        return _told(error, "choose another proxy" if about_student else error.hint)
+        return _told(error, hint_for("proxy", error))
     return ""
+
+
+def hint_for(role: str, error: EdgedistillError) -> str | None:
+    """What to do about a model that cannot be a student, where it was to be a proxy."""
+    about_student = error.hint is not None and "another student" in error.hint
+    return "choose another proxy" if role == "proxy" and about_student else error.hint
 
 
 def _told(error: EdgedistillError, hint: str | None) -> str:

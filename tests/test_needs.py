@@ -169,6 +169,7 @@ def test_a_hub_proxy_of_another_family_is_refused(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         found = told(needs(recipe, tmp_path))
     assert "'MambaForCausalLM' cannot be trained" in found["proxy"].value
+    assert found["proxy"].hint == "choose another proxy"
     assert found["proxy memory"].value == "not known yet"
     assert (found["disk"].state, found["disk"].hint[:9]) == ("note", "the proxy")
 
