@@ -19,7 +19,7 @@ from world import API_TEACHER, make_world
 
 from edgedistill import pipeline
 from edgedistill.artifacts import Finished, load_finished
-from edgedistill.errors import TrainingError
+from edgedistill.errors import TrainingError, UsageError
 from edgedistill.fidelity import read_rows
 from edgedistill.learning_curve import learning_curve
 from edgedistill.methods import DistillSpec
@@ -191,7 +191,7 @@ def test_rank_above_a_layer_is_told_before_anything_is_trained(
     home: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     root = copied(home, tmp_path)
-    with pytest.raises(TrainingError, match="only 128 wide"):
+    with pytest.raises(UsageError, match="only 128 wide"):
         sweep(recipe, Grid(ranks=(8, 200)), root, Silent())
     assert not list(root.glob("distill-*"))
 
