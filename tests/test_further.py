@@ -13,7 +13,7 @@ from tiny import tiny_dataset, tiny_student
 from edgedistill.artifacts import Dataset, Student
 from edgedistill.distill import distill
 from edgedistill.distill.further import MARK, with_further
-from edgedistill.distill.lesson import Pupil
+from edgedistill.distill.lesson import Pupil, write_rows
 from edgedistill.distill.proxy import Proxy
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import read_rows
@@ -61,12 +61,13 @@ def test_its_answers_are_rows_beside_the_teachers(
     assert more.train == 6
     assert more.digest != dataset.digest
     assert read_rows(more.folder / "held_out.jsonl") == read_rows(dataset.folder / "held_out.jsonl")
-    assert facts(tmp_path, "proxy-answers")[0]["asked"] == 2
+    found = facts(tmp_path, "proxy-answers")[0]
+    assert (found["asked"], found["unseen_met"]) == (2, 0)
     assert with_further(proxy, spec, tmp_path, Silent()) == more
     proxy = replace(proxy, pupil=replace(proxy.pupil, dataset=more))
-    found = targets(proxy, student, tmp_path, traces=no_traces(tmp_path))
+    probable = targets(proxy, student, tmp_path, traces=no_traces(tmp_path))
     own = SPEC.model_copy(update={"method": "proxy", "proxy": spec})
-    made = distill(more, student, PROMPT, own, CHECK, tmp_path, Silent(), found)
+    made = distill(more, student, PROMPT, own, CHECK, tmp_path, Silent(), probable)
     assert (
         json.loads((made.folder / "manifest.json").read_text("utf-8"))["facts"]["train_rows"] == 6
     )
@@ -80,6 +81,18 @@ def test_what_it_is_less_sure_of_is_left_out(proxy: Proxy, tmp_path: Path) -> No
     assert (all_of_them.train, surer.train) == (8, 6)
     assert (half["kept"], half["less_sure"]) == (2, 2)
     assert half["mean_log_likelihood"] > every["mean_log_likelihood"]
+
+
+def test_wordings_that_are_unseen_no_more_are_counted(
+    proxy: Proxy, dataset: Dataset, tmp_path: Path
+) -> None:
+    rows = read_rows(dataset.folder / "held_out.jsonl")
+    unseen = [replace(row, seen=False, phrasing="one more") for row in rows[:3]]
+    other = tiny_dataset(tmp_path / "other", rows=4)
+    write_rows(other.folder / "held_out.jsonl", [*unseen, rows[3]])
+    own = replace(proxy, pupil=replace(proxy.pupil, dataset=other))
+    with_further(own, asking(tmp_path, "one more"), tmp_path, Silent())
+    assert facts(tmp_path, "proxy-answers")[0]["unseen_met"] == 3
 
 
 def test_prompts_that_teach_nothing_new_are_refused(proxy: Proxy, tmp_path: Path) -> None:

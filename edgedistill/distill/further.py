@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import (
+    PARTS,
     RESUME,
     Dataset,
     Identity,
@@ -37,7 +38,6 @@ from edgedistill.tokenmix import TokenMix, normalised, phrasing, read_token_mix
 
 STAGE, DRAWN = "proxy-answers", "answers.jsonl"
 MARK = "proxy/"  # before the IDs of its rows
-KNOWN = ("train", "validation", "held_out")
 
 
 def with_further(proxy: Proxy, spec: ProxySpec, out: Path, progress: Progress) -> Dataset:
@@ -93,7 +93,11 @@ def _work(
             hint="take a larger proxy, or leave distill.proxy.prompts out",
         )
     _write(folder, dataset, kept)
+    worded = {row.phrasing for row in kept}
+    held_out = read_rows(dataset.folder / "held_out.jsonl")
     return {
+        # The report calls these unseen: the teacher's answers have no such wording, these may.
+        "unseen_met": sum(not row.seen and row.phrasing in worded for row in held_out),
         "asked": len(rows),
         "kept": len(kept),
         "less_sure": len(usable) - len(kept),
@@ -106,7 +110,7 @@ def _unknown(mix: TokenMix, dataset: Dataset) -> list[EvalRow]:
     """Rows without an answer yet, of prompts that no part of the dataset has, each once."""
     had = {
         _same(row.history, row.prompt)
-        for part in KNOWN
+        for part in PARTS
         for row in read_rows(dataset.folder / f"{part}.jsonl")
     }
     rows = []

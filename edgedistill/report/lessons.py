@@ -92,7 +92,9 @@ def _proxy(spec: DistillSpec, chain: Mapping[str, Json]) -> Iterator[str]:
         facts = each["facts"]
         yield (
             f"It answered {facts['asked']} further prompts, which the teacher was never asked; "
-            f"{facts['kept']} of these answers are learnt as the teacher's are."
+            f"{facts['kept']} of these answers are learnt as the teacher's are. "
+            f"{facts['unseen_met']} held-out prompts that are counted as unseen wordings have one "
+            "of these prompts'."
         )
 
 
