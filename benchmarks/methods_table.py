@@ -148,6 +148,7 @@ def measured(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) 
         "method": method,
         "seed": seed,
         "agreement": asdict(bootstrap(same, 2000, 0)),
+        "agreement_unseen": _unseen(same, rows),
         "gold": _gold(said, rows, checker),
         "teacher_gold": _gold([row.answer for row in rows], rows, checker),
         "training_seconds": sum(one["wall_seconds"] for one in paid),
@@ -178,6 +179,12 @@ def _gold(said: Sequence[str], rows: Sequence[EvalRow], checker: Checker) -> Any
     return asdict(bootstrap(right, 2000, 0)) if right else None
 
 
+def _unseen(same: Sequence[bool], rows: Sequence[EvalRow]) -> Any:
+    """Of prompts with a wording that no prompt the teacher answered for training has."""
+    unseen = [flag for flag, row in zip(same, rows, strict=True) if not row.seen]
+    return asdict(bootstrap(unseen, 2000, 0)) if unseen else None
+
+
 def _against_sft(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     sft = {run["seed"]: run["same"] for run in runs if run["method"] == "sft"}
     own = [r for r in runs if r["method"] not in ("sft", "base") and r["seed"] in sft]
@@ -203,21 +210,31 @@ def _over_seeds(pairs: Sequence[tuple[list[bool], list[bool]]]) -> dict[str, flo
 
 
 def _table(runs: Sequence[dict[str, Any]]) -> str:
-    lines = ["| method | agreement | gold | share of the teacher's gold | calls | minutes |"]
-    lines.append("|---|---|---|---|---|---|")
+    heads = (
+        "method",
+        "agreement",
+        "unseen wordings",
+        "gold",
+        "share of the teacher's gold",
+        "calls",
+    )
+    lines = [f"| {' | '.join(heads)} | minutes |", "|---|---|---|---|---|---|---|"]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
         shown = ", ".join(
             f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
             for a in (run["agreement"] for run in own)
         )
+        unseen = [run["agreement_unseen"]["value"] for run in own if run["agreement_unseen"]]
+        apart = ", ".join(f"{value:.3f}" for value in unseen) or "-"
         gold = [run["gold"]["value"] for run in own if run["gold"]]
         whole = [run["teacher_gold"]["value"] for run in own if run["teacher_gold"]]
         golds = ", ".join(f"{value:.3f}" for value in gold) or "-"
         share = f"{statistics.fmean(gold) / statistics.fmean(whole):.1%}" if gold else "-"
         calls = max(run["teacher_calls"] for run in own)
         minutes = statistics.fmean(run["training_seconds"] for run in own) / 60
-        lines.append(f"| {method} | {shown} | {golds} | {share} | {calls} | {minutes:.1f} |")
+        cells = (method, shown, apart, golds, share, str(calls), f"{minutes:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

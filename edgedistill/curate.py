@@ -1,17 +1,12 @@
-"""From traces to a dataset: what is not good enough is rejected with its reason, the rest is split.
-
-The split is by prompt and by phrasing, decided by hashes of the seed with a prompt's ID or its
-phrasing: changing one prompt moves as few others as it can.
-"""
+"""From traces to a dataset: what is not good enough is rejected with its reason, the rest split."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from edgedistill.checks import Checker, check_identity, clean_answer, make_check
 from edgedistill.errors import ArtifactError, DatasetError
 from edgedistill.progress import Progress
 from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
+from edgedistill.splitting import Row, Split, split
 from edgedistill.tokenmix import TokenMix, normalised, phrasing
 
 VERSION = 2
@@ -49,29 +45,6 @@ REASONS = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """One curated prompt with what the student learns to answer; `seen` says whether a training
-    prompt has the same phrasing, `score` what the answer is worth beside others (0 to 1)."""
-
-    id: str
-    prompt: str
-    answer: str
-    phrasing: str
-    seen: bool
-    weight: float
-    tags: tuple[str, ...]
-    trace_id: str
-    reference: str | None
-    history: tuple[Mapping[str, str], ...] = ()
-    score: float = 1.0
-
-    @property
-    def same(self) -> str:
-        """Equal for rows that differ by case, space and punctuation only."""
-        return normalised("\n".join([*(said["content"] for said in self.history), self.prompt]))
-
-
-@dataclass(frozen=True)
 class Rejected:
     """One prompt that is not used, and why: `reason` is one of REASONS."""
 
@@ -81,15 +54,6 @@ class Rejected:
     reason: str
     detail: str
     trace_id: str | None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The rows of each part, in the order they were given."""
-
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    held_out: tuple[Row, ...]
 
 
 def curate(
@@ -118,6 +82,7 @@ def curate(
     def work(folder: Path) -> dict[str, Any]:
         rows, rejected = select(read_traces(traces.file), mix, spec, make_checker(check), progress)
         parts = split(rows, spec.split)
+        rejected += _contradicted(rows, parts)
         _must_not_be_empty(parts, rejected, traces.file)
         for name in PARTS:
             _write_lines(folder / f"{name}.jsonl", getattr(parts, name))
@@ -177,7 +142,8 @@ def select(
     progress: Progress,
 ) -> tuple[list[Row], list[Rejected]]:
     """Usable rows and rejected ones, both in the order of the token mix. Of prompts that are the
-    same when normalised, the first usable one is kept."""
+    same when normalised, the first usable one is kept. Rows of score 0 are for `split` to keep from
+    training alone: measured on prompts that the teacher gets right, any student looks better."""
     rows: list[Row] = []
     rejected: list[Rejected] = []
     kept: dict[str, str] = {}
@@ -188,10 +154,9 @@ def select(
             key = normalised("\n".join(said["content"] for said in entry.messages))
             why = _unusable(trace, answer, spec) or _repeated(kept.get(key))
             why = why or _invalid(answer, checker)
-            score = 1.0 if why else _score(entry, answer, checker, spec)
-            why = why or (None if score else ("contradicted", "it is not the prompt's reference"))
             if why is None and trace is not None:
                 kept[key] = entry.id
+                score = _score(entry, answer, checker, spec)
                 rows.append(_row(entry, answer, trace["trace_id"], score))
             elif why is not None:
                 trace_id = trace["trace_id"] if trace else None
@@ -199,6 +164,17 @@ def select(
                 rejected.append(Rejected(entry.id, entry.prompt, text, *why, trace_id))
             task.advance()
     return rows, rejected
+
+
+def _contradicted(rows: Sequence[Row], parts: Split) -> list[Rejected]:
+    """The rows that no part has, since they would count nothing in training."""
+    used = {row.id for name in PARTS for row in getattr(parts, name)}
+    why = ("contradicted", "it is not the prompt's reference")
+    return [
+        Rejected(row.id, row.prompt, row.answer, *why, row.trace_id)
+        for row in rows
+        if row.id not in used
+    ]
 
 
 def _score(entry: TokenMixEntry, answer: str, checker: Checker, spec: CurateSpec) -> float:
@@ -255,92 +231,6 @@ def _repeated(first: str | None) -> tuple[str, str] | None:
 def _invalid(answer: str, checker: Checker) -> tuple[str, str] | None:
     error = checker.invalid(answer)
     return None if error is None else ("invalid", error)
-
-
-def split(rows: Sequence[Row], spec: SplitSpec) -> Split:
-    """Divide rows whose normalised prompts all differ.
-
-    Held-out rows are of two kinds: whole phrasings that no other part has, and single rows whose
-    phrasing a training row has. Where too few phrasings repeat for the second kind, more whole
-    phrasings take its place. Counts follow the asked shares to within one phrasing.
-    """
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.phrasing, []).append(row)
-    wanted = max(1, round(spec.held_out * len(rows)))
-    order = sorted(groups, key=lambda name: _hash(spec.seed, "phrasing", name))
-    unseen = _whole_phrasings(order, groups, round(spec.unseen_phrasings * wanted))
-    held = {row.id for name in unseen for row in groups[name]}
-    left = {name: len(groups[name]) for name in order if name not in unseen}
-    others = [row for row in rows if row.phrasing in left]
-    seen = _seen_rows(others, left, wanted - len(held), spec.seed)
-    pinned = {row.phrasing for row in seen}
-    held |= {row.id for row in seen}
-    more = _whole_phrasings([n for n in left if n not in pinned], groups, wanted - len(held))
-    held |= {row.id for name in more for row in groups[name]}
-    others = [row for row in others if row.id not in held]
-    chosen = max(1, round(spec.validation * len(rows)))
-    validation = _validation_ids(others, left, pinned, chosen, spec.seed)
-    train = [row for row in others if row.id not in validation]
-    return _marked(rows, {row.id for row in train}, validation, held)
-
-
-def _hash(seed: int, kind: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{kind}\0{name}".encode()).digest()
-
-
-def _whole_phrasings(
-    order: Iterable[str], groups: Mapping[str, Sequence[Row]], want: int
-) -> set[str]:
-    """Phrasings in order until `want` rows are covered; one that overshoots by more than it adds
-    is passed over."""
-    taken: set[str] = set()
-    for name in order:
-        size = len(groups[name])
-        if size <= 2 * want:
-            taken.add(name)
-            want -= size
-        if want <= 0:
-            break
-    return taken
-
-
-def _seen_rows(rows: Iterable[Row], left: dict[str, int], want: int, seed: int) -> list[Row]:
-    """Rows to hold out one by one; each phrasing keeps a row to learn from. Lowers `left`."""
-    taken: list[Row] = []
-    for row in sorted(rows, key=lambda row: _hash(seed, "held-out", row.id)):
-        if len(taken) >= want:
-            break
-        if left[row.phrasing] > 1:
-            left[row.phrasing] -= 1
-            taken.append(row)
-    return taken
-
-
-def _validation_ids(
-    rows: Sequence[Row], left: dict[str, int], pinned: set[str], want: int, seed: int
-) -> set[str]:
-    """IDs for validation; a phrasing with rows held out one by one keeps one to learn from."""
-    taken: set[str] = set()
-    for row in sorted(rows, key=lambda row: _hash(seed, "validation", row.id)):
-        if len(taken) >= want:
-            break
-        if left[row.phrasing] > 1 or row.phrasing not in pinned:
-            left[row.phrasing] -= 1
-            taken.add(row.id)
-    return taken
-
-
-def _marked(rows: Sequence[Row], train: set[str], validation: set[str], held: set[str]) -> Split:
-    learnt = {row.phrasing for row in rows if row.id in train}
-    marked = [replace(row, seen=row.phrasing in learnt) for row in rows]
-    parts = Split(
-        *(tuple(row for row in marked if row.id in ids) for ids in (train, validation, held))
-    )
-    elsewhere = {row.same for row in (*parts.train, *parts.validation)}
-    leaked = [row.id for row in parts.held_out if row.same in elsewhere]
-    assert not leaked, f"held-out prompts that training or validation also has: {leaked}"
-    return parts
 
 
 def _must_not_be_empty(parts: Split, rejected: Sequence[Rejected], file: Path) -> None:

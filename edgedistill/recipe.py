@@ -154,7 +154,7 @@ class CurateSpec(Strict):
         ge=0,
         le=1,
         description="what an answer counts in training that the check says is not the prompt's "
-        "reference, beside 1 for all others; 0: rejected",
+        "reference, beside 1 for all others; 0: not learnt, but measured as all are",
     )
     split: SplitSpec = SplitSpec()
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from edgedistill.methods import DistillSpec, LogitsSpec, OnPolicySpec, ProxySpec
-from edgedistill.report.lessons import lessons_of
+from edgedistill.report.lessons import lessons_of, unseen_met
 
 PROXY = ProxySpec(weights="p.gguf", kl_weight=2.0)
 WARMED = {
@@ -87,6 +87,16 @@ def test_a_card_tells_a_proxy_that_was_not_trained() -> None:
     chain = {"proxy": {"stage": "proxy", "facts": facts}}
     told = lessons_of(DistillSpec(method="proxy", proxy=PROXY), chain)[-1]
     assert "It was not trained. It gives the teacher's answer to 90.0%" in told
+
+
+def test_a_card_tells_further_prompts() -> None:
+    facts = {"asked": 9, "kept": 7, "unseen_met": 2}
+    chain = {"proxy": WARMED, "proxy-answers": {"stage": "proxy-answers", "facts": facts}}
+    told = lessons_of(DistillSpec(method="proxy", proxy=PROXY), chain)[-1]
+    assert told.startswith("It answered 9 further prompts")
+    assert "7 of these answers are learnt" in told
+    assert "2 held-out prompts that are counted as unseen" in told
+    assert (unseen_met(chain), unseen_met({"proxy": WARMED})) == (2, 0)
 
 
 def test_a_card_tells_the_rounds() -> None:

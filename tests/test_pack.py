@@ -364,6 +364,18 @@ def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
     assert "Timed on" not in text
 
 
+def test_model_card_does_not_call_unseen_what_further_prompts_have(parts: Parts) -> None:
+    report = json.loads(json.dumps(sample_report().to_json()))
+    given = {"edgedistill": "0", "makeup": STOCK}
+    plain, further = (
+        Card(make_recipe(), make_target(), parts.student, figures, given).model_card()
+        for figures in (report, report | {"unseen_met": 3})
+    )
+    assert "For phrasings that training did not have, count on" in plain
+    assert "For phrasings that training did not have, count on" not in further
+    assert "3 of the phrasings called unseen are those of further prompts" in further
+
+
 def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
     fit = {"method": "full", "rank": 32, "epochs": 2.5, "learning_rate": 3e-5, "batch_size": 16,
            "seed": 0, "kl_weight": 1.0, "hidden_weight": 60.0}  # fmt: skip

@@ -182,6 +182,13 @@ def test_a_report_of_before_there_were_browsers_still_renders() -> None:
     assert "In the browser" not in render_html(report, PROVENANCE)
 
 
+def test_phrasings_that_further_prompts_have_are_counted(laptop: str) -> None:
+    report = json.loads(json.dumps(sample_report().to_json())) | {"unseen_met": 3}
+    told = "3 have a phrasing of further prompts"
+    assert told in render_html(report, PROVENANCE)
+    assert told not in laptop
+
+
 def tuned(curve: LearningCurve, sweep: Sweep | None = None) -> str:
     report = sample_report().to_json() | {"learning_curve": curve.to_json()}
     report |= {"sweep": (sweep or sample_sweep()).to_json()}

@@ -197,9 +197,12 @@ def write_page(
 
 def _figures(report: Report, chain: Mapping[str, Json]) -> dict[str, Any]:
     """What the build measured, and how the values it trained with were found, where that is known:
-    so a sweep that was made later is shown without measuring again."""
+    so a sweep that was made later is shown without measuring again. `unseen_met`: lessons.py."""
+    from edgedistill.report.lessons import unseen_met
+
     figures: dict[str, Any] = json.loads(report.file.read_text("utf-8"))
-    return figures | tuned(chain)
+    met = unseen_met(chain)
+    return figures | tuned(chain) | ({"unseen_met": met} if met else {})
 
 
 def _provenance(

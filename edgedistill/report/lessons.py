@@ -38,6 +38,12 @@ def lessons_of(spec: DistillSpec, chain: Mapping[str, Json]) -> list[str]:
     ]
 
 
+def unseen_met(chain: Mapping[str, Json]) -> int:
+    """How many held-out prompts are counted as unseen phrasings although further prompts, which the
+    proxy answered, have theirs."""
+    return sum(int(each["facts"]["unseen_met"]) for each in _each(chain, "proxy-answers"))
+
+
 def tuning(name: str, lora: LoraSpec) -> str:
     """What was trained."""
     rank = "" if name == "full" else f" (rank {lora.rank}, alpha {lora.alpha:g})"
