@@ -5,6 +5,7 @@ Used for the checkpoints a build trains and measures; what ships runs in `runtim
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ BATCH = 64
 # Enough rows for a matrix product to keep a core busy; more only takes memory.
 PART_TOKENS = 512
 WHOLE = "model.safetensors"  # in an adapter's folder: every weight was trained
+# peft imports it, and where a CPU has AVX512-BF16 it then asks for a kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class TorchModel:
@@ -128,10 +131,10 @@ def load_model(folder: Path, dtype: str = "float32") -> Any:
     try:
         import torch
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        from transformers.utils import logging as says
     except ImportError as error:
         raise _missing(error) from error
-    logging.disable_progress_bar()
+    says.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(folder),

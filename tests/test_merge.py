@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,3 +91,10 @@ def test_quantized_base_is_refused(student: Student, adapter: Adapter, tmp_path:
     file.write_text(json.dumps(config), "utf-8")
     with pytest.raises(ArtifactError, match="quantized"):
         merge(adapter, replace(student, digest="other"), tmp_path, Silent())
+
+
+def test_bitsandbytes_says_nothing_where_it_is_not_used() -> None:
+    pytest.importorskip("bitsandbytes")
+    code = "import edgedistill.merge, peft.tuners.lora.bnb"  # it warns on CPUs with AVX512-BF16
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gemm_4bit" not in done.stderr
