@@ -5,6 +5,7 @@ Used for the checkpoints a build trains and measures; what ships runs in `runtim
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from edgedistill.progress import SilentTask, Task
 BATCH = 64
 # Enough rows for a matrix product to keep a core busy; more only takes memory.
 PART_TOKENS = 512
+WORTH_SHARING = 64  # tokens that all prompts begin with
 WHOLE = "model.safetensors"  # in an adapter's folder: every weight was trained
 # peft imports it, and where a CPU has AVX512-BF16 it then asks for a kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -160,14 +162,17 @@ def generate(
 ) -> list[list[int]]:
     """The greedy answer to each prompt, in the order given, without its stop token.
 
-    Prompts of similar length share a batch, padded on the left. No penalties, no sampling.
+    Prompts of similar length share a batch. No penalties, no sampling. What all of them begin with,
+    such as a long system prompt, goes through the model once.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     bar = task or SilentTask()
     answers: list[list[int]] = [[] for _ in prompts]
+    begin = _sharing(model, prompts, max_tokens)
+    cache = read_once(model, prompts[0][:begin]) if begin else None
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        made = _batch(model, [prompts[i] for i in chosen], max_tokens, stop_ids)
+        made = _batch(model, [prompts[i] for i in chosen], max_tokens, stop_ids, begin, cache)
         for index, ids in zip(chosen, made, strict=True):
             answers[index] = ids
         bar.advance(len(chosen))
@@ -190,7 +195,42 @@ def sample(
     drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.random.fork_rng(devices=used):
         torch.manual_seed(seed)
-        return _batch(model, list(prompts), max_tokens, stop_ids, drawn)
+        return _batch(model, list(prompts), max_tokens, stop_ids, drawn=drawn)
+
+
+def _sharing(model: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> int:
+    """The tokens that all prompts share, where that changes no answer: padding behind them would
+    take places in a sliding window."""
+    window = getattr(model.config, "sliding_window", None)
+    longest = max(map(len, prompts), default=0) + max_tokens
+    return 0 if window and longest > window else shared_tokens(prompts)
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; 0 where that is too few to be worth it. Of each
+    prompt one token at least is left."""
+    if not prompts:
+        return 0
+    first, most = prompts[0], min(map(len, prompts)) - 1
+    alike = (i for i in range(most) if any(prompt[i] != first[i] for prompt in prompts))
+    begin = next(alike, most)
+    return begin if len(prompts) > 1 and begin >= WORTH_SHARING else 0
+
+
+def read_once(model: Any, ids: Sequence[int]) -> Any:
+    """Keys and values of a beginning, for `repeated`."""
+    import torch
+
+    given = torch.tensor([list(ids)], device=model.device)
+    with torch.no_grad():
+        return model(input_ids=given, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def repeated(cache: Any, rows: int) -> Any:
+    """A copy of keys and values for each of so many rows, since a model appends to what it gets."""
+    own = copy.deepcopy(cache)
+    own.batch_repeat_interleave(rows)
+    return own
 
 
 def _batch(
@@ -198,14 +238,19 @@ def _batch(
     prompts: list[Sequence[int]],
     max_tokens: int,
     stop_ids: frozenset[int],
+    begin: int = 0,
+    cache: Any = None,
     drawn: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
+    """`cache`: of the first `begin` tokens, in which the prompts are alike. Padding is behind
+    them."""
     import torch
     from transformers import GenerationConfig
 
     longest, pad = max(map(len, prompts)), min(stop_ids)
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    gaps = [longest - len(prompt) for prompt in prompts]
+    rows = [[*p[:begin], *[pad] * gap, *p[begin:]] for p, gap in zip(prompts, gaps, strict=True)]
+    mask = [[1] * begin + [0] * gap + [1] * (longest - begin - gap) for gap in gaps]
     config = GenerationConfig(
         max_new_tokens=max_tokens,
         **(drawn or {"do_sample": False}),
@@ -213,11 +258,13 @@ def _batch(
         pad_token_id=pad,
         use_cache=True,
     )
+    given = {} if cache is None else {"past_key_values": repeated(cache, len(prompts))}
     with torch.inference_mode():
         whole = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
+            **given,
         )
     return [_until_stop(row, stop_ids) for row in whole[:, longest:].tolist()]
 

@@ -11,13 +11,13 @@ from tiny import tiny_dataset, tiny_student
 from training_rows import rows_of_lengths
 
 from edgedistill.artifacts import Student
-from edgedistill.distill.answers import _shared, asked, draw, log_likelihoods, predictions
+from edgedistill.distill.answers import asked, draw, log_likelihoods, predictions
 from edgedistill.distill.lesson import Job, Pupil
 from edgedistill.distill.preferences import usable
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Silent
 from edgedistill.recipe import CurateSpec, StudentSpec, TextCheck
-from edgedistill.torch_runtime import BATCH, load_model
+from edgedistill.torch_runtime import BATCH, generate, load_model, shared_tokens
 
 SAMPLES = 2 * BATCH // 8 + 1  # three batches of 8 rows
 PROMPT = StudentSpec(weights="tiny", max_tokens=5)
@@ -61,6 +61,24 @@ def test_cold_draws_are_the_greedy_answer(pupil: Pupil, tmp_path: Path) -> None:
     assert cold == [[answer, answer] for answer in greedy]
 
 
+@pytest.mark.parametrize(("window", "reads"), [(None, 100), (64, 0)])
+def test_what_prompts_begin_with_is_read_once(
+    student: Student, monkeypatch: pytest.MonkeyPatch, window: int | None, reads: int
+) -> None:
+    model = load_model(student.folder)
+    begin = [3 + i % 200 for i in range(100)]
+    prompts = [begin + list(range(20 + n, 60, 9 - n)) for n in range(5)]
+    monkeypatch.setattr(model.config, "sliding_window", window, raising=False)
+    alone = [generate(model, [prompt], 6, frozenset({2}))[0] for prompt in prompts]
+    seen: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    assert generate(model, prompts, 6, frozenset({2}), batch_size=3) == alone
+    assert [shape[1] for shape in seen if shape[0] == 1] == [reads] * bool(reads)
+    assert max(columns for rows, columns in seen if rows > 1) < 100 or not reads
+
+
 @pytest.mark.parametrize("shared", [0, 150])
 def test_likelihoods_and_predictions_are_those_of_the_model_alone(
     shared: int, pupil: Pupil, student: Student
@@ -68,7 +86,7 @@ def test_likelihoods_and_predictions_are_those_of_the_model_alone(
     model = load_model(student.folder)
     begin = tuple(3 + i % 200 for i in range(shared))
     rows = [replace(row, prompt=begin + row.prompt) for row in rows_of_lengths(9, 14, 30)]
-    assert bool(_shared(rows)) == (shared > 0)
+    assert shared_tokens([row.prompt for row in rows]) == shared
     with asked(pupil.job()) as learner:
         assert not any(parameter.requires_grad for parameter in learner.parameters())
         found = log_likelihoods(learner, rows, "fp32")

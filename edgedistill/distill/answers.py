@@ -4,7 +4,6 @@ tokens it finds likeliest."""
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import hashlib
 import json
@@ -25,14 +24,21 @@ from edgedistill.distill.model import asked_model
 from edgedistill.fidelity import EvalRow
 from edgedistill.memory import give_back
 from edgedistill.progress import Progress
-from edgedistill.torch_runtime import BATCH, device, generate, sample
+from edgedistill.torch_runtime import (
+    BATCH,
+    device,
+    generate,
+    read_once,
+    repeated,
+    sample,
+    shared_tokens,
+)
 from edgedistill.training.data import CHUNK_BYTES, PART_TOKENS, TrainingRow
 from edgedistill.training.head import head_logits, nll_of, token_losses
 from edgedistill.training.learner import Learner, nll_loss
 from edgedistill.training.loss import autocast
 from edgedistill.training.packing import hidden_states, moved, pack, packed_attention, split
 
-WORTH_SHARING = 64  # tokens
 # Of rows that are read together, what they share counted in each: a cache holds it for each.
 CACHED_TOKENS = {"cpu": 4096, "cuda": 32768}
 
@@ -148,7 +154,7 @@ def predictions(
 ) -> Iterator[Predicted]:
     """Of each row in turn; the predictions of a part of them at most are in memory. What all
     prompts begin with, such as a long system prompt, goes through the model once."""
-    begin, where = _shared(rows), next(learner.parameters()).device
+    begin, where = shared_tokens([row.prompt for row in rows]), next(learner.parameters()).device
     states = (
         _behind(learner, rows, begin, precision) if begin else _packed(learner, rows, precision)
     )
@@ -178,31 +184,20 @@ def _behind(
 ) -> Iterator[tuple[list[TrainingRow], Tensor, Tensor]]:
     """The same of rows whose first `begin` tokens are alike, from their keys and values."""
     where, decoder = next(learner.parameters()).device, learner.plain.get_decoder()
-    shared = torch.tensor([rows[0].prompt[:begin]], device=where)
-    with torch.no_grad(), autocast(where, precision):
-        cache = decoder(input_ids=shared, use_cache=True).past_key_values
+    with autocast(where, precision):
+        cache = read_once(learner.plain, rows[0].prompt[:begin])
     for part in split(rows, CACHED_TOKENS[where.type]):
         rests = [[*row.prompt, *row.answer][begin:] for row in part]
         longest = max(map(len, rests))
         # Padding is on the right, where a causal model never looks.
         ids = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests], device=where)
-        own = copy.deepcopy(cache)
-        own.batch_repeat_interleave(len(part))
+        own = repeated(cache, len(part))
         with torch.no_grad(), autocast(where, precision):
             found = decoder(input_ids=ids, past_key_values=own, use_cache=True).last_hidden_state
         ends = [(len(row.prompt) - begin - 1, len(row) - begin - 1) for row in part]
         hidden = torch.cat([found[i, first:last] for i, (first, last) in enumerate(ends)])
         labels = torch.tensor([token for row in part for token in row.answer], device=where)
         yield part, hidden, labels
-
-
-def _shared(rows: Sequence[TrainingRow]) -> int:
-    """How many tokens all prompts begin with; 0 where that is too few to be worth it. Of each
-    prompt one token at least is left."""
-    first, most = rows[0].prompt, min(len(row.prompt) for row in rows) - 1
-    alike = (i for i in range(most) if any(row.prompt[i] != first[i] for row in rows))
-    begin = next(alike, most)
-    return begin if begin >= WORTH_SHARING else 0
 
 
 def _likeliest(model: Any, hidden: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
