@@ -19,7 +19,7 @@ from edgedistill.field_help import Location
 from edgedistill.gguf_header import read_header
 from edgedistill.initialise import MODEL_ID, UNTOUCHED
 from edgedistill.library import shown
-from edgedistill.methods import LoraSpec
+from edgedistill.methods import LoraSpec, ProxySpec
 from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
 from edgedistill.sizes import known_dimensions, rank_problem
 from edgedistill.student_file import proxy_problem, student_problem
@@ -149,9 +149,7 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
     problems = [*_about_rank(path, recipe), *_about_added(path, recipe)]
     if wrong := student_problem(recipe.student):
         problems.append(_problem(path, ("student", wrong.field), wrong.what))
-    proxy = recipe.distill.proxy
-    if proxy is not None and (told := proxy_problem(proxy.weights)):
-        problems.append(_problem(path, ("distill", "proxy", "weights"), told))
+    problems += _about_proxy(path, recipe.distill.proxy)
     if not isinstance(recipe.teacher, ApiTeacher):
         weights = recipe.teacher.weights
         if weights.endswith(".gguf") and (told := _about_file(Path(weights))):
@@ -162,6 +160,19 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
     if isinstance(recipe.check, SqlExecutionCheck) and (told := _about_db(recipe.check.database)):
         problems.append(_problem(path, ("check", "database"), told))
     return problems
+
+
+def _about_proxy(path: Path, proxy: ProxySpec | None) -> Iterator[Problem]:
+    """Its further prompts, too: a build reads them behind the proxy's training."""
+    if proxy is None:
+        return
+    if told := proxy_problem(proxy.weights):
+        yield _problem(path, ("distill", "proxy", "weights"), told)
+    if proxy.prompts is not None:
+        try:
+            read_token_mix(proxy.prompts)
+        except TokenMixError as error:
+            yield from _about_prompts(proxy.prompts, error)
 
 
 def _about_rank(path: Path, recipe: Recipe) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from hf_folders import model_folder
 from edgedistill.errors import ConfigError
 from edgedistill.library import shipped_root
 from edgedistill.sizes import PINNED, known_dimensions, of_header
-from edgedistill.validate import validate
+from edgedistill.validate import load_together, validate
 from edgedistill.weights import CACHE_VARIABLE, FOLDERS_VARIABLE, KNOWN, cached
 
 SMALLEST = "smollm2-135m-instruct-q4_1"
@@ -76,3 +76,13 @@ def test_sizes_of_pinned_weights_are_those_of_their_headers() -> None:
 def test_an_adapter_that_is_none_is_told(tmp_path: Path, place: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"merge.adapters: .*{place}: {said}"):
         validate([recipe(tmp_path, more=f"merge: {{adapters: [{{path: ./{place}}}]}}\n")], [])
+
+
+def test_further_prompts_are_read_before_a_proxy_is_trained_for_them(tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"id": "a", "prompt": "One more?"}\n{\n', "utf-8")
+    file = recipe(tmp_path)
+    proxy = f"distill:\n  proxy: {{weights: {SMALLEST}, prompts: more.jsonl}}\n"
+    file.write_text(file.read_text("utf-8").replace("distill:\n", proxy), "utf-8")
+    with pytest.raises(ConfigError, match=r"more.jsonl:2: .*not a JSON object") as caught:
+        load_together(file, [])
+    assert len(caught.value.problems) == 1
