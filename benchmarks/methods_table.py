@@ -44,6 +44,7 @@ from edgedistill.recipe import LocalTeacher, Recipe, load_recipe
 
 PROXY = "qwen2.5-coder-0.5b-instruct-q4_k_m"
 METHODS = ("base", "sft", "logits", "proxy", "unaligned", "on-policy", "rejection", "white-box")
+FURTHER = "further"
 # Stages whose time counts.
 PAID = ("proxy", "proxy-round", "proxy-answers", "targets", "distill", "refine")
 
@@ -58,11 +59,13 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--further", type=Path)
     given = parser.parse_args()
-    recipe = load_recipe(given.recipe)
+    recipe, methods = load_recipe(given.recipe), given.methods.split(",")
+    if why := refused(recipe, methods, given.further):
+        parser.error(why)
     seeds = [int(seed) for seed in given.seeds.split(",")]
     runs = [
         kept(variant(recipe, method, seed, given), method, seed, given)
-        for method in given.methods.split(",")
+        for method in methods
         for seed in (seeds if method != "base" else seeds[:1])
     ]
     value = {"machine": machine.facts(), "given": vars(given), "runs": runs}
@@ -70,8 +73,22 @@ def main() -> None:
     sys.stderr.write(_table(runs))
 
 
+def refused(recipe: Recipe, methods: Sequence[str], further: Path | None) -> str:
+    """What a method lacks, known before the others are measured for hours; "" where nothing."""
+    unknown = [method for method in methods if method not in (*METHODS, FURTHER)]
+    if unknown:
+        return f"--methods: {unknown[0]!r} is none of {', '.join((*METHODS, FURTHER))}"
+    if FURTHER in methods and further is None:
+        return "--methods: further needs --further PROMPTS"
+    if "logits" in methods and not recipe.teacher.sampling.top_logprobs:
+        return "--methods: logits needs a recipe with teacher.sampling.top_logprobs"
+    if "white-box" in methods and not isinstance(recipe.teacher, LocalTeacher):
+        return "--methods: white-box needs a recipe with a local teacher"
+    return ""
+
+
 def variant(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) -> Recipe:
-    """The recipe with a method of METHODS."""
+    """The recipe with a method of METHODS, or FURTHER."""
     changes: dict[str, Any] = {"seed": seed, "method": "sft"}
     aligned = ProxySpec(weights=given.proxy, min_agreement=0, lora=recipe.distill.lora)
     off = {"warm_up_epochs": 0, "rounds": 0}
@@ -80,7 +97,7 @@ def variant(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) -
     elif method in ("proxy", "unaligned"):
         own = aligned if method == "proxy" else aligned.model_copy(update=off)
         changes |= {"method": "proxy", "proxy": own}
-    elif method == "further":
+    elif method == FURTHER:
         own = aligned.model_copy(update={"prompts": given.further.resolve()})
         changes |= {"method": "proxy", "proxy": own}
     elif method == "white-box":
@@ -156,7 +173,7 @@ def measured(recipe: Recipe, method: str, seed: int, given: argparse.Namespace) 
             one["facts"].get("calls", 0) + one["facts"].get("teacher_calls", 0) for one in manifests
         ),
         "same": same,
-        "facts": {one["stage"]: one["facts"] for one in paid},
+        "facts": [{"stage": one["stage"], **one["facts"]} for one in paid],
     }
 
 
@@ -225,12 +242,13 @@ def _table(runs: Sequence[dict[str, Any]]) -> str:
             f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
             for a in (run["agreement"] for run in own)
         )
-        unseen = [run["agreement_unseen"]["value"] for run in own if run["agreement_unseen"]]
-        apart = ", ".join(f"{value:.3f}" for value in unseen) or "-"
+        # What an earlier version kept has no such figure.
+        unseen = [run.get("agreement_unseen") for run in own]
+        apart = ", ".join(f"{found['value']:.3f}" if found else "-" for found in unseen)
         gold = [run["gold"]["value"] for run in own if run["gold"]]
         whole = [run["teacher_gold"]["value"] for run in own if run["teacher_gold"]]
         golds = ", ".join(f"{value:.3f}" for value in gold) or "-"
-        share = f"{statistics.fmean(gold) / statistics.fmean(whole):.1%}" if gold else "-"
+        share = f"{statistics.fmean(gold) / statistics.fmean(whole):.1%}" if any(whole) else "-"
         calls = max(run["teacher_calls"] for run in own)
         minutes = statistics.fmean(run["training_seconds"] for run in own) / 60
         cells = (method, shown, apart, golds, share, str(calls), f"{minutes:.1f}")
