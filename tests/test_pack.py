@@ -373,7 +373,7 @@ def test_model_card_does_not_call_unseen_what_further_prompts_have(parts: Parts)
     )
     assert "For phrasings that training did not have, count on" in plain
     assert "For phrasings that training did not have, count on" not in further
-    assert "3 of the phrasings called unseen are those of further prompts" in further
+    assert "3 of the held-out prompts with phrasings called unseen have one of further" in further
 
 
 def test_model_card_says_how_a_fitted_file_was_made(parts: Parts) -> None:
