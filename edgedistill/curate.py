@@ -25,7 +25,7 @@ from edgedistill.errors import ArtifactError, DatasetError
 from edgedistill.progress import Progress
 from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
 from edgedistill.splitting import Row, Split, split
-from edgedistill.tokenmix import TokenMix, normalised, phrasing
+from edgedistill.tokenmix import TokenMix, phrasing, same_prompt
 
 VERSION = 2
 FEW = 20  # prompts in a part; with 20, one of them is 5 points
@@ -151,7 +151,7 @@ def select(
         for entry in mix.entries:
             trace = traces.get(entry.id)
             answer = clean_answer(trace["text"] or "", spec) if trace else ""
-            key = normalised("\n".join(said["content"] for said in entry.messages))
+            key = same_prompt(said["content"] for said in entry.messages)
             why = _unusable(trace, answer, spec) or _repeated(kept.get(key))
             why = why or _invalid(answer, checker)
             if why is None and trace is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgedistill.recipe import SplitSpec
-from edgedistill.tokenmix import normalised
+from edgedistill.tokenmix import same_prompt
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
     @property
     def same(self) -> str:
         """Equal for rows that differ by case, space and punctuation only."""
-        return normalised("\n".join([*(said["content"] for said in self.history), self.prompt]))
+        return same_prompt([*(said["content"] for said in self.history), self.prompt])
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ def split(rows: Sequence[Row], spec: SplitSpec) -> Split:
 
     Held-out rows are of two kinds: whole phrasings that no other part has, and single rows whose
     phrasing a training row has. Where too few phrasings repeat for the second kind, more whole
-    phrasings take its place. Counts follow the asked shares to within one phrasing. Rows of score 0
-    are in validation and held_out as others are, and never in train.
+    phrasings take its place. Counts follow the asked shares to within one phrasing.
+
+    A score moves no row, so that figures of other scores compare. Rows of score 0 are then left out
+    of train: where they were all that a phrasing had there, its held-out rows are unseen ones,
+    though a validation row may have it.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:

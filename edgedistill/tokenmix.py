@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ def normalised(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(c for c in folded if not unicodedata.category(c).startswith("P"))
     return " ".join(kept.split())
+
+
+def same_prompt(said: Iterable[str]) -> str:
+    """Equal for conversations that differ by case, space and punctuation only."""
+    return normalised("\n".join(said))
 
 
 def phrasing(entry: TokenMixEntry) -> str:

@@ -90,6 +90,20 @@ def test_order_of_rows_does_not_matter() -> None:
     assert placed(split(given_rows, SplitSpec())) == placed(split(given_rows[::-1], SplitSpec()))
 
 
+@given(worthless=st.sets(st.integers(0, 199), max_size=120))
+@settings(max_examples=20, deadline=None)
+def test_a_score_moves_no_row(worthless: set[int]) -> None:
+    given_rows = rows(200, 60)
+    scored = [replace(r, score=float(n not in worthless)) for n, r in enumerate(given_rows)]
+    plain, parts = split(given_rows, SplitSpec()), split(scored, SplitSpec())
+    none = {r.id for r in scored if not r.score}
+    learnt = {name: part for name, part in placed(plain).items() if part != "train"}
+    learnt |= {r.id: "train" for r in plain.train if r.id not in none}
+    assert placed(parts) == learnt
+    seen = {r.phrasing for r in parts.train}
+    assert all(held.seen is (held.phrasing in seen) for held in parts.held_out)
+
+
 def test_equal_prompts_in_two_parts_are_caught() -> None:
     same = [replace(r, prompt="always the same") for r in rows(50, 10)]
     with pytest.raises(AssertionError, match="held-out prompts"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.methods import ProxySpec
 from edgedistill.progress import Progress
-from edgedistill.tokenmix import TokenMix, normalised, phrasing, read_token_mix
+from edgedistill.tokenmix import TokenMix, phrasing, read_token_mix, same_prompt
 
 STAGE, DRAWN = "proxy-answers", "answers.jsonl"
 MARK = "proxy/"  # before the IDs of its rows
@@ -108,22 +108,18 @@ def _work(
 
 def _unknown(mix: TokenMix, dataset: Dataset) -> list[EvalRow]:
     """Rows without an answer yet, of prompts that no part of the dataset has, each once."""
-    had = {
-        _same(row.history, row.prompt)
-        for part in PARTS
-        for row in read_rows(dataset.folder / f"{part}.jsonl")
-    }
+    had = {_same(row) for part in PARTS for row in read_rows(dataset.folder / f"{part}.jsonl")}
     rows = []
     for entry in mix.entries:
         row = _row(entry)
-        if (key := _same(row.history, row.prompt)) not in had:
+        if (key := _same(row)) not in had:
             had.add(key)
             rows.append(row)
     return rows
 
 
-def _same(history: Iterable[Any], prompt: str) -> str:
-    return normalised("\n".join([*(said["content"] for said in history), prompt]))
+def _same(row: EvalRow) -> str:
+    return same_prompt([*(said["content"] for said in row.history), row.prompt])
 
 
 def _row(entry: TokenMixEntry) -> EvalRow:
