@@ -222,6 +222,12 @@ class DistillSpec(Strict):
                 "lora, dora or rslora, or leave shard out",
                 "shard",
             )
+        if self.shard and self.proxy and self.proxy.tuning == "qlora":
+            raise FieldError(
+                "holds for the proxy, too, and distill.proxy.tuning is qlora, whose 4-bit weights "
+                "are not shared out; take lora there, or leave shard out",
+                "shard",
+            )
         if self.shard and self.compile:
             raise FieldError("does not go with compile; leave one of them out", "shard")
         return self

@@ -32,7 +32,15 @@ def test_a_proxy_method_needs_a_proxy() -> None:
             DistillSpec.model_validate(given)
 
 
-@pytest.mark.parametrize("other", [{"tuning": "full"}, {"tuning": "qlora"}, {"compile": True}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tuning": "full"},
+        {"tuning": "qlora"},
+        {"compile": True},
+        {"proxy": {"weights": "p.gguf", "tuning": "qlora"}},
+    ],
+)
 def test_what_cannot_be_sharded_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"leave (shard|one of them) out"):
         DistillSpec.model_validate({"shard": True, **other})
