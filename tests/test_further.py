@@ -73,6 +73,16 @@ def test_its_answers_are_rows_beside_the_teachers(
     )
 
 
+def test_a_further_conversation_is_learnt_whole(proxy: Proxy, tmp_path: Path) -> None:
+    spec, said = asking(tmp_path), [{"role": "system", "content": "Be brief."}]
+    asked = {"id": "f0", "messages": [*said, {"role": "user", "content": HAD}], "weight": 3}
+    assert spec.prompts is not None
+    spec.prompts.write_text(json.dumps(asked), "utf-8")
+    more = with_further(proxy, spec, tmp_path, Silent())
+    row = read_rows(more.folder / "train.jsonl")[-1]
+    assert (row.prompt, list(row.history), row.weight) == (HAD, said, 3)
+
+
 def test_what_it_is_less_sure_of_is_left_out(proxy: Proxy, tmp_path: Path) -> None:
     prompts = ("one more", "another one", "the third", "on and on")
     all_of_them = with_further(proxy, asking(tmp_path, *prompts), tmp_path, Silent())
