@@ -58,6 +58,13 @@ def start(student: Student, dataset: Dataset, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
+def able(student: Student, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+    """It is right now and then, which `start` is not."""
+    spec, out = SPEC.model_copy(update={"epochs": 8}), tmp_path_factory.mktemp("able")
+    return distill(dataset, student, PROMPT, spec, CHECK, out, Silent())
+
+
+@pytest.fixture(scope="module")
 def teacher() -> Iterator[FakeTeacher]:
     """Judges the teacher's answers better wherever they stand, and prefers "the on"."""
 
@@ -139,14 +146,14 @@ def told(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("feedback", ["check", "judge", "preferred"])
 def test_right_answers_become_text(
-    feedback: Any, start: Adapter, student: Student, dataset: Dataset, teacher: FakeTeacher,
+    feedback: Any, able: Adapter, student: Student, dataset: Dataset, teacher: FakeTeacher,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     spec = ROUNDS.model_copy(update={"feedback": feedback, "learn": "rejection", "samples": 4})
-    _, (facts,), _ = run(spec, start, student, dataset, tmp_path, teacher)
+    _, (facts,), _ = run(spec, able, student, dataset, tmp_path, teacher)
     rows = learnt(tmp_path)
     own = [row for row in rows if "#" in row["id"]]
-    assert len(own) == facts["own_answers_learnt"]
+    assert len(own) == facts["own_answers_learnt"] > 0
     assert {row["id"].partition("#")[0] for row in rows} == {f"train-{i}" for i in range(8)}
     for name in {row["id"].partition("#")[0] for row in rows}:
         of = [row["weight"] for row in rows if row["id"].partition("#")[0] == name]
