@@ -27,6 +27,7 @@ from edgedistill.artifacts import (
     digest_of_file,
 )
 from edgedistill.errors import ArtifactError
+from edgedistill.methods import DistillSpec, ProxySpec
 from edgedistill.pack import pack, shipped_student
 from edgedistill.pack.makeup import makeup
 from edgedistill.pack.optimum import pack_optimum
@@ -362,6 +363,16 @@ def test_model_card_of_an_unmeasured_device_says_estimate(parts: Parts) -> None:
     assert "| aarch64 (emulated, 24 prompts) | " in text
     assert "on the kernels of a phone, emulated" in text
     assert "Timed on" not in text
+
+
+def test_where_the_files_of_a_recipe_lie_is_not_in_the_bundle(parts: Parts, tmp_path: Path) -> None:
+    proxy = ProxySpec(weights=str(tmp_path / "p.gguf"), prompts=tmp_path / "more.jsonl")
+    recipe = make_recipe(weights=str(tmp_path / "s.gguf"))
+    recipe = recipe.model_copy(update={"distill": DistillSpec(method="proxy", proxy=proxy)})
+    made = replace(parts, root=tmp_path).pack(recipe=recipe)
+    told = (made.folder / "manifest.json").read_text("utf-8")
+    assert str(tmp_path) not in told
+    assert all(f'"{name}"' in told for name in ("p.gguf", "more.jsonl", "s.gguf"))
 
 
 def test_model_card_does_not_call_unseen_what_further_prompts_have(parts: Parts) -> None:

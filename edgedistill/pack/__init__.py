@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgedistill.report.card import Card
 
 Json = Mapping[str, Any]
+FILES = ("weights", "prompts")  # fields of a recipe that may hold a path
 WEIGHTS_OF = {"base": "student", "adapter": "distill", "merged": "merge"}
 
 
@@ -111,13 +112,16 @@ def _runtime(target: Target) -> dict[str, str]:
     return {WLLAMA.name: WLLAMA.version} if target.runtime == "wllama" else {}
 
 
-def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Weights given as a path by their file name only: where they lie changes nothing."""
+def _without_folders(part: Any) -> Any:
+    """Weights and prompts given as a path by their file name only: where they lie changes nothing,
+    and is nobody's business whom the bundle is given to."""
+    if not isinstance(part, dict):
+        return part
     return {
-        name: {**part, "weights": Path(part["weights"]).name}
-        if isinstance(part, dict) and Path(part.get("weights", "")).is_absolute()
-        else part
-        for name, part in recipe.items()
+        name: Path(value).name
+        if name in FILES and isinstance(value, str) and Path(value).is_absolute()
+        else _without_folders(value)
+        for name, value in part.items()
     }
 
 
