@@ -27,7 +27,7 @@ from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
 from edgedistill.splitting import Row, Split, split
 from edgedistill.tokenmix import TokenMix, phrasing, same_prompt
 
-VERSION = 2
+VERSION = 3
 FEW = 20  # prompts in a part; with 20, one of them is 5 points
 USED = ("trace_id", "prompt_id", "text", "finish_reason", "failure")
 # What a teacher itself says of an answer that is none.
