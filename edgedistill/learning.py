@@ -85,7 +85,9 @@ def _taught(
         pupil = _proxy(recipe, spec.proxy, dataset, out, OfProxy(progress))
         proxy = align_proxy(pupil, spec.proxy, out, progress)
         if spec.proxy.prompts is not None:
-            dataset = with_further(proxy, spec.proxy, out, progress)
+            dataset = with_further(
+                proxy, spec.proxy, student, prompt, spec.max_length, out, progress
+            )
             proxy = replace(proxy, pupil=replace(pupil, dataset=dataset))
         targets = targets_of_proxy(
             proxy, traces, student, prompt, cleaning, spec.proxy, out, progress

@@ -114,6 +114,6 @@ def test_a_card_tells_the_rounds() -> None:
         "refine 2": round_of("refine", 0.6, 0.6, 30),
     }
     told = lessons_of(spec, chain)[-1]
-    assert told.startswith("Then 2 on-policy rounds, 1 of them kept: 4 answers of the student")
+    assert told.startswith("Then 2 on-policy rounds, 1 kept: 4 answers of the student")
     assert "the teacher judged" in told
     assert told.endswith("70 teacher calls.")

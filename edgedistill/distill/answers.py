@@ -24,6 +24,7 @@ from edgedistill.distill.model import asked_model
 from edgedistill.fidelity import EvalRow
 from edgedistill.memory import give_back
 from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
 from edgedistill.torch_runtime import (
     BATCH,
     device,
@@ -77,10 +78,11 @@ def draw(
     seed: str,
     kept: Path,
     progress: Progress,
+    cut: str | None = None,
 ) -> list[list[str]]:
-    """`samples` answers to each row, drawn at `temperature` (0: the likeliest), cleaned. Every
-    batch has a seed of its own and a line in the file `kept`, so that a run which was cut off draws
-    the rest alone."""
+    """`samples` answers to each row, drawn at `temperature` (0: the likeliest), cleaned; `cut` in
+    place of one that max_tokens cuts off. Every batch has a seed of its own and a line in the file
+    `kept`, so that a run which was cut off draws the rest alone."""
     shown = job.shown()
     asked_ids = [shown.prompt_ids(row.prompt, row.history) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(asked_ids[i]))
@@ -103,7 +105,7 @@ def draw(
                         if temperature
                         else generate(*given)
                     )
-                done.append([job.cleaned(shown.decode(ids)) for ids in made])
+                done.append([_text(ids, job, shown, cut) for ids in made])
                 _keep_line(stream, done[-1])
                 task.advance(len(prompts))
     answers: list[list[str]] = [[] for _ in rows]
@@ -111,6 +113,12 @@ def draw(
         for index, text in zip(batch, texts, strict=True):
             answers[index].append(text)
     return answers
+
+
+def _text(ids: Sequence[int], job: Job, shown: StudentPrompt, cut: str | None) -> str:
+    if cut is not None and len(ids) >= job.prompt.max_tokens:
+        return cut
+    return job.cleaned(shown.decode(ids))
 
 
 def _seed(name: str, batch: int) -> int:

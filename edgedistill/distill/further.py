@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from edgedistill.artifacts import (
     RESUME,
     Dataset,
     Identity,
+    Student,
     TokenMixEntry,
     dataset_of,
+    digest_of,
     link_or_copy,
     run_stage,
     tool_versions,
@@ -34,15 +36,27 @@ from edgedistill.errors import DatasetError
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.methods import ProxySpec
 from edgedistill.progress import Progress
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import StudentSpec
 from edgedistill.tokenmix import TokenMix, phrasing, read_token_mix, same_prompt
 
 STAGE, DRAWN = "proxy-answers", "answers.jsonl"
 MARK = "proxy/"  # before the IDs of its rows
 
 
-def with_further(proxy: Proxy, spec: ProxySpec, out: Path, progress: Progress) -> Dataset:
-    """The proxy's dataset, to whose training rows the proxy's answers to `spec.prompts` are added;
-    prompts that the dataset has in any part are passed over.
+def with_further(
+    proxy: Proxy,
+    spec: ProxySpec,
+    student: Student,
+    prompt: StudentSpec,
+    max_length: int,
+    out: Path,
+    progress: Progress,
+) -> Dataset:
+    """The proxy's dataset, to whose training rows the proxy's answers to `spec.prompts` are added.
+
+    Prompts that the teacher was asked are passed over, also those of rejected answers, and rows of
+    more than `max_length` of the student's tokens, asked by `prompt`, are left out.
 
     Raises:
         TokenMixError: the prompts cannot be read.
@@ -50,18 +64,34 @@ def with_further(proxy: Proxy, spec: ProxySpec, out: Path, progress: Progress) -
     """
     assert spec.prompts is not None
     mix, pupil = read_token_mix(spec.prompts), proxy.pupil
+    refused = _refused(pupil.dataset)
     inputs = pupil.inputs() | {"prompts": mix.digest, "proxy": proxy.digest}
     identity = Identity(
         stage=STAGE,
-        version=1,
-        spec={"keep": spec.keep, **pupil.identity(), **pupil.computing()},
-        inputs=inputs,
+        version=2,
+        spec={
+            "keep": spec.keep,
+            **pupil.identity(),
+            **pupil.computing(),
+            "refused": digest_of(sorted(refused)),
+            "student": prompt.model_dump(mode="json", exclude={"weights", "prune"}),
+            "max_length": max_length,
+        },
+        inputs=inputs | {"student": student.digest},
         tools=tool_versions(*TOOLS),
     )
     job = pupil.job(start=proxy.adapter, label="proxy")
 
     def work(folder: Path) -> dict[str, Any]:
-        return _work(job, mix, pupil.dataset, spec, folder, progress)
+        from edgedistill.distill.preferences import usable
+
+        shown = StudentPrompt(student.folder, prompt)
+
+        def fits(row: EvalRow) -> bool:
+            return usable(row, row.answer, shown, max_length)
+
+        rows = _unknown(mix, pupil.dataset, refused)
+        return _work(job, rows, fits, pupil.dataset, spec, folder, progress)
 
     done = run_stage(identity, out, progress, work)
     if not done.reused:
@@ -73,18 +103,26 @@ def with_further(proxy: Proxy, spec: ProxySpec, out: Path, progress: Progress) -
 
 
 def _work(
-    job: Job, mix: TokenMix, dataset: Dataset, spec: ProxySpec, folder: Path, progress: Progress
+    job: Job,
+    rows: Sequence[EvalRow],
+    fits: Callable[[EvalRow], bool],
+    dataset: Dataset,
+    spec: ProxySpec,
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
-    rows = _unknown(mix, dataset)
     if not rows:
         raise DatasetError(
-            f"all {len(mix.entries)} prompts are in the dataset already",
+            "the teacher was asked all of these prompts",
             where=str(spec.prompts),
             hint="give prompts that the recipe's own `prompts` do not have, or leave "
             "distill.proxy.prompts out",
         )
-    usable, left_out = _answered(job, rows, folder, progress)
-    kept, mean = _surest(job, usable, spec.keep, progress)
+    made, left_out = _answered(job, rows, folder, progress)
+    short = [row for row in made if fits(row)]
+    if len(short) < len(made):
+        left_out["longer than distill.max_length"] = len(made) - len(short)
+    kept, mean = _surest(job, short, spec.keep, progress)
     if not kept:
         told = ", ".join(f"{count} {why}" for why, count in left_out.most_common(3))
         raise DatasetError(
@@ -100,22 +138,29 @@ def _work(
         "unseen_met": sum(not row.seen and row.phrasing in worded for row in held_out),
         "asked": len(rows),
         "kept": len(kept),
-        "less_sure": len(usable) - len(kept),
+        "less_sure": len(short) - len(kept),
         "unusable": dict(left_out),
         "mean_log_likelihood": mean,
     }
 
 
-def _unknown(mix: TokenMix, dataset: Dataset) -> list[EvalRow]:
-    """Rows without an answer yet, of prompts that no part of the dataset has, each once."""
+def _unknown(mix: TokenMix, dataset: Dataset, refused: Collection[str]) -> list[EvalRow]:
+    """Rows without an answer yet, of prompts that the teacher was not asked, each once."""
     had = {_same(row) for part in PARTS for row in read_rows(dataset.folder / f"{part}.jsonl")}
     rows = []
     for entry in mix.entries:
         row = _row(entry)
-        if (key := _same(row)) not in had:
+        if (key := _same(row)) not in had and same_prompt([row.prompt]) not in refused:
             had.add(key)
             rows.append(row)
     return rows
+
+
+def _refused(dataset: Dataset) -> set[str]:
+    """The last messages, as `same_prompt` has them, to which no answer of the teacher's was used:
+    what it refused is not for the proxy to answer in its place."""
+    with (dataset.folder / "rejected.jsonl").open(encoding="utf-8") as lines:
+        return {same_prompt([json.loads(line)["prompt"]]) for line in lines}
 
 
 def _same(row: EvalRow) -> str:
@@ -143,7 +188,7 @@ def _answered(
 
     kept = folder / RESUME / DRAWN
     kept.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw(job, rows, 1, 0.0, STAGE, kept, progress)
+    drawn = draw(job, rows, 1, 0.0, STAGE, kept, progress, cut="")
     checker, shown = make_checker(job.check), job.shown()
     made, left_out = list[EvalRow](), Counter[str]()
     for row, (answer,) in zip(rows, drawn, strict=True):

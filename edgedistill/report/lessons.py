@@ -60,6 +60,10 @@ def _loss(spec: DistillSpec) -> str:
     return f"{text}, and {weight}{sure}."
 
 
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
 def _each(chain: Mapping[str, Json], stage: str) -> list[Json]:
     return [each for each in chain.values() if each["stage"] == stage]
 
@@ -111,8 +115,8 @@ def _rounds(spec: DistillSpec, chain: Mapping[str, Json]) -> Iterator[str]:
     ours, kept = spec.on_policy, sum(facts["kept"] for facts in rounds)
     calls = sum(facts["teacher_calls"] for facts in rounds)
     yield (
-        f"Then {len(rounds)} on-policy rounds, {kept} of them kept: {ours.samples} answers of the "
-        f"student to each training prompt at temperature {ours.temperature:g}; "
+        f"Then {_counted(len(rounds), 'on-policy round')}, {kept} kept: {ours.samples} answers of "
+        f"the student to each training prompt at temperature {ours.temperature:g}; "
         f"{FEEDBACK[ours.feedback]}; {LEARNT[ours.learn]} ({ours.epochs:g} epochs, learning rate "
         f"{ours.learning_rate:g}); {calls} teacher calls."
     )
