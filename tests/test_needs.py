@@ -199,6 +199,7 @@ def test_scaled_down_it_asks_no_api_and_no_gpu(name: str, tmp_path: Path) -> Non
     assert any("instead of gpt-4.1" in line for line in changes)
     assert any(line.startswith("distill.lora.rank 16 instead of") for line in changes)
     assert "gates.merged_agreement None instead of 0.9" in changes
+    assert changes[-1].startswith("this shows that the recipe runs; its agreement tells nothing")
     for lora in (small.distill.lora, large.distill.lora):
         assert lora.alpha / lora.rank == 2
     states = {finding.name: finding.state for finding in needs(small, tmp_path)}
