@@ -15,7 +15,7 @@ import json
 import random
 from pathlib import Path
 
-SEED = 7
+SEED, FIRST = 7, 800
 SYSTEM = (
     "You sort messages of a bank's customers. Answer with exactly one of these labels, and nothing "
     "else: "
@@ -31,7 +31,7 @@ def main() -> None:
     labels = json.loads((given.data / "categories.json").read_text("utf-8"))
     with (given.data / "train.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    chosen = random.Random(SEED).sample(range(len(rows)), given.prompts)
+    chosen = _chosen(len(rows), given.prompts)
     given.out.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
@@ -42,6 +42,13 @@ def main() -> None:
     ]
     (given.out / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     (given.out / "recipe.yaml").write_text(json.dumps(_recipe(labels), indent=2), "utf-8")
+
+
+def _chosen(rows: int, count: int) -> list[int]:
+    """A larger choice holds the 800 of a smaller one, whose answers are paid for."""
+    first = random.Random(SEED).sample(range(rows), min(count, FIRST))
+    left = sorted(set(range(rows)) - set(first))
+    return first + random.Random(SEED + 1).sample(left, count - len(first))
 
 
 def _recipe(labels: list[str]) -> dict[str, object]:
