@@ -20,10 +20,12 @@ from edgedistill.artifacts import (
     dataset_digest,
     run_stage,
 )
-from edgedistill.checks import Checker, check_identity, clean_answer, make_checker
+from edgedistill.check_specs import Check, SqlExecutionCheck
+from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.checks.cleaning import clean_answer
 from edgedistill.errors import ArtifactError, DatasetError
 from edgedistill.progress import Progress
-from edgedistill.recipe import Check, CurateSpec, SplitSpec, SqlExecutionCheck
+from edgedistill.recipe import CurateSpec, SplitSpec
 from edgedistill.splitting import Row, Split, split
 from edgedistill.tokenmix import TokenMix, phrasing, same_prompt
 

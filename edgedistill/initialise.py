@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from edgedistill.artifacts import write_atomic
+from edgedistill.check_specs import TextCheck
 from edgedistill.errors import UsageError
 from edgedistill.library import shipped_root
-from edgedistill.recipe import ApiTeacher, Recipe, TextCheck
+from edgedistill.recipe import ApiTeacher, Recipe
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 MODEL_ID = "the-model-id"  # to be replaced: validate and doctor say so
@@ -48,7 +49,8 @@ HEAD = """\
 # Build it: edgedistill build --recipe {asked} --target laptop
 # Other teachers: `kind: local` with `weights: file.gguf` (relative to this folder) or the name of
 # pinned weights is served on this machine, and needs no base_url or key.
-# Other checks: exact, label, json, number, sql-execution (with `database: file.db`).
+# Other checks: exact, label, json, number, sql-execution (with `database: file.db`), regex (with
+# `pattern`), rouge, embedding (with `model: folder`), python (with `file: check.py`).
 """
 PROMPTS = (
     ("p-001", "The whole shop is down and we are losing orders!", "outage"),

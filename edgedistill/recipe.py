@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from edgedistill.check_specs import Check
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.field_help import Location
 from edgedistill.methods import DistillSpec, ProxySpec
@@ -159,25 +160,6 @@ class CurateSpec(Strict):
     split: SplitSpec = SplitSpec()
 
 
-class SqlExecutionCheck(Strict):
-    """Same rows when both queries are executed on a read-only database."""
-
-    kind: Literal["sql-execution"]
-    database: Path = Field(description="SQLite file, opened read-only")
-    timeout_seconds: float = Field(2.0, gt=0, description="longest run of one query")
-
-
-class TextCheck(Strict):
-    """Comparison of the answers' text: exact, as a label, as JSON, or by their last number."""
-
-    kind: Literal["exact", "label", "json", "number"]
-    labels: tuple[str, ...] = Field((), description="label: the allowed ones")
-    tolerance: float = Field(1e-6, ge=0, description="number: largest relative difference")
-
-
-Check = Annotated[SqlExecutionCheck | TextCheck, Field(discriminator="kind")]
-
-
 class PruneSpec(Strict):
     """Layers that the student loses before it learns."""
 
@@ -296,6 +278,7 @@ FILES: tuple[Location, ...] = (
     ("prompts",),
     SYSTEM_FILE,
     ("check", "database"),
+    ("check", "file"),
     ("distill", "proxy", "prompts"),
 )
 
@@ -355,8 +338,8 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     if teacher.system_file is not None:
         text = (folder / teacher.system_file).read_text("utf-8").strip()
         teacher = teacher.model_copy(update={"system": text, "system_file": None})
-    if isinstance(check, SqlExecutionCheck):
-        check = check.model_copy(update={"database": folder / check.database})
+    paths = {name: folder / value for name, value in check if isinstance(value, Path)}
+    check = check.model_copy(update=paths)
     changes: dict[str, object] = {
         "prompts": folder / recipe.prompts,
         "teacher": teacher,

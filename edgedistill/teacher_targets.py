@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.alignment import Aligned, align
-from edgedistill.checks import answer_source, clean_answer
+from edgedistill.checks.cleaning import answer_source, clean_answer
 from edgedistill.errors import ArtifactError
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Progress

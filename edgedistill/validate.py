@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgedistill.check_specs import EmbeddingCheck, SqlExecutionCheck
 from edgedistill.combine import require_plain
 from edgedistill.errors import (
     ArtifactError,
@@ -20,7 +21,7 @@ from edgedistill.gguf_header import read_header
 from edgedistill.initialise import MODEL_ID, UNTOUCHED
 from edgedistill.library import shown
 from edgedistill.methods import LoraSpec, ProxySpec
-from edgedistill.recipe import ApiTeacher, Recipe, SqlExecutionCheck, load_recipe
+from edgedistill.recipe import ApiTeacher, Recipe, load_recipe
 from edgedistill.sizes import known_dimensions, rank_problem
 from edgedistill.student_file import proxy_problem, student_problem
 from edgedistill.target import Target, load_target
@@ -159,6 +160,12 @@ def _about_recipe(path: Path, recipe: Recipe) -> list[Problem]:
             problems.append(_problem(path, ("teacher", "weights"), told))
     if isinstance(recipe.check, SqlExecutionCheck) and (told := _about_db(recipe.check.database)):
         problems.append(_problem(path, ("check", "database"), told))
+    if (
+        isinstance(recipe.check, EmbeddingCheck)
+        and not (recipe.check.model / "config.json").is_file()
+    ):
+        told = f"{recipe.check.model} is no folder of a model: it has no config.json"
+        problems.append(_problem(path, ("check", "model"), told))
     return problems
 
 
@@ -205,6 +212,12 @@ def _about_added(path: Path, recipe: Recipe) -> Iterator[Problem]:
             require_plain(added.path)
         except ArtifactError as error:
             yield _problem(path, location, f"{added.path}: {error.what}")
+
+
+def _about_folder(folder: Path) -> str:
+    """What is wrong with the folder of an embedding model."""
+    whole = (folder / "config.json").is_file()
+    return "" if whole else f"{folder} is no folder of a model: it has no config.json"
 
 
 def _about_file(file: Path) -> str:

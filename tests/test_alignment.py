@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgedistill.alignment import UNUSED, Aligned, align, tail
-from edgedistill.checks import answer_source, clean_answer
+from edgedistill.checks.cleaning import answer_source, clean_answer
 from edgedistill.recipe import CurateSpec
 from edgedistill.spelling import STOP, Said, Source, spell
 

@@ -11,12 +11,13 @@ from tiny import tiny_dataset, tiny_student
 from training_rows import rows_of_lengths
 
 from edgedistill.artifacts import Student
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill.answers import asked, draw, log_likelihoods, predictions
 from edgedistill.distill.lesson import Job, Pupil
 from edgedistill.distill.preferences import usable
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Silent
-from edgedistill.recipe import CurateSpec, StudentSpec, TextCheck
+from edgedistill.recipe import CurateSpec, StudentSpec
 from edgedistill.torch_runtime import BATCH, generate, load_model, shared_tokens
 
 SAMPLES = 2 * BATCH // 8 + 1  # three batches of 8 rows

@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"allocations", "artifacts", "errors", "families", "field_help",
+    ("facts", {"allocations", "artifacts", "check_specs", "errors", "families", "field_help",
             "hard_texts", "library", "memory", "methods", "names", "number_formats",
             "onnx_families", "onnx_formats", "onnx_nodes", "progress", "recipe", "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
-            "checks", "child", "converter", "converter_child", "emulator", "fidelity", "footprint",
-            "forecast", "ggml", "gguf_header", "gguf_student", "gguf_tokenizer", "handover",
+            "check_child", "checks", "child", "converter", "converter_child", "emulator",
+            "fidelity", "footprint", "forecast", "ggml", "gguf_header", "gguf_student",
+            "gguf_tokenizer", "handover",
             "hf_config", "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers",
             "machine",
             "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",

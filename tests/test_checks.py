@@ -9,18 +9,15 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from edgedistill.checks import (
-    Checker,
-    answer_source,
-    check_identity,
-    clean_answer,
-    has_top_level_order_by,
-    make_checker,
-)
+from edgedistill.check_specs import Check, SqlExecutionCheck
+from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.checks.cleaning import answer_source, clean_answer
+from edgedistill.checks.sql import has_top_level_order_by
+from edgedistill.checks.text import rouge_l
 from edgedistill.errors import DatasetError
-from edgedistill.recipe import Check, CurateSpec, SqlExecutionCheck
+from edgedistill.recipe import CurateSpec
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
 LATER = "SELECT name FROM t ORDER BY id"
@@ -135,7 +132,7 @@ def test_valid_query_has_no_error(sql: Checker) -> None:
 
 def test_result_of_a_query_is_remembered(sql: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sql.same("SELECT 1", "SELECT 2 - 1")
-    monkeypatch.delattr("edgedistill.checks._connect")
+    monkeypatch.delattr("edgedistill.checks.sql._connect")
     assert sql.same("SELECT 1", "SELECT 2 - 1")
     with pytest.raises(NameError):
         sql.same("SELECT 1", "SELECT 3 - 2")
@@ -195,10 +192,18 @@ def test_top_level_order_by(query: str, ordered: bool) -> None:
         ("number", "100.00001", "100", True),
         ("number", "100.1", "100", False),
         ("number", "none", "none", False),
+        ("regex", "so: Answer:  B ", "ANSWER: b", True),
+        ("regex", "answer: a, no, answer: b", "answer: b", True),
+        ("regex", "answer: c", "answer: b", False),
+        ("regex", "b", "answer: b", False),
+        ("rouge", "The cat sat on the mat.", "the cat lay on the mat", True),
+        ("rouge", "on the mat the cat sat", "the cat sat on the mat", False),
+        ("rouge", "...", "...", False),
     ],
 )
 def test_texts_agree(kind: str, answer: str, teacher: str, same: bool) -> None:
-    assert check(kind=kind).same(answer, teacher) is same
+    given = {"regex": {"pattern": r"answer:\s*(\w)"}}.get(kind, {})
+    assert check(kind=kind, **given).same(answer, teacher) is same
 
 
 @pytest.mark.parametrize(
@@ -209,11 +214,12 @@ def test_texts_agree(kind: str, answer: str, teacher: str, same: bool) -> None:
         ("label", "blue", "not one of the labels: 'blue'"),
         ("json", "{'a': 1}", "not JSON"),
         ("number", "H2O", "holds no number"),
+        ("rouge", "?!", "has no word"),
     ],
 )
 def test_invalid_texts(kind: str, answer: str, why: str) -> None:
-    labels = ("red", "green") if kind == "label" else ()
-    assert why in (check(kind=kind, labels=labels).invalid(answer) or "")
+    given = {"labels": ("red", "green")} if kind == "label" else {}
+    assert why in (check(kind=kind, **given).invalid(answer) or "")
 
 
 def test_allowed_label_is_valid_and_described() -> None:
@@ -272,3 +278,26 @@ def test_each_byte_of_an_answer_comes_from_the_text(joins: bool) -> None:
         for byte, at in zip(answer, source.starts, strict=True):
             same = source.raw[at] == byte
             assert same or (joins and byte == 32 and source.raw[at:].decode()[0].isspace())
+
+
+def test_a_pattern_and_its_first_group() -> None:
+    whole, group = (check(kind="regex", pattern=p) for p in (r"\d+ eur", r"(\d+) eur"))
+    assert not whole.same("5 EUR", "5  eur")
+    assert group.same("about 5 EUR", "3 eur or 5 eur")
+    assert whole.invalid("5 usd") == "the pattern is not found"
+    assert not check(kind="regex", pattern="yes", ignore_case=False).same("YES", "yes")
+    with pytest.raises(ValidationError, match="no regular expression: missing \\)"):
+        check(kind="regex", pattern="(a")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "f1"),
+    [
+        ("police killed the gunman", "police kill the gunman", 0.75),  # Lin 2004, section 3.1
+        ("the gunman kill police", "police killed the gunman", 0.5),
+        ("a b c", "a b c d e", 0.75),
+        ("", "", 0.0),
+    ],
+)
+def test_rouge_l(answer: str, reference: str, f1: float) -> None:
+    assert rouge_l(answer, reference) == rouge_l(reference, answer) == pytest.approx(f1)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from edgedistill.artifacts import Dataset, TokenMixEntry, Traces, digest_of
+from edgedistill.check_specs import TextCheck
 from edgedistill.curate import REASONS, curate
 from edgedistill.errors import ArtifactError, DatasetError
 from edgedistill.fidelity import read_rows
 from edgedistill.progress import Silent
-from edgedistill.recipe import CurateSpec, TextCheck
+from edgedistill.recipe import CurateSpec
 from edgedistill.tokenmix import TokenMix
 
 PARTS = ("train", "validation", "held_out")

@@ -14,6 +14,7 @@ from tiny import STOP, dataset_in, dataset_targets, student_in, tiny_dataset, ti
 from tiny_families import family_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill import distill, learn
 from edgedistill.distill.lesson import Job
 from edgedistill.errors import DatasetError, MissingTool, TrainingError
@@ -22,7 +23,7 @@ from edgedistill.merge import merge, require_fp32
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Progress, Silent
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec
 from edgedistill.torch_runtime import TorchModel
 from edgedistill.training.data import (
     IGNORED,

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from fakes import KEY, MODEL, FakeTeacher
 
+from edgedistill.check_specs import TextCheck
 from edgedistill.checks import make_checker
 from edgedistill.distill.feedback import REVIEW, Assessed, Desk, assess
 from edgedistill.errors import CollectError
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Silent
-from edgedistill.recipe import ApiTeacher, CollectSpec, CurateSpec, TextCheck
+from edgedistill.recipe import ApiTeacher, CollectSpec, CurateSpec
 
 LABELS = TextCheck(kind="label", labels=("yes", "no", "maybe"))
 COLLECT = CollectSpec(attempts=1, max_failed_share=1.0)

@@ -14,6 +14,7 @@ from tiny_families import FAMILIES, family_student
 
 from edgedistill.allocations import FitSpec
 from edgedistill.artifacts import Allocation, Checkpoint, Dataset, Quantized, Variant
+from edgedistill.check_specs import TextCheck
 from edgedistill.errors import GateFailed, TrainingError
 from edgedistill.export import export
 from edgedistill.fidelity import read_rows
@@ -26,7 +27,7 @@ from edgedistill.onnx_builder import build_onnx
 from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize import weigh
-from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.runtime import quantize_file
 from edgedistill.tensors import matrices, read_layout

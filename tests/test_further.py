@@ -13,6 +13,7 @@ from test_proxy import CHECK, PROXY, SPEC, facts, no_traces, targets
 from tiny import tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Dataset, Student
+from edgedistill.check_specs import SqlExecutionCheck
 from edgedistill.distill import distill
 from edgedistill.distill.further import MARK, with_further
 from edgedistill.distill.lesson import Pupil, write_rows
@@ -21,7 +22,7 @@ from edgedistill.errors import DatasetError
 from edgedistill.fidelity import read_rows
 from edgedistill.methods import ProxySpec
 from edgedistill.progress import Silent
-from edgedistill.recipe import SqlExecutionCheck, StudentSpec
+from edgedistill.recipe import StudentSpec
 
 PROMPT = StudentSpec(weights="tiny", max_tokens=6)
 HAD = "How many tickets in month 12, the 0th?"  # of tiny_dataset

@@ -12,12 +12,13 @@ from tiny import tiny_student
 
 from edgedistill.bench.in_browser import BrowserStep, bounds, not_measured
 from edgedistill.bench.models import Model, Recorded
+from edgedistill.check_specs import TextCheck
 from edgedistill.checks import make_checker
 from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Silent, Task
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import BenchSpec, StudentSpec, TextCheck
+from edgedistill.recipe import BenchSpec, StudentSpec
 from edgedistill.results import InBrowser
 from edgedistill.runtime import Generation
 from edgedistill.target import TargetGates

@@ -17,6 +17,7 @@ import torch
 from tiny import dataset_in, student_in, tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Dataset, Student, TokenTargets, Traces
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill import distill
 from edgedistill.distill.lesson import Pupil
 from edgedistill.distill.proxy import Proxy, align_proxy, require_aligned
@@ -25,7 +26,7 @@ from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.methods import DistillSpec, LoraSpec, ProxySpec
 from edgedistill.progress import Silent
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import CurateSpec, StudentSpec, TextCheck
+from edgedistill.recipe import CurateSpec, StudentSpec
 from edgedistill.targets import Targets
 from edgedistill.torch_runtime import load_model
 

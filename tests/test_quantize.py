@@ -20,6 +20,7 @@ from edgedistill.artifacts import (
     Variant,
 )
 from edgedistill.bench.models import DeviceRuns
+from edgedistill.check_specs import TextCheck
 from edgedistill.errors import DatasetError, GateFailed
 from edgedistill.export import export
 from edgedistill.fidelity import read_rows, rows_that_fit, shuffled
@@ -28,7 +29,7 @@ from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.quantize import exam, quantize
 from edgedistill.quantize.bounds import CANDIDATES, broken_bounds
-from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec
 from edgedistill.results import Candidate, told_apart
 from edgedistill.runtime import LlamaCpp
 from edgedistill.runtimes import asked_ids

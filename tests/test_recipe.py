@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TARGET
 
+from edgedistill.check_specs import PythonCheck
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.recipe import load_recipe
 from edgedistill.target import load_target
@@ -51,6 +52,15 @@ def test_a_student_beside_the_recipe(tiny: Path, weights: str, place: str | None
     assert load_recipe(tiny).student.weights == wanted
 
 
+def test_a_check_of_ones_own_lies_beside_the_recipe(tiny: Path) -> None:
+    changed(tiny, "  kind: label\n  labels: [urgent, normal]", "  kind: python\n  file: check.py")
+    assert [problem.field for problem in problems(tiny)] == ["check.file"]
+    (tiny.parent / "check.py").write_text("def same(a, b): return True", "utf-8")
+    check = load_recipe(tiny).check
+    assert isinstance(check, PythonCheck)
+    assert check.file == tiny.parent.resolve() / "check.py"
+
+
 def test_a_student_in_the_home_folder(tiny: Path) -> None:
     changed(tiny, "weights: smollm2-135m-instruct-q4_1", "weights: ~/models/mine")
     assert load_recipe(tiny).student.weights == str(Path("~/models/mine").expanduser().resolve())
@@ -76,6 +86,14 @@ def test_a_student_in_the_home_folder(tiny: Path) -> None:
         ("prompts: prompts.jsonl", "prompts: no.jsonl", 3, "prompts", "there is no file"),
         ("  max_tokens: 8", "  prompt: hi", 12, "student", "must contain {prompt}"),
         ("  licence: A", "  system: a\n  system_file: b\n  licence: A", 4, "teacher", "not both"),
+        (
+            "  kind: label",
+            "  kind: regex\n  pattern: (a",
+            11,
+            "check.pattern",
+            "no regular expression",
+        ),
+        ("  kind: label", "  kind: lable", 10, "check.kind", "'lable'"),
         ("name: tiny", "name: tiny\nname: tiny", 2, "name", "is given twice"),
         ("name: tiny", "name: [tiny", 2, "", "not valid YAML"),
     ],

@@ -14,13 +14,14 @@ from fakes import KEY, MODEL, Dying, FakeTeacher, run_dying
 from tiny import dataset_in, student_in, tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Adapter, Dataset, Student, load_finished
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill import distill
 from edgedistill.distill.feedback import REVIEW, Desk
 from edgedistill.distill.lesson import Pupil, validation_agreement
 from edgedistill.distill.refine import refine
 from edgedistill.methods import DistillSpec, LoraSpec, OnPolicySpec
 from edgedistill.progress import Progress, Silent
-from edgedistill.recipe import ApiTeacher, CollectSpec, CurateSpec, StudentSpec, TextCheck
+from edgedistill.recipe import ApiTeacher, CollectSpec, CurateSpec, StudentSpec
 
 PROMPT = StudentSpec(weights="tiny", max_tokens=6)
 CHECK = TextCheck(kind="exact")

@@ -18,6 +18,7 @@ from tiny import dataset_in, dataset_targets, student_in, tiny_dataset, tiny_stu
 
 from edgedistill import machine
 from edgedistill.artifacts import Adapter, Dataset, Student
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill import distill, learn
 from edgedistill.distill.lesson import Pupil
 from edgedistill.distill.pairs import Preference, write_pairs
@@ -25,7 +26,7 @@ from edgedistill.distill.together import WORKER
 from edgedistill.errors import TrainingError
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Progress, Silent
-from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec
 
 PROMPT = StudentSpec(weights="tiny", max_tokens=4)
 CHECK = TextCheck(kind="exact")

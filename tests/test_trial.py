@@ -10,11 +10,12 @@ import pytest
 from tiny import tiny_dataset, tiny_student
 
 from edgedistill.artifacts import Dataset, Student
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill import assigned, distill
 from edgedistill.distill.trial import Trial
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.progress import Silent
-from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec
 
 PROMPT = StudentSpec(weights="tiny", max_tokens=4)
 SPEC = DistillSpec(

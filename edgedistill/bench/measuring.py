@@ -23,7 +23,7 @@ from edgedistill.bench.models import (
     torch_model,
 )
 from edgedistill.bench.unquantized import Unquantized, followed, held_out, unquantized_models
-from edgedistill.checks import make_checker
+from edgedistill.checks import Checker, make_checker, thrown_by
 from edgedistill.fidelity import EvalRow, rows_that_fit
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -69,6 +69,7 @@ def measure_build(
     answers = answer_all(models, rows, followed(models, resume), resume, progress)
     checker = make_checker(build.recipe.check)
     same = {name: judge(checker, rows, given) for name, given in answers.items()}
+    notes += threw(checker)
     spec = build.recipe.bench
     agreements = [
         agreement(name, rows, flags, spec.bootstrap, spec.seed) for name, flags in same.items()
@@ -225,6 +226,16 @@ def _result(
         in_browser=page.step if page else None,
         **_fitting(build),
     )
+
+
+def threw(checker: Checker) -> list[str]:
+    """On how many answers a check of the user's own threw."""
+    thrown = thrown_by(checker)
+    return [
+        f"the check threw on {len(thrown)} answers, which count as not the same; the first, "
+        f"{answer[:60]!r}: {what}"
+        for answer, what in [*thrown.items()][:1]
+    ]
 
 
 def _told(candidates: Sequence[Candidate]) -> list[str]:

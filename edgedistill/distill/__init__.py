@@ -19,13 +19,14 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
+from edgedistill.check_specs import Check
 from edgedistill.checks import check_identity
 from edgedistill.distill.lesson import TRAINING, Job, Pupil, agreement_at, choose_step, lesson_rows
 from edgedistill.fidelity import read_rows
 from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, StudentSpec
+from edgedistill.recipe import StudentSpec
 from edgedistill.training.course import Trained
 from edgedistill.training.data import TrainingRow, training_rows
 

@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 from edgedistill.artifacts import TokenMixEntry, digest_of
 from edgedistill.asking import STORE, ask_missing
-from edgedistill.checks import Checker, clean_answer
+from edgedistill.checks import Checker
+from edgedistill.checks.cleaning import clean_answer
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Progress
 from edgedistill.recipe import CollectSpec, CurateSpec, Teacher

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import RESUME, Dataset, Student, load_finished, write_json
-from edgedistill.checks import check_identity, clean_answer, make_checker
+from edgedistill.check_specs import Check
+from edgedistill.checks import check_identity, make_checker
+from edgedistill.checks.cleaning import clean_answer
 from edgedistill.errors import DatasetError
 from edgedistill.families import even_context
 from edgedistill.fidelity import EvalRow, read_rows
 from edgedistill.methods import DistillSpec
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, CurateSpec, StudentSpec
+from edgedistill.recipe import CurateSpec, StudentSpec
 from edgedistill.results import TrainingPoint
 from edgedistill.strict import Strict
 from edgedistill.training.course import HINT, Schedule

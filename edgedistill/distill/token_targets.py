@@ -23,7 +23,7 @@ from edgedistill.artifacts import (
     run_stage,
     tool_versions,
 )
-from edgedistill.checks import answer_source, clean_answer
+from edgedistill.checks.cleaning import answer_source, clean_answer
 from edgedistill.distill.lesson import Job
 from edgedistill.distill.proxy import Proxy
 from edgedistill.fidelity import EvalRow, read_rows

@@ -25,6 +25,7 @@ from edgedistill.artifacts import (
     tool_versions,
     write_json,
 )
+from edgedistill.check_specs import Check
 from edgedistill.checks import Checker, check_identity, make_checker
 from edgedistill.errors import DatasetError, TrainingError
 from edgedistill.fidelity import EvalRow, read_rows
@@ -35,7 +36,7 @@ from edgedistill.fit.sensitivity import measure_sensitivity
 from edgedistill.methods import DistillSpec
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, StudentSpec
+from edgedistill.recipe import StudentSpec
 from edgedistill.results import TrainingPoint, told_apart
 from edgedistill.tensors import read_layout
 from edgedistill.training.data import TrainingRow, collate, plan_epochs, training_rows

@@ -21,6 +21,7 @@ from edgedistill.artifacts import (
     run_stage,
     write_json,
 )
+from edgedistill.check_specs import Check
 from edgedistill.footprint import memory_bytes
 from edgedistill.progress import Progress
 from edgedistill.quantize.bounds import (
@@ -40,7 +41,7 @@ from edgedistill.quantize.candidate import (
 )
 from edgedistill.quantize.exam import Exam
 from edgedistill.quantize.importance import weigh
-from edgedistill.recipe import Check, StudentSpec
+from edgedistill.recipe import StudentSpec
 from edgedistill.results import Candidate
 from edgedistill.runtimes import ONNX, TRAITS, copy_model
 from edgedistill.target import Target

@@ -10,6 +10,7 @@ from typing import Any
 from edgedistill.artifacts import (
     Dataset,
 )
+from edgedistill.check_specs import Check
 from edgedistill.checks import Checker, check_identity, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import (
@@ -20,7 +21,7 @@ from edgedistill.fidelity import (
 )
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
-from edgedistill.recipe import Check, StudentSpec
+from edgedistill.recipe import StudentSpec
 from edgedistill.runtimes import LLAMA, TRAITS, Opened, Runtime, Traits, open_runtime
 
 

@@ -22,6 +22,7 @@ from tiny import tiny_dataset
 from tiny_families import FAMILIES, SMALL, family_student, kld, random_ids
 
 from edgedistill.artifacts import Checkpoint, Student
+from edgedistill.check_specs import TextCheck
 from edgedistill.distill import distill
 from edgedistill.export import export
 from edgedistill.export.onnx import export_onnx
@@ -30,7 +31,7 @@ from edgedistill.merge import merge
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.onnx_runtime import OnnxGenai
 from edgedistill.progress import Silent
-from edgedistill.recipe import StudentSpec, TextCheck
+from edgedistill.recipe import StudentSpec
 from edgedistill.runtime import LlamaCpp
 from edgedistill.tensors import read_layout
 from edgedistill.torch_runtime import TorchModel

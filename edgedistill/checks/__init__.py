@@ -1,0 +1,96 @@
+"""How two answers are compared on a task.
+
+A check says whether an answer is valid by itself, and whether it says the same as the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+from edgedistill.artifacts import digest_of, digest_of_file
+from edgedistill.check_specs import (
+    Check,
+    EmbeddingCheck,
+    PythonCheck,
+    RegexCheck,
+    RougeCheck,
+    SqlExecutionCheck,
+    TextCheck,
+)
+from edgedistill.checks.embedding import EmbeddingChecker
+from edgedistill.checks.own import PythonChecker
+from edgedistill.checks.sql import SqlExecutionChecker
+from edgedistill.checks.text import (
+    ExactChecker,
+    JsonChecker,
+    LabelChecker,
+    NumberChecker,
+    RegexChecker,
+    RougeChecker,
+)
+
+
+class Checker(Protocol):
+    """`description` tells in words, for reports, what counts as the same."""
+
+    description: str
+
+    def invalid(self, answer: str) -> str | None:
+        """Why the answer cannot be one at all, or None."""
+
+    def same(self, answer: str, teacher: str) -> bool:
+        """Whether the answer says what the teacher's says; never true for an invalid one."""
+
+
+def make_checker(spec: Check) -> Checker:
+    """The checker of a recipe's `check`.
+
+    Raises:
+        DatasetError: the database, model or file of the check cannot be used.
+        MissingTool: it needs a package that is not installed.
+    """
+    match spec:
+        case SqlExecutionCheck():
+            return SqlExecutionChecker(spec.database, spec.timeout_seconds)
+        case RegexCheck():
+            return RegexChecker(spec.pattern, spec.ignore_case)
+        case RougeCheck():
+            return RougeChecker(spec.min_f1)
+        case EmbeddingCheck():
+            return EmbeddingChecker(spec.model, spec.min_cosine)
+        case PythonCheck():
+            return PythonChecker(spec.file, spec.timeout_seconds)
+        case TextCheck():
+            return _of_text(spec)
+
+
+def _of_text(spec: TextCheck) -> Checker:
+    if spec.kind == "exact":
+        return ExactChecker()
+    if spec.kind == "label":
+        return LabelChecker(spec.labels)
+    if spec.kind == "json":
+        return JsonChecker()
+    if spec.kind == "number":
+        return NumberChecker(spec.tolerance)
+    assert_never(spec.kind)
+
+
+def thrown_by(checker: Checker) -> Mapping[str, str]:
+    """What a check threw, by the answer it threw on: only one that a user wrote does."""
+    return checker.thrown if isinstance(checker, PythonChecker) else {}
+
+
+def check_identity(spec: Check) -> dict[str, Any]:
+    """What of a check decides its verdicts: a file or folder counts by its content, not by its
+    path."""
+    values = spec.model_dump()
+    return {k: _content(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _content(path: Path) -> str:
+    if path.is_file():
+        return digest_of_file(path)
+    return digest_of({f.name: digest_of_file(f) for f in sorted(path.iterdir()) if f.is_file()})
