@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from edgedistill import __version__, cli_machine, cli_tuning, cli_update, library
+from edgedistill import __version__, cli_bench, cli_machine, cli_tuning, cli_update, library
 from edgedistill.cli_options import (
     OWN,
     TRAINING,
@@ -241,9 +241,19 @@ def _add_stage(verb: str, text: str, *, per_target: bool) -> None:
     cli.command(verb, help=text)(common(stage))
 
 
+def _bench_stage(
+    recipe: str, targets: Sequence[str], workspace: Path, processes: int | None, scaled_down: bool
+) -> None:
+    way = _Way(processes=processes, scaled_down=scaled_down)
+    _build("bench", recipe, targets, workspace, Path("dist"), way)
+
+
 for _stages, _each in ((ONCE_PER_RECIPE, False), (ONCE_PER_TARGET, True)):
     for _verb, _text in _stages.items():
-        _add_stage(_verb, _text, per_target=_each)
+        if _verb == "bench":
+            cli_bench.add_to(cli, common, _show, _bench_stage)
+        else:
+            _add_stage(_verb, _text, per_target=_each)
 
 
 @cli.command()

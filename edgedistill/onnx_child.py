@@ -8,6 +8,7 @@ activations: logits of the same text were more than 1 apart).
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -100,7 +101,7 @@ class Native:
         """Greedy: the most likely token each time, no penalties. Times in seconds."""
         self._fits(len(ids) + max_tokens)
         self._known(ids)
-        stop, made = frozenset(stop_ids), list[int]()
+        stop, made, ticks = frozenset(stop_ids), list[int](), list[float]()
         started = time.perf_counter()
         generator = self._generator()
         _feed(generator, ids)
@@ -112,6 +113,7 @@ class Native:
                 break
             _feed(generator, [token])
             token = int(self._row(generator).argmax())
+            ticks.append(time.perf_counter())
         ended = time.perf_counter()
         return {
             "ids": made,
@@ -120,6 +122,7 @@ class Native:
             "time_to_first_token": first - started,
             "total_seconds": ended - started,
             "decode_seconds": ended - first,
+            "token_seconds": [late - early for early, late in itertools.pairwise([first, *ticks])],
         }
 
     def logits(self, ids: list[int], first: int, into: str) -> list[int]:

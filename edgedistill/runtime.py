@@ -32,7 +32,8 @@ QUANTIZE_SECONDS = 6 * 3600.0
 
 @dataclass(frozen=True)
 class Generation:
-    """One greedy answer. `ids` is without the stop token; seconds are without tokenization."""
+    """One greedy answer. `ids` is without the stop token; seconds are without tokenization.
+    `token_seconds`: of each decode behind the first token, where the runtime tells."""
 
     ids: list[int]
     text: str
@@ -40,6 +41,7 @@ class Generation:
     time_to_first_token: float
     total_seconds: float
     decode_seconds: float
+    token_seconds: Sequence[float] = ()
 
     @property
     def tokens_per_second(self) -> float:

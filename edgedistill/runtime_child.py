@@ -6,6 +6,7 @@ How it is asked and answers: answering.py.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import random
 import re
@@ -116,7 +117,7 @@ class Native:
         """Greedy: the most likely token each time, no penalties. Times in seconds."""
         self._fits(len(ids) + max_tokens)
         self._known(ids)
-        stop, made = frozenset(stop_ids), list[int]()
+        stop, made, ticks = frozenset(stop_ids), list[int](), list[float]()
         started = time.perf_counter()
         lib.llama_memory_clear(self.memory, False)
         self._prefill(ids, len(ids) - 1)
@@ -128,6 +129,7 @@ class Native:
                 break
             self._step(token, len(ids) + len(made) - 1)
             token = int(self._row().argmax())
+            ticks.append(time.perf_counter())
         ended = time.perf_counter()
         return {
             "ids": made,
@@ -136,6 +138,7 @@ class Native:
             "time_to_first_token": first - started,
             "total_seconds": ended - started,
             "decode_seconds": ended - first,
+            "token_seconds": [late - early for early, late in itertools.pairwise([first, *ticks])],
         }
 
     def logits(self, ids: list[int], first: int, into: str) -> list[int]:

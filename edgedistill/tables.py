@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgedistill.console import duration, size
+from edgedistill.report.units import duration as seconds
 
 if TYPE_CHECKING:
     from edgedistill.pipeline import BuildResult
@@ -310,3 +311,31 @@ def _table(*headers: str) -> Table:
 
 def _line(label: str, text: str) -> Text:
     return Text.assemble((f"{label}: ", "bold"), text)
+
+
+def sitting(value: Row) -> RenderableType:
+    """What one sitting measured of a model."""
+    model, device = value["model"], value["device"]
+    title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
+    parts: list[RenderableType] = [Text(title, style="bold"), _figures(value["figures"])]
+    likeness = value["likeness"] or {}
+    for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
+        if likeness.get(name):
+            parts.append(_line(told, f"given to {_interval(likeness[name])} of the prompts"))
+    parts += [Text(f"note: {note}", style="yellow") for note in value["notes"]]
+    return Group(*parts)
+
+
+def _figures(figures: Row) -> Table:
+    table = _table("", "figure", "95 % of other sittings", "of values")
+    for name, each in figures.items():
+        count = sum(map(len, each["groups"]))
+        span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
+        table.add_row(name, _amount(each["value"], each["unit"]), span, str(count))
+    return table
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "s":
+        return seconds(value)
+    return size(int(value)) if unit == "bytes" else f"{value:.1f} {unit}"

@@ -16,15 +16,17 @@ PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"allocations", "artifacts", "check_specs", "errors", "families", "field_help",
-            "hard_texts", "library", "memory", "methods", "names", "number_formats",
-            "onnx_families", "onnx_formats", "onnx_nodes", "progress", "recipe", "results",
+            "hard_texts", "library", "measures", "memory", "methods", "names", "number_formats",
+            "onnx_families", "onnx_formats", "onnx_nodes", "progress", "recipe", "result_file",
+            "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
-            "check_child", "checks", "child", "converter", "converter_child", "emulator",
+            "check_child", "checks", "child", "conditions", "converter", "converter_child",
+            "emulator",
             "fidelity", "footprint", "forecast", "ggml", "gguf_header", "gguf_student",
             "gguf_tokenizer", "handover",
             "hf_config", "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers",
-            "machine",
+            "load_watch", "machine", "model_prompt",
             "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",
             "asking", "own_environment", "paired", "patch", "prompting",
             "quantize_request", "quantized_values", "report", "runtime", "runtime_child",
@@ -34,9 +36,9 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("stages", {"bench", "collect", "combine", "curate", "distill", "export", "fit", "merge",
             "pack", "prune", "quantize", "trim", "verify"}),
     ("flow", {"adapt", "feasible", "learning", "learning_curve", "pipeline", "planning",
-            "recorder", "scaled", "sweep", "tuning", "update", "variants"}),
+            "recorder", "scaled", "sitting", "sweep", "tuning", "update", "variants"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "needs", "tables", "validate"}),
-    ("cli", {"__main__", "cli", "cli_machine", "cli_options", "cli_tuning",
+    ("cli", {"__main__", "cli", "cli_bench", "cli_machine", "cli_options", "cli_tuning",
             "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
@@ -45,8 +47,8 @@ HEAVY = ("torch", "transformers", "peft", "llama_cpp", "openai", "matplotlib", "
 LATER = (*HEAVY, "pydantic", "yaml", "rich", "psutil", "numpy", "jinja2")
 # Foreign package -> the only units that may import it.
 BOUNDARIES = {
-    "click": {"cli", "cli_machine", "cli_options", "cli_tuning", "cli_update"},
-    "rich": {"cli", "cli_tuning", "cli_update", "console", "tables"},
+    "click": {"cli", "cli_bench", "cli_machine", "cli_options", "cli_tuning", "cli_update"},
+    "rich": {"cli", "cli_bench", "cli_tuning", "cli_update", "console", "tables"},
     "llama_cpp": {"runtime_child", "teacher"},
     "openai": {"teacher"},
     "huggingface_hub": {"weights"},

@@ -1,0 +1,88 @@
+"""How busy a machine was with other work while something was measured on it.
+
+A busy machine's figures are worth nothing, and an average hides that; so the share of the processor
+time that others took is a part of each result.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+BUSY_SHARE = 0.05  # of all cores together, from which a result says that it was disturbed
+LISTENING_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """Shares of the time of all cores: `before` the measuring, and `during` it, both by other
+    processes than ours. `during` is None where the system does not tell."""
+
+    before: float
+    during: float | None
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work may have disturbed the figures."""
+        return max(self.before, self.during or 0.0) > BUSY_SHARE
+
+
+class LoadWatch:
+    """Listens before, and counts until `stop`."""
+
+    def __init__(
+        self, seconds: float = LISTENING_SECONDS, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        start = _spent()
+        sleep(seconds)
+        self._before = _share(start, _spent())
+        self._start = _spent()
+
+    def stop(self) -> Load:
+        """What was seen. Children of ours that have ended count as ours."""
+        return Load(self._before, _share(self._start, _spent()))
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """Seconds of processor time since some moment: of all cores, by anyone, and by us."""
+
+    all: float
+    busy: float
+    ours: float
+
+
+def _spent() -> _Spent:
+    times = psutil.cpu_times()
+    whole = sum(times[: len(_COUNTED)])
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    return _Spent(whole, whole - idle, _ours())
+
+
+# Linux counts a guest's time in user and nice, too.
+_COUNTED = [name for name in psutil.cpu_times()._fields if not name.startswith("guest")]
+
+
+def _ours() -> float:
+    """Of this process, its children, and of those that have ended."""
+    me = psutil.Process(os.getpid())
+    own = me.cpu_times()
+    total = own.user + own.system
+    total += getattr(own, "children_user", 0.0) + getattr(own, "children_system", 0.0)
+    for child in me.children(recursive=True):
+        try:
+            spent = child.cpu_times()
+        except psutil.Error:  # it has just ended
+            continue
+        total += spent.user + spent.system
+    return total
+
+
+def _share(start: _Spent, end: _Spent) -> float:
+    """Others' share of the cores' time, 0 to 1."""
+    others = (end.busy - start.busy) - (end.ours - start.ours)
+    return min(1.0, max(0.0, others / max(end.all - start.all, 1e-9)))

@@ -1,0 +1,291 @@
+"""One sitting: a model file measured on this machine, into a Result.
+
+It is loaded in several processes one behind the other, since two processes differ by more than two
+runs of one; each asks the prompts in an order of its own. Other work on the machine is listened to
+before and counted throughout, so that a disturbed figure is told from a slow one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill import __version__, machine
+from edgedistill.artifacts import digest_of, digest_of_file, tool_versions
+from edgedistill.bench.agreement import bootstrap
+from edgedistill.check_specs import Check
+from edgedistill.checks import Checker, check_identity, make_checker, thrown_by
+from edgedistill.collect import collect
+from edgedistill.conditions import changes, read_conditions
+from edgedistill.curate import curate
+from edgedistill.fidelity import EvalRow, read_rows, shuffled
+from edgedistill.gguf_header import read_header
+from edgedistill.load_watch import BUSY_SHARE, LoadWatch
+from edgedistill.measures import Measure, measure
+from edgedistill.model_prompt import Asked
+from edgedistill.progress import Progress, Task
+from edgedistill.prompting import StudentPrompt
+from edgedistill.recipe import Recipe
+from edgedistill.result_file import Result
+from edgedistill.runtime import Generation, LlamaCpp
+from edgedistill.runtimes import asked_ids
+from edgedistill.tokenmix import read_token_mix
+from edgedistill.workspace import locked
+
+PREFILL_TOKENS, DECODE_TOKENS = 512, 128  # llama-bench's default test
+SHORT_CONTEXT = 256
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked; `digest` is over all of it. A row's `answer` is the teacher's, "" where none
+    is known."""
+
+    source: str
+    digest: str
+    rows: Sequence[EvalRow]
+
+
+def prompts_of(file: Path, sample: int | None) -> Prompts:
+    """The prompts of a file, or so many of them.
+
+    Raises:
+        TokenMixError: they cannot be read.
+    """
+    mix = read_token_mix(file, sample)
+    rows = [
+        EvalRow(
+            id=entry.id,
+            prompt=entry.prompt,
+            answer="",
+            phrasing="",
+            seen=False,
+            reference=entry.reference,
+            history=entry.messages[:-1],
+        )
+        for entry in mix.entries
+    ]
+    return Prompts(file.name, mix.digest, rows)
+
+
+def held_out_of(recipe: Recipe, sample: int | None, root: Path, progress: Progress) -> Prompts:
+    """A recipe's held-out prompts, or so many of them: on prompts that a student has learnt it
+    looks better than it is. What the workspace `root` lacks of the teacher's answers is asked.
+
+    Raises:
+        TeacherError: that fails. DatasetError: too few answers are left.
+    """
+    with locked(root):
+        mix = read_token_mix(recipe.prompts, recipe.sample)
+        traces = collect(mix, recipe.teacher, recipe.collect, root, progress)
+        dataset = curate(traces, mix, recipe.curate, recipe.check, root, progress)
+    rows = read_rows(dataset.folder / "held_out.jsonl")
+    if sample is not None:
+        chosen = {row.id for row in sorted(rows, key=lambda row: shuffled(row.id, 0))[:sample]}
+        rows = [row for row in rows if row.id in chosen]
+    return Prompts(f"held-out prompts of {recipe.name}", digest_of([asdict(r) for r in rows]), rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often."""
+
+    processes: int = 3
+    runs: int = 3  # of pp512 and tg128, in each process
+    threads: int | None = None
+    prompts: Prompts | None = None
+    check: Check | None = None
+    seed: int = 0
+
+
+@dataclass
+class _Seen:
+    """What one process gave."""
+
+    start_seconds: float
+    cold_seconds: float | None
+    rates: dict[str, list[float]]
+    answers: dict[str, tuple[float, Generation]]  # by prompt ID: seconds with tokenization
+    peak_memory: int
+
+
+def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
+    """Measure a GGUF file here.
+
+    Raises:
+        RuntimeFailure: llama.cpp refuses it. WeightsError: it has no prompt that can be used.
+    """
+    threads = plan.threads or machine.threads()
+    rows = plan.prompts.rows if plan.prompts is not None else []
+    prompt = asked.prompt() if rows else None
+    with progress.task("listening to other work on this machine", None):
+        watch, before = LoadWatch(), read_conditions()
+    seen = []
+    with progress.task("measuring", plan.processes * (len(rows) + 1), "steps") as task:
+        for number in range(plan.processes):
+            seen.append(_process(asked, plan, prompt, threads, number, task))
+    load, after = watch.stop(), read_conditions()
+    likeness = _likeness(plan, seen)
+    notes = []
+    if load.busy:
+        notes.append(
+            f"other work took {max(load.before, load.during or 0):.0%} of this machine's "
+            f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
+        )
+    if likeness is not None and likeness["unlike"]:
+        notes.append(f"{likeness['unlike']} answers were not the same in all processes")
+    return Result(
+        made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        edgedistill=__version__,
+        model=_model(asked),
+        device={"address": "local", **machine.facts(), "runtime": _runtime()},
+        load={**asdict(load), "busy": load.busy},
+        conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
+        settings={
+            "processes": plan.processes, "runs": plan.runs, "threads": threads, "seed": plan.seed,
+            "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
+        },
+        figures=_figures(seen),
+        token_mix=_mix(plan.prompts),
+        check=None if plan.check is None else check_identity(plan.check),
+        likeness=likeness,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _process(
+    asked: Asked,
+    plan: Plan,
+    prompt: StudentPrompt | None,
+    threads: int,
+    number: int,
+    task: Task,
+) -> _Seen:
+    rows = list(plan.prompts.rows) if plan.prompts is not None else []
+    random.Random(f"{plan.seed}-{number}").shuffle(rows)
+    longest = asked.spec.max_tokens
+    context = SHORT_CONTEXT
+    if prompt is not None:
+        lengths = [len(prompt.prompt_ids(row.prompt, row.history)) for row in rows]
+        context = max(SHORT_CONTEXT, max(lengths) + longest)
+    started, cold, answers = time.perf_counter(), None, {}
+    with LlamaCpp(asked.file, threads=threads, context_tokens=context) as model:
+        ready = time.perf_counter() - started
+        stop = model.end_ids()
+
+        def answered(row: EvalRow) -> tuple[float, Generation]:
+            begun = time.perf_counter()
+            assert prompt is not None
+            ids = asked_ids(model, prompt.render(row.prompt, row.history))
+            made = model.generate(ids, longest, stop)
+            return time.perf_counter() - begun, made
+
+        for row in rows:
+            if cold is None:  # nothing is warm yet: this answer counts here alone
+                answered(row)
+                cold = time.perf_counter() - started
+            answers[row.id] = answered(row)
+            task.advance()
+        peak = model.peak_memory_bytes()
+    with LlamaCpp(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
+        rates = model.bench(PREFILL_TOKENS, DECODE_TOKENS, plan.runs)
+        peak = peak or model.peak_memory_bytes()
+    task.advance()
+    return _Seen(ready, cold, rates, answers, peak)
+
+
+def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
+    """By name, each with its unit; see docs/bench.md."""
+    figures = {
+        "pp512": measure([each.rates["pp"] for each in seen], "tokens/s"),
+        "tg128": measure([each.rates["tg"] for each in seen], "tokens/s"),
+        "load": measure([[each.start_seconds] for each in seen], "s"),
+        "peak_memory": measure([[each.peak_memory] for each in seen], "bytes"),
+    }
+    if not seen[0].answers:
+        return figures
+    figures["cold_start"] = measure([[each.cold_seconds or 0.0] for each in seen], "s")
+    whole = [[seconds for seconds, _ in each.answers.values()] for each in seen]
+    first = [
+        [seconds - made.total_seconds + made.time_to_first_token for seconds, made in answers]
+        for answers in (each.answers.values() for each in seen)
+    ]
+    between = [
+        [tick for _, made in each.answers.values() for tick in made.token_seconds] for each in seen
+    ]
+    timed = {"end_to_end": whole, "time_to_first_token": first}
+    if all(between):
+        timed["inter_token"] = between
+    for name, groups in timed.items():
+        for statistic in ("p50", "p95", "p99"):
+            figures[f"{name}_{statistic}"] = measure(groups, "s", statistic)
+    return figures
+
+
+def _likeness(plan: Plan, seen: Sequence[_Seen]) -> dict[str, Any] | None:
+    """Of each prompt the answer, and whether the check takes it for the teacher's (`same`) and for
+    the prompt's reference (`gold`). `unlike`: how many answers were not the same, token by token,
+    in all processes."""
+    if plan.prompts is None:
+        return None
+    checker = None if plan.check is None else make_checker(plan.check)
+    rows = [_compared(row, seen[0].answers[row.id][1], checker) for row in plan.prompts.rows]
+    return {
+        "rows": rows,
+        "agreement": _share([row["same"] for row in rows if "same" in row], plan.seed),
+        "gold": _share([row["gold"] for row in rows if "gold" in row], plan.seed),
+        "threw": dict(thrown_by(checker)) if checker is not None else {},
+        "unlike": sum(
+            len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1
+            for row in plan.prompts.rows
+        ),
+    }
+
+
+def _compared(row: EvalRow, made: Generation, checker: Checker | None) -> dict[str, Any]:
+    answer = made.text.strip()
+    found: dict[str, Any] = {"id": row.id, "answer": answer}
+    if checker is not None and row.answer:
+        found["same"] = checker.same(answer, row.answer)
+    if checker is not None and row.reference is not None:
+        found["gold"] = checker.same(answer, row.reference)
+    return found
+
+
+def _share(flags: Sequence[bool], seed: int) -> dict[str, Any] | None:
+    return asdict(bootstrap(flags, RESAMPLES, seed)) if flags else None
+
+
+def _model(asked: Asked) -> dict[str, Any]:
+    header = read_header(asked.file)
+    types = Counter(tensor.type for tensor in header.tensors if len(tensor.shape) > 1)
+    bundle = asked.manifest and {
+        "recipe": asked.manifest["spec"]["recipe"]["name"],
+        "target": asked.manifest["spec"]["target"]["name"],
+        "key": asked.manifest["key"],
+    }
+    return {
+        "name": asked.file.stem,
+        "file": asked.file.name,
+        "sha256": digest_of_file(asked.file),
+        "bytes": asked.file.stat().st_size,
+        "types": dict(types.most_common()),
+        "bundle": bundle,
+    }
+
+
+def _mix(prompts: Prompts | None) -> dict[str, Any] | None:
+    if prompts is None:
+        return None
+    return {"source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows)}
+
+
+def _runtime() -> dict[str, Any]:
+    return {"name": "llama.cpp", **tool_versions("llama-cpp-python")}

@@ -1,0 +1,136 @@
+"""A model file measured on this machine, and the file that keeps what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import Ran
+
+from edgedistill.check_specs import TextCheck
+from edgedistill.errors import ArtifactError
+from edgedistill.export.gguf import Provenance, write_gguf
+from edgedistill.model_prompt import asked_model
+from edgedistill.progress import Silent
+from edgedistill.result_file import Result, read_result, write_result
+from edgedistill.sitting import Plan, prompts_of, sit
+from edgedistill.student import TOKENIZER_GGUF
+
+SAYS = "Sure"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.tiny_student(folder, says=SAYS)
+    made_from = Provenance("recipe", "example/Tiny-2M-Instruct", "Apache-2.0", "digest")
+    write_gguf(folder, folder / TOKENIZER_GGUF, folder / "model.gguf", made_from, Silent())
+    return folder / "model.gguf"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("mix") / "prompts.jsonl"
+    lines = [
+        {"id": f"p{i}", "prompt": f"the others in canoe {i}", "reference": SAYS if i else "No"}
+        for i in range(4)
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def result(model: Path, prompts: Path) -> Result:
+    given, check = prompts_of(prompts, None), TextCheck(kind="exact")
+    asked = asked_model(model, None, None, 8)
+    return sit(asked, Plan(processes=2, runs=2, threads=1, prompts=given, check=check), Silent())
+
+
+def test_every_process_and_prompt_is_in_the_figures(result: Result) -> None:
+    shapes = {name: [len(group) for group in each.groups] for name, each in result.figures.items()}
+    assert shapes["pp512"] == shapes["tg128"] == [2, 2]
+    assert shapes["cold_start"] == shapes["peak_memory"] == [1, 1]
+    assert shapes["end_to_end_p50"] == shapes["time_to_first_token_p95"] == [4, 4]
+    assert shapes["inter_token_p99"] == [4 * len(SAYS)] * 2  # each token, and what ends the answer
+    assert all(each.value > 0 for each in result.figures.values())
+    assert result.figures["end_to_end_p50"].value > result.figures["inter_token_p50"].value
+
+
+def test_answers_are_held_against_their_references(result: Result) -> None:
+    assert result.likeness is not None
+    assert [row["answer"] for row in result.likeness["rows"]] == [SAYS] * 4
+    assert [row["gold"] for row in result.likeness["rows"]] == [False, True, True, True]
+    assert result.likeness["gold"]["value"] == 0.75
+    assert result.likeness["agreement"] is None  # nobody said what a teacher answers
+    assert (result.likeness["unlike"], result.likeness["threw"]) == (0, {})
+
+
+def test_a_busy_machine_is_said_to_be(result: Result) -> None:
+    assert result.load["busy"] == any("other work took" in note for note in result.notes)
+
+
+def test_a_result_comes_back_from_its_file(result: Result, tmp_path: Path) -> None:
+    write_result(result, tmp_path / "r.json")
+    back = read_result(tmp_path / "r.json")
+    assert json.loads(json.dumps(back.to_json())) == json.loads(json.dumps(result.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text[: len(text) // 2], "cut off or damaged"),
+        (lambda text: "[]", "is no result"),
+        (lambda text: text.replace('"version": 1', '"version": 9', 1), "of version 9, and this"),
+        (lambda text: text.replace('"figures"', '"figuers"', 1), "it lacks figures"),
+        (lambda text: text.replace('"unit"', '"Unit"', 1), "it is damaged"),
+    ],
+)
+def test_a_file_that_is_no_result(
+    result: Result, tmp_path: Path, change: Callable[[str], str], said: str
+) -> None:
+    write_result(result, file := tmp_path / "r.json")
+    file.write_text(change(file.read_text("utf-8")), "utf-8")
+    with pytest.raises(ArtifactError, match=said):
+        read_result(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot be read: No such file"):
+        read_result(tmp_path / "r.json")
+
+
+def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, tmp_path: Path) -> None:
+    words = ["--prompts", str(prompts), "--sample", "2", "--max-tokens", "8", "--repeats", "2"]
+    done = run("bench", str(model), *words, "--threads", "1", "-o", str(tmp_path / "r.json"))
+    assert done.code == 0, done.err
+    for expected in ("model, 2.5 MB", "pp512", "tokens/s", "time_to_first_token_p50", "95 %"):
+        assert expected in done.out
+    kept = read_result(tmp_path / "r.json")
+    assert kept.token_mix is not None
+    assert (kept.token_mix["prompts"], kept.settings["threads"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["nowhere.gguf"], 1, "there is no such file"),
+        (["."], 1, "this folder is no bundle"),
+        (["--out", "r.json"], 2, "--out is for a MODEL, and none is given"),
+        (["--max-tokens", "3"], 2, "--max-tokens is for a MODEL"),
+    ],
+)
+def test_bad_words(
+    run: Callable[..., Ran], here: Path, words: list[str], code: int, said: str
+) -> None:
+    done = run("bench", *words)
+    assert (done.code, said in done.err) == (code, True), done.err
+
+
+def test_a_file_that_is_no_model(run: Callable[..., Ran], here: Path) -> None:
+    (here / "x.gguf").write_bytes(b"GGUF" + b"\0" * 100)
+    done = run("bench", "x.gguf")
+    assert done.code == 1
+    assert "x.gguf" in done.err
