@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgedistill import library
 from edgedistill.cli_options import TRAINING, recipe_option, target_option, workspace_option
+from edgedistill.cli_update import Show, listening, loaded
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from edgedistill.progress import Progress
     from edgedistill.recipe import Recipe
     from edgedistill.sitting import Plan
 
-Show = Callable[[Callable[[Any], "RenderableType"], Any], None]
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
 NEEDS_MODEL = ("prompts", "sample", "system", "max_tokens", "threads", "repeats", "out")
 GIVEN = click.core.ParameterSource.COMMANDLINE
@@ -95,18 +90,17 @@ def _require_none(context: click.Context) -> None:
 def _measured(
     model: Path, recipe: str | None, workspace: Path, own: dict[str, Any]
 ) -> tuple[Any, Any]:
-    from edgedistill import console, tables
+    from edgedistill import tables
     from edgedistill.model_prompt import asked_model
     from edgedistill.result_file import write_result
     from edgedistill.sitting import sit
 
-    held = None if recipe is None else _loaded(recipe)
+    if own["out"] is not None and not own["out"].parent.is_dir():
+        raise click.UsageError(f"--out: there is no folder {own['out'].parent}; make it first")
+    held = None if recipe is None else loaded(recipe)
     student = None if held is None else held.student
     asked = asked_model(model, student, own["system"], own["max_tokens"])
-    settings = click.get_current_context().obj
-    with console.listening(
-        quiet=settings.quiet, terminal=sys.stderr.isatty(), write=partial(click.echo, err=True)
-    ) as progress:
+    with listening() as progress:
         result = sit(asked, _plan(held, workspace, own, progress), progress)
     if own["out"] is not None:
         write_result(result, own["out"])
@@ -123,10 +117,3 @@ def _plan(recipe: Recipe | None, workspace: Path, own: dict[str, Any], progress:
         prompts = held_out_of(recipe, own["sample"], workspace, progress)
     check = None if recipe is None else recipe.check
     return Plan(own["repeats"], threads=own["threads"], prompts=prompts, check=check)
-
-
-def _loaded(recipe: str) -> Recipe:
-    from edgedistill.recipe import load_recipe
-
-    path = library.find("recipe", recipe)
-    return load_recipe(path, library.shown(path))

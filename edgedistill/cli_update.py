@@ -68,7 +68,7 @@ def _lora(show: Show) -> Callable[..., None]:
 
         place = pipeline.Workspace(workspace, output.parent)
         with listening() as progress:
-            _, stages = pipeline.adapter_alone(_loaded(recipe), place, progress, type)
+            _, stages = pipeline.adapter_alone(loaded(recipe), place, progress, type)
         done = stages["lora"]
         write_atomic(output, (done.folder / done.facts["file"]).read_bytes())
         show(_alone, {"file": str(output), "bytes": output.stat().st_size, **done.facts})
@@ -96,13 +96,13 @@ def _adapt(show: Show) -> Callable[..., None]:
 
         place = pipeline.Workspace(workspace, output.parent)
         with listening() as progress:
-            made = make_adapted(bundle, _loaded(recipe), place, output, progress, type)
+            made = make_adapted(bundle, loaded(recipe), place, output, progress, type)
         show(_adapted, json.loads(json.dumps(asdict(made), default=str)))
 
     return adapt
 
 
-def _loaded(recipe: str) -> Recipe:
+def loaded(recipe: str) -> Recipe:
     from edgedistill import library
     from edgedistill.recipe import load_recipe
 

@@ -7,20 +7,21 @@ time that others took is a part of each result.
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 
 BUSY_SHARE = 0.05  # of all cores together, from which a result says that it was disturbed
 LISTENING_SECONDS = 1.0
+TELLS_OF_CHILDREN = sys.platform.startswith("linux")  # elsewhere psutil gives 0 for ended ones
 
 
 @dataclass(frozen=True)
 class Load:
     """Shares of the time of all cores: `before` the measuring, and `during` it, both by other
-    processes than ours. `during` is None where the system does not tell."""
+    processes than ours. `during` is None where a system does not tell what ended children took."""
 
     before: float
     during: float | None
@@ -34,17 +35,15 @@ class Load:
 class LoadWatch:
     """Listens before, and counts until `stop`."""
 
-    def __init__(
-        self, seconds: float = LISTENING_SECONDS, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, seconds: float = LISTENING_SECONDS) -> None:
         start = _spent()
-        sleep(seconds)
+        time.sleep(seconds)
         self._before = _share(start, _spent())
         self._start = _spent()
 
     def stop(self) -> Load:
         """What was seen. Children of ours that have ended count as ours."""
-        return Load(self._before, _share(self._start, _spent()))
+        return Load(self._before, _share(self._start, _spent()) if TELLS_OF_CHILDREN else None)
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,11 @@ class _Spent:
 
 def _spent() -> _Spent:
     times = psutil.cpu_times()
-    whole = sum(times[: len(_COUNTED)])
+    # Linux counts a guest's time in user and nice, too.
+    counted = [name for name in times._fields if not name.startswith("guest")]
+    whole = sum(getattr(times, name) for name in counted)
     idle = times.idle + getattr(times, "iowait", 0.0)
     return _Spent(whole, whole - idle, _ours())
-
-
-# Linux counts a guest's time in user and nice, too.
-_COUNTED = [name for name in psutil.cpu_times()._fields if not name.startswith("guest")]
 
 
 def _ours() -> float:

@@ -196,7 +196,7 @@ def _process(
         peak = model.peak_memory_bytes()
     with LlamaCpp(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
         rates = model.bench(PREFILL_TOKENS, DECODE_TOKENS, plan.runs)
-        peak = peak or model.peak_memory_bytes()
+        peak = peak if rows else model.peak_memory_bytes()  # one that has only loaded tells little
     task.advance()
     return _Seen(ready, cold, rates, answers, peak)
 

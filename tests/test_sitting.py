@@ -118,6 +118,7 @@ def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, tmp_pa
     [
         (["nowhere.gguf"], 1, "there is no such file"),
         (["."], 1, "this folder is no bundle"),
+        (["x.gguf", "--out", "no/r.json"], 2, "there is no folder no; make it first"),
         (["--out", "r.json"], 2, "--out is for a MODEL, and none is given"),
         (["--max-tokens", "3"], 2, "--max-tokens is for a MODEL"),
     ],
