@@ -117,10 +117,30 @@ def device() -> Any:
     import torch
 
     if torch.cuda.is_available():
+        # torch reads it at its first matrix product, and later refuses to be deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return torch.device("cuda")
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word for processes here
     torch.set_num_threads(max(1, threads() // together))
     return torch.device("cpu")
+
+
+def deterministic(seed: int) -> None:
+    """Seed this process, and have a GPU compute the same every time; a CPU does anyway.
+
+    Not transformers' enable_full_determinism: that makes every kernel wait for the one before
+    (CUDA_LAUNCH_BLOCKING), which CUDA has not needed since version 10.
+    """
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    if device().type == "cuda":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = (
+            False  # a check, and a pass of its own
+        )
+        torch.backends.cudnn.benchmark = False
 
 
 def load_model(folder: Path, dtype: str = "float32") -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from training_rows import packed_loss, padded, rows_of_lengths
 
 from edgedistill.distill.model import trained_model
 from edgedistill.methods import DistillSpec, LoraSpec
+from edgedistill.torch_runtime import deterministic
 from edgedistill.training import head, packing
+from edgedistill.training import learner as learner_module
+from edgedistill.training.fused import fuse
 from edgedistill.training.history import WINDOW, risen
 from edgedistill.training.learner import Learner, Packer, backward, hold_in_bf16, nll_loss
 from edgedistill.training.packing import pack, packed_attention, split
@@ -51,6 +55,40 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows(
     assert abs(float(loss) - float(wanted.detach())) < 1e-5
     for at, gradient in gradients(model).items():
         torch.testing.assert_close(found[at], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fused_layers_change_nothing(name: str, tuning: Any, tmp_path: Path) -> None:
+    spec = SPEC.model_copy(update={"tuning": tuning})
+    model = trained_model(family_student(tmp_path, name).folder, spec)
+    torch.manual_seed(0)
+    for at, parameter in model.named_parameters():
+        if "lora_B" in at:  # of zeros, nothing of A could be seen
+            torch.nn.init.normal_(parameter, std=0.2)
+    rows = rows_of_lengths(25, 9, 40, 9, 31)
+    wanted, before = packed_loss(model, rows), gradients(model)
+    fuse(model)
+    fused = [m for m in model.modules() if isinstance(m.__dict__.get("forward"), partial)]
+    assert any("lora" in str(type(m)) for m in fused) == (tuning != "dora")
+    assert any("RMSNorm" in str(type(m)) for m in fused) == ("gemma" not in name)
+    assert abs(float(packed_loss(model, rows)) - float(wanted)) < 1e-5
+    for at, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, before[at], rtol=1e-3, atol=1e-6)
+
+
+def test_fused_layers_do_as_peft_says(tmp_path: Path) -> None:
+    own = trained_model(tiny_student(tmp_path).folder, SPEC)
+    for at, parameter in own.named_parameters():
+        if "lora_B" in at:
+            torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.tensor([[5, 9, 60, 7]])
+    with own.disable_adapter():
+        wanted = own(input_ids=ids).logits
+    fuse(own)
+    assert not torch.allclose(own(input_ids=ids).logits, wanted, atol=1e-3)
+    with own.disable_adapter():
+        torch.testing.assert_close(own(input_ids=ids).logits, wanted)
 
 
 def test_a_row_is_not_changed_by_its_neighbours(model: Any) -> None:
@@ -139,7 +177,10 @@ def test_processes_share_a_batch_and_its_loss(model: Any, count: int) -> None:
         torch.testing.assert_close(gradient / 2, wanted[at], rtol=1e-3, atol=1e-6)
 
 
-def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> None:
+def test_frozen_matrices_in_bf16_give_what_autocast_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "device", lambda: torch.device("cpu"))
     folder, batch = tiny_student(tmp_path).folder, Packer(4096)([rows_of_lengths(25, 9, 40)])
     losses = []
     for hold in (False, True):
@@ -151,6 +192,40 @@ def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> Non
         learner = Learner(model, nll_loss)
         losses.append(backward(learner, batch, lambda loss: loss.backward(), "bf16"))
     assert torch.equal(losses[0], losses[1])
+
+
+def test_a_gpu_holds_all_that_is_frozen_in_bf16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained_model(tiny_student(tmp_path).folder, SPEC)
+    rows = rows_of_lengths(25, 9, 40)
+    plain = backward(Learner(model, nll_loss), Packer(4096)([rows]), lambda loss: None, "bf16")
+    monkeypatch.setattr(learner_module, "device", lambda: torch.device("cuda"))
+    hold_in_bf16(model.get_base_model())
+    fuse(model)
+    kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    batch = Packer(4096)([rows])
+    held = backward(Learner(model, nll_loss), batch, lambda loss: loss.backward(), "bf16")
+    assert abs(float(held) - float(plain)) < 0.02 * float(plain)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(model).values())
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_deterministic_and_agrees_with_the_cpu(tmp_path: Path) -> None:
+    folder, rows = tiny_student(tmp_path).folder, rows_of_lengths(25, 9, 40, 9, 31)
+    wanted = packed_loss(trained_model(folder, SPEC), rows)
+    deterministic(0)
+    found = []
+    for _ in range(2):
+        learner = Learner(trained_model(folder, SPEC), nll_loss).to(torch.device("cuda"))
+        batch = packing.moved(Packer(4096, mean_weight=1.0)([rows]), torch.device("cuda"))
+        loss = backward(learner, batch, lambda loss: loss.backward(), "fp32")
+        found.append((loss, gradients(learner)))
+    assert abs(float(found[0][0]) - float(wanted)) < 1e-5
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(g, found[1][1][at]) for at, g in found[0][1].items())
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")

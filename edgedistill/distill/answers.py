@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import enable_full_determinism
 
 from edgedistill.distill.lesson import Job
 from edgedistill.distill.model import asked_model
@@ -27,6 +26,7 @@ from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
 from edgedistill.torch_runtime import (
     BATCH,
+    deterministic,
     device,
     generate,
     read_once,
@@ -57,8 +57,7 @@ class Predicted:
 @contextlib.contextmanager
 def asked(job: Job) -> Iterator[Learner]:
     """The model that a job begins with, in memory for as long as it is asked."""
-    if device().type != "cpu":  # as in training, whose process may be another one
-        enable_full_determinism(job.spec.seed)
+    deterministic(job.spec.seed)  # as in training, whose process may be another one
     made = Learner(asked_model(job.student.folder, job.spec, job.start), nll_loss).to(device())
     try:
         yield made.eval()

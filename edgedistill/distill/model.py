@@ -13,6 +13,7 @@ from edgedistill.artifacts import Student, write_json
 from edgedistill.errors import MissingTool, TrainingError
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.torch_runtime import WHOLE, device, load_model
+from edgedistill.training.fused import fuse
 from edgedistill.training.learner import hold_in_bf16
 
 WEIGHTS = "adapter_model.safetensors"
@@ -40,6 +41,8 @@ def trained_model(folder: Path, spec: DistillSpec, start: Path | None = None) ->
     adapted = _fresh(base, spec) if start is None else _from(base, start)
     if spec.precision == "bf16" and spec.tuning != "qlora":
         hold_in_bf16(adapted.get_base_model())
+    if device().type == "cuda" and not spec.compile:
+        fuse(adapted)
     return adapted
 
 

@@ -149,10 +149,25 @@ def _nothing() -> contextlib.nullcontext[None]:
 
 
 def hold_in_bf16(model: Any) -> None:
-    """Frozen matrices in the precision that they are multiplied in: half the memory, and no cast
-    in each step. Autocast rounds them the same way; norms, embeddings and what is trained stay."""
+    """Frozen weights in the precision that they are multiplied in: half the memory, and no cast in
+    each step. On a CPU matrices alone, which autocast rounds the same way; on a GPU, where moving
+    bytes is what most of a step waits for, norms and embeddings too, and what flows between layers
+    with them."""
+    if device().type == "cuda":
+        _hold_all_in_bf16(model)
+        return
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
             shared = module.weight is model.get_input_embeddings().weight
             if not shared and module.weight.dtype == torch.float32:
                 module.to(torch.bfloat16)
+
+
+def _hold_all_in_bf16(model: Any) -> None:
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    for module in model.modules():
+        # peft would make fp32 of what goes into an adapter, and autocast bf16 of that again.
+        if hasattr(module, "cast_input_dtype_enabled") and not any(module.use_dora.values()):
+            module.cast_input_dtype_enabled = False

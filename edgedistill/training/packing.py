@@ -28,10 +28,13 @@ def pack(rows: Sequence[TrainingRow]) -> Part:
 
     input_ids, position_ids [1, n]; at [s], the positions that predict supervised tokens; labels
     [s]; row [s], the row of each, and weights [s], what it counts; packing, what attention needs:
-    the lengths of the rows, and places [n], where each token is in rows padded to the longest.
+    the lengths of the rows and, for rows padded to the longest, places [n], where each token is in
+    them, and tokens [rows * longest], which token is at each place; n where it is padding, for
+    which `filled` names some other token.
     """
     longest = max(map(len, rows))
     ids, positions, at, labels, places = [list[int]() for _ in range(5)]
+    tokens = torch.full((len(rows), longest), sum(map(len, rows)))
     row_of, weights = list[int](), list[float]()
     for index, row in enumerate(rows):
         begin, length = len(ids), len(row)
@@ -43,6 +46,7 @@ def pack(rows: Sequence[TrainingRow]) -> Part:
         row_of += [index] * len(row.answer)
         weights += [row.weight] * len(row.answer)
         places += range(index * longest, index * longest + length)
+        tokens[index, :length] = torch.arange(begin, begin + length)
     return {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
@@ -50,7 +54,12 @@ def pack(rows: Sequence[TrainingRow]) -> Part:
         "labels": torch.tensor(labels),
         "row": torch.tensor(row_of),
         "weights": torch.tensor(weights),
-        "packing": {"lengths": [len(row) for row in rows], "places": torch.tensor(places)},
+        "packing": {
+            "lengths": [len(row) for row in rows],
+            "places": torch.tensor(places),
+            "tokens": tokens.flatten(),
+            "filled": tokens.flatten().clamp(max=len(ids) - 1),
+        },
     }
 
 
@@ -115,16 +124,41 @@ def _attend(
         rows = zip(*(tensor.split(lengths, 2) for tensor in whole), strict=True)
         return torch.cat([_causal(module, *row, **rest) for row in rows], 1), None
     # One kernel for all rows; the padding, on the right, is where no token of a row looks.
-    shape, places = (len(lengths), max(lengths)), packing["places"]
-    padded = (_padded(tensor[0].transpose(0, 1), shape, places) for tensor in whole)
-    return _causal(module, *padded, **rest).flatten(0, 1).index_select(0, places)[None], None
+    places, shape = packing["places"], (len(lengths), max(lengths))
+    padded = (
+        _moved(tensor[0].transpose(0, 1), packing["filled"], places)
+        .view(*shape, tensor.shape[1], tensor.shape[3])
+        .transpose(1, 2)
+        for tensor in whole
+    )
+    found = _causal(module, *padded, **rest).flatten(0, 1)
+    return _moved(found, places, packing["tokens"])[None], None
 
 
-def _padded(tokens: Tensor, shape: tuple[int, int], places: Tensor) -> Tensor:
-    """[n, heads, size] as [rows, heads, longest, size]."""
-    rest = tokens.shape[1:]
-    whole = tokens.new_zeros(shape[0] * shape[1], *rest).index_copy(0, places, tokens)
-    return whole.view(*shape, *rest).transpose(1, 2)
+def _moved(held: Tensor, wanted: Tensor, back: Tensor) -> Tensor:
+    """held[wanted]; `back` is where each of `held` went, behind the last where nowhere."""
+    if len(wanted) == len(back):  # no padding: all are where they were
+        return held
+    found: Tensor = _Moved.apply(held, wanted, back)
+    return found
+
+
+class _Moved(torch.autograd.Function):  # type: ignore[misc]
+    """Reads in both directions: writing to places from a list, a GPU would first have to sort them
+    to be deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, held: Tensor, wanted: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(wanted, back)
+        return held.index_select(0, wanted)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
+        wanted, back = ctx.saved_tensors
+        gradient = given[0]
+        if len(back) > len(wanted):
+            gradient = torch.cat([gradient, gradient.new_zeros(1, *gradient.shape[1:])])
+        return gradient.index_select(0, back), None, None
 
 
 def _causal(

@@ -8,18 +8,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    enable_full_determinism,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from edgedistill.artifacts import RESUME
 from edgedistill.errors import Diverged, TrainingError
 from edgedistill.memory import freed_memory_kept
 from edgedistill.progress import Progress
-from edgedistill.torch_runtime import device
+from edgedistill.torch_runtime import deterministic, device
 from edgedistill.training.course import Course, Trained
 from edgedistill.training.flops import peak_of
 from edgedistill.training.history import (
@@ -58,8 +53,7 @@ def train(course: Course, folder: Path, progress: Progress) -> Trained:
         last_complete(resume)
     wait_for_all()
     begin = last_complete(resume)
-    if device().type != "cpu":  # what Trainer does, but before the start is judged
-        enable_full_determinism(course.schedule.seed)
+    deterministic(course.schedule.seed)  # before the start is judged
     model, history = _placed(course), history_of(begin)
     with progress.task(course.label, course.until or course.steps, "steps") as task:
         watcher = Watcher(course, resume, task)
@@ -120,7 +114,6 @@ def _arguments(course: Course, resume: Path) -> Any:
         save_total_limit=2,
         eval_strategy="no",
         seed=schedule.seed,
-        full_determinism=not on_cpu,  # a CPU is deterministic as it is, and slower with it
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and started_together() else None,
         ddp_find_unused_parameters=False,
