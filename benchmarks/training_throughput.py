@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def main() -> None:
 
 def _child(name: str) -> dict[str, Any]:
     command = [sys.executable, *sys.argv, "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True, env=machine.child_environment())
+    ours = machine.child_environment()
+    ours["PYTHONPATH"] += os.pathsep + str(Path(__file__).resolve().parent)  # of gpu_time.py
+    done = subprocess.run(command, capture_output=True, text=True, env=ours)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-3:]}
     made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
