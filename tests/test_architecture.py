@@ -22,8 +22,8 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
-            "check_child", "checks", "child", "conditions",
-            "converter", "converter_child", "differences", "emulator", "fail_if", 
+            "check_child", "checks", "child", "comparison_text", "conditions",
+            "converter", "converter_child", "differences", "emulator", "fail_if", "history",
             "fidelity", "footprint", "forecast", "ggml", "gguf_header", "gguf_student",
             "gguf_tokenizer", "handover",
             "hf_config", "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers",
@@ -37,10 +37,10 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "tokenmix", "torch_runtime", "training", "vocabulary", "weights", "workspace"}),
     ("stages", {"bench", "collect", "combine", "curate", "distill", "export", "fit", "merge",
             "pack", "prune", "quantize", "trim", "verify"}),
-    ("flow", {"adapt", "feasible", "learning", "learning_curve", "pipeline", "planning",
+    ("flow", {"adapt", "compare", "feasible", "learning", "learning_curve", "pipeline", "planning",
             "recorder", "scaled", "sitting", "sweep", "tuning", "update", "variants"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "needs", "tables", "validate"}),
-    ("cli", {"__main__", "cli", "cli_bench", "cli_machine", "cli_options",
+    ("cli", {"__main__", "cli", "cli_bench", "cli_compare", "cli_machine", "cli_options",
             "cli_tuning", "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
@@ -52,6 +52,7 @@ BOUNDARIES = {
     "click": {
         "cli",
         "cli_bench",
+        "cli_compare",
         "cli_machine",
         "cli_options",
         "cli_tuning",
