@@ -1,7 +1,8 @@
 """The command line: each command parses, calls one function and shows what it returns.
 
 This is the one place that prints results, catches errors and exits: 0 done, 1 failed, 2 wrong
-usage, 3 a gate was missed, 130 interrupted. Everything heavy is imported inside commands.
+usage, 3 a gate was missed or a --fail-if holds, 130 interrupted. Everything heavy is imported
+inside commands.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from edgedistill import __version__, cli_bench, cli_machine, cli_tuning, cli_update, library
+from edgedistill import (
+    __version__,
+    cli_bench,
+    cli_compare,
+    cli_machine,
+    cli_tuning,
+    cli_update,
+    library,
+)
 from edgedistill.cli_options import (
     OWN,
     TRAINING,
@@ -379,4 +388,5 @@ def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> b
 
 cli_machine.add_to(cli, common, _show, _load)
 cli_tuning.add_to(cli, common, _show)
+cli_compare.add_to(cli, common, _show)
 cli_update.add_to(cli, common, _show)

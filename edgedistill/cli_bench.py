@@ -91,6 +91,8 @@ def _measured(
     model: Path, recipe: str | None, workspace: Path, own: dict[str, Any]
 ) -> tuple[Any, Any]:
     from edgedistill import tables
+    from edgedistill.artifacts import require_writable
+    from edgedistill.history import remember
     from edgedistill.model_prompt import asked_model
     from edgedistill.result_file import write_result
     from edgedistill.sitting import sit
@@ -100,10 +102,12 @@ def _measured(
     held = None if recipe is None else loaded(recipe)
     student = None if held is None else held.student
     asked = asked_model(model, student, own["system"], own["max_tokens"])
+    require_writable(workspace)
     with listening() as progress:
         result = sit(asked, _plan(held, workspace, own, progress), progress)
     if own["out"] is not None:
         write_result(result, own["out"])
+    remember(result, workspace)
     return tables.sitting, json.loads(json.dumps(result.to_json()))
 
 

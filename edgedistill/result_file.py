@@ -7,15 +7,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import write_json
 from edgedistill.errors import ArtifactError
-from edgedistill.measures import Measure
+from edgedistill.measures import STATISTICS, Measure
 
 KIND, VERSION = "edgedistill-result", 1
 PARTS = ("kind", "version", "made", "edgedistill", "model", "device", "load", "settings", "figures")
+SECTIONS = {  # of a result: what each must hold
+    "model": ("name", "sha256", "bytes"),
+    "device": ("address", "cpu", "fingerprint"),
+    "load": ("busy",),
+    "conditions": (),
+    "settings": (),
+    "token_mix": ("source", "digest", "prompts"),
+    "check": ("kind",),
+    "likeness": ("rows", "agreement", "gold"),
+}
+OPTIONAL = ("token_mix", "check", "likeness")
+SHARE = ("value", "low", "high", "n")
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ def read_result(file: Path) -> Result:
     except OSError as error:
         raise _refused(file, f"it cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise _refused(file, f"it is cut off or damaged: {error}") from error
+        raise _refused(file, f"it is incomplete, cut off or damaged: {error}") from error
     if not isinstance(value, dict) or value.get("kind") != KIND:
         raise _refused(file, f"it is no result: its kind is not {KIND}")
     if value.get("version") != VERSION:
@@ -66,10 +79,57 @@ def read_result(file: Path) -> Result:
         raise _refused(file, f"it lacks {', '.join(missing)}")
     known = {name: value[name] for name in Result.__dataclass_fields__ if name in value}
     try:
-        figures = {name: Measure(**each) for name, each in value["figures"].items()}
-        return Result(**{**known, "figures": figures})
-    except (TypeError, AttributeError) as error:
+        if not isinstance(value["figures"], Mapping):
+            raise ValueError("figures is no object")
+        figures = {name: _figure(name, each) for name, each in value["figures"].items()}
+        result = Result(**{**known, "figures": figures})
+        _require_whole(result)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise _refused(file, f"it is damaged: {error}") from error
+    return result
+
+
+def _figure(name: str, value: Any) -> Measure:
+    """A figure whose parts are what they should be: a file is also written by hand. An interval
+    that is not known has nan for its ends."""
+    found = Measure(**value)
+    values = [found.value, *(each for group in found.groups for each in group)]
+    if not all(map(_is_number, (*values, found.low, found.high))) or not all(map(isfinite, values)):
+        raise ValueError(f"{name} has something that is no number")
+    if not found.groups or not all(found.groups) or found.statistic not in STATISTICS:
+        raise ValueError(f"{name} has an empty group, or is no {', '.join(STATISTICS)}")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_whole(result: Result) -> None:
+    """What every reader of a result counts on."""
+    for section, names in SECTIONS.items():
+        held = getattr(result, section)
+        if held is None and section in OPTIONAL:
+            continue
+        if not isinstance(held, Mapping):
+            raise ValueError(f"{section} is no object")
+        if missing := [name for name in names if name not in held]:
+            raise ValueError(f"{section} lacks {', '.join(missing)}")
+    size = result.model["bytes"]
+    if not _is_number(size) or size < 1:
+        raise ValueError("model.bytes is no size")
+    _require_whole_answers(result.likeness or {"rows": [], "agreement": None, "gold": None})
+
+
+def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
+    for row in likeness["rows"]:
+        flags = [row[name] for name in ("same", "gold") if name in row]
+        if "id" not in row or not all(isinstance(flag, bool) for flag in flags):
+            raise ValueError("an answer has no id, or a verdict that is not true or false")
+    for name in ("agreement", "gold"):
+        share = likeness[name]
+        if share is not None and not all(_is_number(share[part]) for part in SHARE):
+            raise ValueError(f"likeness.{name} is no share with its interval")
 
 
 def _refused(file: Path, what: str) -> ArtifactError:

@@ -13,13 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from edgedistill import comparison_text
 from edgedistill.console import duration, size
+from edgedistill.history import sparkline
 from edgedistill.report.units import duration as seconds
 
 if TYPE_CHECKING:
     from edgedistill.pipeline import BuildResult
 
 Row = Mapping[str, Any]
+HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
 STATES = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
@@ -339,3 +342,38 @@ def _amount(value: float, unit: str) -> str:
     if unit == "s":
         return seconds(value)
     return size(int(value)) if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def compared(value: Row) -> RenderableType:
+    """Results side by side; what else there is to say below."""
+    table = _table(*("\n".join(lines) for lines in comparison_text.headers(value)))
+    table.columns[0].min_width = 12  # or rich takes all its room for the figures
+    for row in value["rows"]:
+        lines = ["\n".join(cell) for cell in comparison_text.cells(value, row)]
+        table.add_row(*(escape(cell) for cell in lines), end_section=True)
+    notes = [Text(f"note: {note}", style="yellow") for note in value["notes"]]
+    found = zip(value["judged"], comparison_text.conditions(value), strict=True)
+    judged = [Text(line, style=HOLDS[each["holds"]]) for each, line in found]
+    said = Text(comparison_text.legend(value), style="dim")
+    return Group(Text(comparison_text.caption(value)), table, said, *notes, *judged)
+
+
+def history(value: Row) -> RenderableType:
+    """A figure over time: one line for each model and device."""
+    table = _table("model", "device", value["figure"], "sittings", "first", "last", "last made")
+    for series in value["series"]:
+        points = series["points"]
+        first, last = (comparison_text.amount(points[i]["value"], value["unit"]) for i in (0, -1))
+        busy = sum(point["busy"] for point in points)
+        table.add_row(
+            escape(series["model"]),
+            escape(series["device"]),
+            sparkline([point["value"] for point in points]),
+            f"{len(points)}, {busy} busy" if busy else str(len(points)),
+            first,
+            last,
+            f"{points[-1]['made'][:10]}" + (f", mix {series['mix']}" if series["mix"] else ""),
+        )
+    torn = f"{value['torn']} torn lines of {value['store']} were left out"
+    notes = [Text(f"note: {torn}", style="yellow")] if value["torn"] else []
+    return Group(table, *notes)

@@ -16,30 +16,32 @@ PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"allocations", "artifacts", "check_specs", "errors", "families", "field_help",
+            "figures",
             "hard_texts", "library", "measures", "memory", "methods", "names", "number_formats",
             "onnx_families", "onnx_formats", "onnx_nodes", "progress", "recipe", "result_file",
             "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
-            "check_child", "checks", "child", "conditions", "converter", "converter_child",
-            "emulator",
+            "check_child", "checks", "child", "comparison_text", "conditions",
+            "converter", "converter_child", "differences", "emulator", "fail_if", "history",
             "fidelity", "footprint", "forecast", "ggml", "gguf_header", "gguf_student",
             "gguf_tokenizer", "handover",
             "hf_config", "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers",
             "load_watch", "machine", "model_prompt",
             "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",
             "asking", "own_environment", "paired", "patch", "prompting",
-            "quantize_request", "quantized_values", "report", "runtime", "runtime_child",
+            "quantize_request", "quantized_values", "report", "result_set", "runtime",
+            "runtime_child",
             "runtimes", "sizes", "spelling", "splitting", "student", "student_file", "targets",
             "teacher", "teacher_targets", "tensors",
             "tokenmix", "torch_runtime", "training", "vocabulary", "weights", "workspace"}),
     ("stages", {"bench", "collect", "combine", "curate", "distill", "export", "fit", "merge",
             "pack", "prune", "quantize", "trim", "verify"}),
-    ("flow", {"adapt", "feasible", "learning", "learning_curve", "pipeline", "planning",
+    ("flow", {"adapt", "compare", "feasible", "learning", "learning_curve", "pipeline", "planning",
             "recorder", "scaled", "sitting", "sweep", "tuning", "update", "variants"}),
     ("command", {"catalogue", "console", "doctor", "initialise", "needs", "tables", "validate"}),
-    ("cli", {"__main__", "cli", "cli_bench", "cli_machine", "cli_options", "cli_tuning",
-            "cli_update"}),
+    ("cli", {"__main__", "cli", "cli_bench", "cli_compare", "cli_machine", "cli_options",
+            "cli_tuning", "cli_update"}),
 )  # fmt: skip
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 STAGES = LAYERS[2][1]
@@ -47,7 +49,15 @@ HEAVY = ("torch", "transformers", "peft", "llama_cpp", "openai", "matplotlib", "
 LATER = (*HEAVY, "pydantic", "yaml", "rich", "psutil", "numpy", "jinja2")
 # Foreign package -> the only units that may import it.
 BOUNDARIES = {
-    "click": {"cli", "cli_bench", "cli_machine", "cli_options", "cli_tuning", "cli_update"},
+    "click": {
+        "cli",
+        "cli_bench",
+        "cli_compare",
+        "cli_machine",
+        "cli_options",
+        "cli_tuning",
+        "cli_update",
+    },
     "rich": {"cli", "cli_bench", "cli_tuning", "cli_update", "console", "tables"},
     "llama_cpp": {"runtime_child", "teacher"},
     "openai": {"teacher"},

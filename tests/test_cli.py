@@ -24,7 +24,19 @@ Run = Callable[..., Ran]
 STAGES = (*ONCE_PER_RECIPE, *ONCE_PER_TARGET)
 COMMANDS = (
     *("build", *STAGES, "init", "validate", "recipes", "targets"),
-    *("status", "gc", "doctor", "completion", "sweep", "learning-curve", "lora", "adapt", "update"),
+    *(
+        "status",
+        "gc",
+        "doctor",
+        "completion",
+        "sweep",
+        "learning-curve",
+        "compare",
+        "history",
+        "lora",
+        "adapt",
+        "update",
+    ),
 )
 ERRORS = {
     "refused": (TeacherRefused("401: wrong key", where="http://x/v1", hint="set TEACHER_KEY"), 1),

@@ -13,6 +13,7 @@ from conftest import Ran
 from edgedistill.check_specs import TextCheck
 from edgedistill.errors import ArtifactError
 from edgedistill.export.gguf import Provenance, write_gguf
+from edgedistill.history import read_history
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
 from edgedistill.result_file import Result, read_result, write_result
@@ -102,15 +103,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_result(tmp_path / "r.json")
 
 
-def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, here: Path) -> None:
     words = ["--prompts", str(prompts), "--sample", "2", "--max-tokens", "8", "--repeats", "2"]
-    done = run("bench", str(model), *words, "--threads", "1", "-o", str(tmp_path / "r.json"))
+    done = run("bench", str(model), *words, "--threads", "1", "-o", "r.json")
     assert done.code == 0, done.err
     for expected in ("model, 2.5 MB", "pp512", "tokens/s", "time_to_first_token_p50", "95 %"):
         assert expected in done.out
-    kept = read_result(tmp_path / "r.json")
+    kept = read_result(here / "r.json")
     assert kept.token_mix is not None
     assert (kept.token_mix["prompts"], kept.settings["threads"]) == (2, 1)
+    (series,) = read_history(here / ".edgedistill").series
+    assert [point.value for point in series.points] == [kept.figures["tg128"].value]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def _agreement(figure: Figure, report: Report, narrow: bool) -> None:
         ("unseen", "v", 0.46, MUTED, False),
     ):
         known = [(i, row[name]) for i, row in enumerate(rows) if row[name] is not None]
-        _intervals(axes, known, name, marker, shift, colour, filled)
+        intervals(axes, known, name, marker, shift, colour, filled)
     for index, bound in _bars(report):
         axes.errorbar(
             bound, index, yerr=0.3, fmt="none", ecolor=GATE, elinewidth=3, capsize=0, label="gate"
@@ -161,7 +161,7 @@ def _agreement(figure: Figure, report: Report, narrow: bool) -> None:
     legend(figure, axes, 2 if narrow else 4)
 
 
-def _intervals(
+def intervals(
     axes: Axes,
     rows: Sequence[tuple[int, Mapping[str, float]]],
     label: str,
@@ -170,6 +170,7 @@ def _intervals(
     colour: str,
     filled: bool,
 ) -> None:
+    """Shares with their intervals: (place from the top, share) each; "overall" is drawn larger."""
     if not rows:
         return
     values = [row["value"] for _, row in rows]
@@ -270,21 +271,26 @@ def _end_to_end(figure: Figure, report: Report, narrow: bool) -> None:
         if not times:
             continue
         colour, dashes = WHO.get(row["who"], (MUTED, "-."))
-        shares = [(i + 1) / len(times) for i in range(len(times))]
-        axes.step(
-            [times[0], *times], [0.0, *shares], where="post", color=colour, linestyle=dashes,
-            linewidth=2.2, label=row["who"],
-        )  # fmt: skip
+        cumulative(axes, times, colour, dashes, row["who"])
         every += times
     axes.set_ylim(0, 1.03)
     percent_axis(axes, "y")
-    _time_axis(axes, every, narrow)
+    time_axis(axes, every, narrow)
     axes.set_xlabel("time to the whole answer")
     axes.set_ylabel("prompts answered")
     legend(figure, axes, 2 if narrow else 3)
 
 
-def _time_axis(axes: Axes, times: Sequence[float], narrow: bool) -> None:
+def cumulative(axes: Axes, times: Sequence[float], colour: str, dashes: str, label: str) -> None:
+    """The share of `times`, which are sorted, up to each of them."""
+    shares = [(i + 1) / len(times) for i in range(len(times))]
+    axes.step(
+        [times[0], *times], [0.0, *shares], where="post", color=colour, linestyle=dashes,
+        linewidth=2.2, label=label,
+    )  # fmt: skip
+
+
+def time_axis(axes: Axes, times: Sequence[float], narrow: bool) -> None:
     """Logarithmic once the times span more than a factor of 8."""
     positive = [t for t in times if t > 0]
     if positive and max(positive) / min(positive) > 8:
@@ -321,7 +327,7 @@ def _first_token(figure: Figure, report: Report, narrow: bool) -> None:
     axes.set_yticks(range(len(rows)), names, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    _time_axis(axes, every, narrow)
+    time_axis(axes, every, narrow)
     axes.set_xlabel("time to the first token")
     legend(figure, axes, 3)
 

@@ -1,0 +1,98 @@
+"""Does `compare --fail-if` find a planted regression, and leave equal builds alone?
+
+    python benchmarks/planted_regression.py [--tries 200]
+
+Results are made, not measured: by the noise model of edgedistill/measures.py (a pace for each
+process, values around it) and with answers of which some change for no reason. A true sitting also
+differs from another by what no process of its own shows, such as a warmer machine: that is not in
+here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the results that the tests are made of
+
+from sample_results import changed, first_answers, sample_result  # noqa: E402
+
+from edgedistill.compare import compare  # noqa: E402
+from edgedistill.result_file import Result  # noqa: E402
+from edgedistill.result_set import Named  # noqa: E402
+
+DECODE, SLOWER = 40.0, 0.95
+LOST = 0.03  # points of agreement
+CHURN = 0.01  # of the prompts, each way, for no reason: between equal builds, too
+NOISES, PROCESSES, PROMPTS = (0.003, 0.008, 0.02), (3, 5), (110, 400, 1000)
+SPEED = ("tg128 < baseline", "tg128 < 0.97 * baseline", "tg128 < 0.95 * baseline")
+ANSWERS = ("agreement < baseline", "agreement < baseline - 0.02", "agreement < baseline - 0.03")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tries", type=int, default=200)
+    tries = parser.parse_args().tries
+    speed = [
+        {"process_noise": noise, "processes": count, **_speed(tries, noise, count)}
+        for noise in NOISES
+        for count in PROCESSES
+    ]
+    answers = [{"prompts": count, **_answers(tries, count)} for count in PROMPTS]
+    print(json.dumps({"tries": tries, "decode": speed, "agreement": answers}, indent=2))
+
+
+def _speed(tries: int, noise: float, processes: int) -> dict[str, Any]:
+    """Of a build that is 5 % slower, and of an equal one, the share that each condition flags."""
+
+    apart = round(1e8 * noise) + 10_000_000 * processes  # no two settings draw the same noise
+
+    def sitting(seed: int, share: float) -> Result:
+        return sample_result(seed + apart, decode=DECODE * share, noise=noise, processes=processes)
+
+    found = {"slower": SLOWER, "equal": 1.0}
+    return {
+        name: _flagged(
+            SPEED, [(sitting(2 * i, 1.0), sitting(2 * i + 1, share)) for i in range(tries)]
+        )
+        for name, share in found.items()
+    }
+
+
+def _answers(tries: int, prompts: int) -> dict[str, Any]:
+    """The same of agreement: each right answer is lost with a chance that takes 3 points in all."""
+    return {
+        name: _flagged(ANSWERS, [_pair(seed, prompts, lost) for seed in range(tries)])
+        for name, lost in (("worse", LOST), ("equal", 0.0))
+    }
+
+
+def _pair(seed: int, prompts: int, lost: float) -> tuple[Result, Result]:
+    draw, before = random.Random(f"{seed}-{prompts}"), first_answers(prompts)
+    losing = sum(draw.random() < lost + CHURN for _ in range(prompts))
+    gaining = sum(draw.random() < CHURN for _ in range(prompts))
+    after = changed(before, losing, min(gaining, before.count(False)), seed)
+    return sample_result(2 * seed, right=before), sample_result(2 * seed + 1, right=after)
+
+
+def _flagged(
+    conditions: tuple[str, ...], pairs: list[tuple[Result, Result]]
+) -> dict[str, dict[str, float]]:
+    """By condition: the share of pairs for which it holds, beyond the intervals and without."""
+    counts = {text: {"beyond_intervals": 0.0, "intervals_ignored": 0.0} for text in conditions}
+    for base, ours in pairs:
+        held = [Named("base", Path("base.json"), base), Named("ours", Path("ours.json"), ours)]
+        for name, ignored in (("beyond_intervals", False), ("intervals_ignored", True)):
+            judged = compare(held, held[0], conditions, ignore_intervals=ignored).judged
+            for each in judged:
+                counts[each.condition][name] += (each.holds is True) / len(pairs)
+    return {text: {k: round(v, 4) for k, v in each.items()} for text, each in counts.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Lay results of `edgedistill bench MODEL --out FILE` side by side: what is better beyond its
+interval, what changed against a baseline, and which conditions of a CI hold.
+
+    edgedistill compare a.json b.json --baseline a.json --fail-if "tg128 < 0.97 * baseline"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.differences import (
+    ALIKE,
+    BETTER,
+    UNTOLD,
+    Difference,
+    device_of,
+    difference,
+    value_of,
+)
+from edgedistill.errors import UsageError
+from edgedistill.fail_if import Condition, read_condition
+from edgedistill.figures import FIGURES
+from edgedistill.result_file import Result
+from edgedistill.result_set import Named, read_all, require_comparable
+
+BUSY = "no measure of the machine: other work disturbed it"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result. `figures`, by name: value, low, high and unit. `best`: the figures in which it is
+    better than every other, beyond the intervals. `against`: by figure, against the baseline;
+    empty for that itself, and where there is none."""
+
+    name: str
+    file: str
+    model: str
+    sha256: str
+    device: str
+    fingerprint: str
+    made: str
+    busy: bool
+    figures: dict[str, dict[str, Any]]
+    best: list[str]
+    against: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A condition for one result. `holds` is None where that cannot be told; `said` says why."""
+
+    condition: str
+    result: str
+    holds: bool | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`baseline` is a row's name, or None. Without prompts `token_mix` and `check` are None."""
+
+    rows: list[Row]
+    baseline: str | None
+    token_mix: dict[str, Any] | None
+    check: dict[str, Any] | None
+    judged: list[Judged]
+    ignore_intervals: bool
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    named: Sequence[Named],
+    baseline: Named | None = None,
+    fail_if: Sequence[str] = (),
+    *,
+    ignore_intervals: bool = False,
+) -> Compared:
+    """Compare results; `baseline` is one of them.
+
+    Raises:
+        ArtifactError: they cannot be compared. UsageError: a condition cannot be read, or asks for
+            a baseline where none is given.
+    """
+    conditions = [_condition(text, baseline) for text in fail_if]
+    require_comparable(named)
+    rows = [_row(each, named, baseline) for each in named]
+    judged = [
+        judge(condition, each, baseline, ignore_intervals=ignore_intervals)
+        for condition in conditions
+        for each in named
+        if each is not baseline
+    ]
+    if conditions and not judged:
+        raise UsageError("there is nothing to hold against the baseline but itself")
+    asked = next((each.result for each in named if each.result.token_mix is not None), None)
+    return Compared(
+        rows=rows,
+        baseline=None if baseline is None else baseline.name,
+        token_mix=None if asked is None or asked.token_mix is None else dict(asked.token_mix),
+        check=None if asked is None or asked.check is None else dict(asked.check),
+        judged=judged,
+        ignore_intervals=ignore_intervals,
+        notes=[*_busy(named), *_unlike(named)],
+    )
+
+
+def read_for_comparison(
+    paths: Sequence[Path], baseline: Path | None
+) -> tuple[list[Named], Named | None]:
+    """The results, the baseline first and only once, and the baseline among them.
+
+    Raises:
+        ArtifactError, UsageError: as read_all; the baseline is not one file.
+    """
+    if baseline is None:
+        return read_all(paths), None
+    if baseline.is_dir():
+        raise UsageError("--baseline takes one result file, not a folder", where=str(baseline))
+    named = read_all([baseline, *paths])
+    return named, named[0]
+
+
+def _condition(text: str, baseline: Named | None) -> Condition:
+    found = read_condition(text)
+    if found.factor is not None and baseline is None:
+        raise UsageError(f"--fail-if {text!r} needs --baseline FILE")
+    return found
+
+
+def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
+    result = ours.result
+    figures = {name: found for name in FIGURES if (found := value_of(result, name)) is not None}
+    against = {}
+    if baseline is not None and ours is not baseline:
+        found = {name: difference(name, result, baseline.result) for name in figures}
+        against = {name: each for name, each in found.items() if each is not None}
+    return Row(
+        name=ours.name,
+        file=str(ours.file),
+        model=result.model["name"],
+        sha256=result.model["sha256"],
+        device=result.device["cpu"],
+        fingerprint=result.device["fingerprint"],
+        made=result.made,
+        busy=bool(result.load["busy"]),
+        figures=figures,
+        best=[name for name in figures if _is_best(name, ours, named)],
+        against=against,
+    )
+
+
+def _is_best(name: str, ours: Named, named: Sequence[Named]) -> bool:
+    """Whether `ours` beats each of the others. Of a device only what was measured on the same one
+    undisturbed takes part; of a model every result of another file. A disturbed result is never
+    the best."""
+    if ours.result.load["busy"]:
+        return False
+    rivals = [each.result for each in named if each is not ours]
+    if FIGURES[name].of_device:
+        here = device_of(ours.result)
+        rivals = [r for r in rivals if device_of(r) == here and not r.load["busy"]]
+    else:
+        rivals = [r for r in rivals if r.model["sha256"] != ours.result.model["sha256"]]
+    rivals = [rival for rival in rivals if value_of(rival, name) is not None]
+    return bool(rivals) and all(_beats(name, ours.result, rival) for rival in rivals)
+
+
+def _beats(name: str, ours: Result, rival: Result) -> bool:
+    found = difference(name, ours, rival)
+    return found is not None and found.verdict == BETTER
+
+
+def judge(
+    condition: Condition, ours: Named, baseline: Named | None, *, ignore_intervals: bool = False
+) -> Judged:
+    """Whether a condition holds for a result: for the figures as measured, and, unless
+    `ignore_intervals`, beyond the intervals (docs/compare.md)."""
+    found = value_of(ours.result, condition.figure)
+    if found is None:
+        return _untold(condition, ours, f"{ours.name} has no {condition.figure}")
+    if condition.factor is None or baseline is None:
+        return _against_number(condition, ours, found, ignore_intervals)
+    base = value_of(baseline.result, condition.figure)
+    apart = difference(condition.figure, ours.result, baseline.result)
+    if base is None or apart is None:
+        return _untold(condition, ours, f"the baseline has no {condition.figure}")
+    elsewhere = device_of(ours.result) != device_of(baseline.result)
+    own = FIGURES[condition.figure].of_device
+    if (own and elsewhere) or (apart.verdict == UNTOLD and not ignore_intervals):
+        return _untold(condition, ours, apart.why)
+    holds = condition.holds(found["value"], base["value"])
+    if holds and not ignore_intervals:
+        holds = _beyond(condition, apart, base["value"])
+    bound = condition.bound(base["value"])
+    said = f"{found['value']:.6g} against the baseline's {base['value']:.6g} (bound {bound:.6g})"
+    return Judged(condition.text, ours.name, holds, said)
+
+
+def _beyond(condition: Condition, apart: Difference, base: float) -> bool:
+    """Whether the interval of the difference excludes that there is none, or the bound, where that
+    asks for more than the baseline has."""
+    assert apart.low is not None
+    assert apart.high is not None
+    ratio = apart.kind == "ratio"
+    same = 1.0 if ratio else 0.0
+    bound = condition.bound(base) / base if ratio else condition.bound(base) - base
+    if condition.wants_less:
+        reference, beyond = max(bound, same), apart.high < max(bound, same)
+    else:
+        reference, beyond = min(bound, same), apart.low > min(bound, same)
+    if not ratio and reference == same:  # of no difference McNemar's test is the exact one
+        return apart.verdict != ALIKE
+    return beyond
+
+
+def _against_number(
+    condition: Condition, ours: Named, found: dict[str, Any], ignore_intervals: bool
+) -> Judged:
+    disturbed = ours.result.load["busy"] and FIGURES[condition.figure].of_device
+    if disturbed and not ignore_intervals:
+        return _untold(condition, ours, BUSY)
+    holds = condition.holds(found["value"], 0.0)
+    nearest = found["high"] if condition.wants_less else found["low"]
+    if holds and not ignore_intervals:
+        if nearest is None:
+            return _untold(condition, ours, "its interval is unknown: measured in one process")
+        holds = condition.holds(nearest, 0.0)
+    said = f"{found['value']:.6g} (bound {condition.offset:.6g})"
+    return Judged(condition.text, ours.name, holds, said)
+
+
+def _untold(condition: Condition, ours: Named, why: str) -> Judged:
+    return Judged(condition.text, ours.name, None, why)
+
+
+def _busy(named: Sequence[Named]) -> list[str]:
+    return [f"{each.name}: {BUSY}" for each in named if each.result.load["busy"]]
+
+
+def _unlike(named: Sequence[Named]) -> list[str]:
+    """What differs between results of one device, and may be what their figures tell."""
+    notes = []
+    for device in dict.fromkeys(device_of(each.result) for each in named):
+        here = [each for each in named if device_of(each.result) == device]
+        told = {each.name: _setting(each) for each in here}
+        for name in _setting(here[0]):
+            values = {row: str(setting[name]) for row, setting in told.items()}
+            if len(set(values.values())) > 1:
+                listed = ", ".join(f"{row}: {value}" for row, value in values.items())
+                notes.append(f"{name} differs ({listed})")
+    return notes
+
+
+def _setting(each: Named) -> dict[str, Any]:
+    result = each.result
+    before = result.conditions.get("before") or {}
+    runtime = result.device.get("runtime") or {}
+    return {
+        "threads": result.settings.get("threads"),
+        "max_tokens": result.settings.get("max_tokens"),
+        "system message": result.settings.get("system"),
+        "power source": before.get("power"),
+        "throttled": result.conditions.get("throttled"),
+        "runtime": " ".join(str(value) for value in runtime.values()),
+    }
+
+
+def distributions(named: Sequence[Named]) -> dict[str, dict[str, list[float]]]:
+    """By row name, by kind of time, the seconds of all processes as they came."""
+    return {
+        each.name: {
+            kind: [value for group in found.groups for value in group]
+            for kind in ("end_to_end", "inter_token")
+            if (found := each.result.figures.get(f"{kind}_p50")) is not None
+        }
+        for each in named
+    }

@@ -1,0 +1,176 @@
+"""A comparison as text: the cells of its table, Markdown and CSV. Each takes a Compared as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE
+from edgedistill.figures import COLUMNS, FIGURES, SHARES
+from edgedistill.report.units import duration, megabytes, percent
+
+Json = Mapping[str, Any]
+BEST, BUSY, BASELINE = "★", "busy: no measure", "baseline"
+TIMES = "\u00d7"
+MARKS = {BETTER: "▲", WORSE: "▼", ALIKE: "=", UNTOLD: "?"}
+STATES = {True: "holds", False: "does not hold", None: "cannot be told"}
+CSV_HEADER = (
+    "result", "model", "sha256", "device", "fingerprint", "made", "busy", "figure", "unit",
+    "value", "low", "high", "best", "against", "against_kind", "against_low", "against_high",
+    "verdict",
+)  # fmt: skip
+
+
+def columns(value: Json) -> list[str]:
+    """The figures of the table that at least one result has."""
+    return [name for name in COLUMNS if any(name in row["figures"] for row in value["rows"])]
+
+
+def headers(value: Json) -> list[list[str]]:
+    """Of each column of the table its lines: a label, and the unit of all its figures."""
+    return [["result"], *(_header(value, name) for name in columns(value))]
+
+
+def _header(value: Json, name: str) -> list[str]:
+    label, space, percentile = FIGURES[name].label.rpartition(" p")
+    unit = _scale(value, name)[0]
+    return [label, f"p{percentile}, {unit}"] if space else [percentile, unit]
+
+
+def cells(value: Json, row: Json) -> list[list[str]]:
+    """Of each column its lines."""
+    result = [row["name"]]
+    result += [BASELINE] if row["name"] == value["baseline"] else []
+    result += [BUSY] if row["busy"] else []
+    result += [row["model"]] if row["model"] != row["name"] else []
+    return [[*result, _device(value, row)], *(_cell(value, row, n) for n in columns(value))]
+
+
+def _device(value: Json, row: Json) -> str:
+    """Its processor; two kinds of machine with the same one are told apart by fingerprint."""
+    same = {each["fingerprint"] for each in value["rows"] if each["device"] == row["device"]}
+    return row["device"] if len(same) == 1 else f"{row['device']} ({row['fingerprint'][:6]})"
+
+
+def _scale(value: Json, name: str) -> tuple[str, float]:
+    """The unit of a column, and how many of it make one of the figure's own."""
+    unit = FIGURES[name].unit
+    if unit == "s":
+        found = (row["figures"][name]["value"] for row in value["rows"] if name in row["figures"])
+        return ("ms", 1e3) if max(found) < 1 else ("s", 1.0)
+    return {"bytes": ("MB", 1e-6), "share": ("%", 1e2)}.get(unit, (unit, 1.0))
+
+
+def _cell(value: Json, row: Json, name: str) -> list[str]:
+    figure, (_, scale) = row["figures"].get(name), _scale(value, name)
+    if figure is None:
+        return ["-"]
+    number = _digits(figure["value"] * scale)
+    lines = [f"{number} {BEST}" if name in row["best"] else number, *_spread(figure, scale)]
+    against = row["against"].get(name)
+    return lines if against is None else [*lines, *_told(against)]
+
+
+def _spread(figure: Json, scale: float) -> list[str]:
+    """The interval in one line, or no line where both its ends are written alike."""
+    if figure["low"] is None or figure["high"] is None:
+        return ["unbounded"]
+    low, high = (_digits(figure[name] * scale) for name in ("low", "high"))
+    return [] if low == high else [f"{low} to {high}"]
+
+
+def _told(against: Json) -> list[str]:
+    """A difference from the baseline: a ratio, or points of a share."""
+    mark = MARKS[against["verdict"]]
+    if against["value"] is None:
+        return [mark]
+    numbers = [against[name] for name in ("value", "low", "high")]
+    if against["kind"] == "ratio":
+        ratio, low, high = (f"{number:.3f}" for number in numbers)
+        return [f"{TIMES}{ratio} {mark}", *([f"{low} to {high}"] if low != high else [])]
+    points, low, high = (f"{100 * number:+.1f}" for number in numbers)
+    return [f"{points} {mark}", *([f"{low} to {high}"] if low != high else [])]
+
+
+def _digits(value: float) -> str:
+    """Three of them, and all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def amount(value: float, unit: str) -> str:
+    """A figure with its unit."""
+    if unit == "s":
+        return duration(value)
+    if unit == "bytes":
+        return megabytes(value)
+    return percent(value) if unit == "share" else f"{value:.1f} {unit}"
+
+
+def conditions(value: Json) -> list[str]:
+    """One line a condition and result."""
+    ignored = ", intervals ignored" if value["ignore_intervals"] else ""
+    return [
+        f"{each['condition']}: {STATES[each['holds']]} for {each['result']}: {each['said']}"
+        f"{ignored}"
+        for each in value["judged"]
+    ]
+
+
+def legend(value: Json) -> str:
+    """What the marks of the table mean."""
+    best = f"{BEST} better than every other beyond the intervals"
+    if value["baseline"] is None:
+        return best
+    return (
+        f"{best}; against {value['baseline']}: ▲ better and ▼ worse beyond the intervals, "
+        "= neither, ? cannot be told (another device, or other work disturbed one of the two)"
+    )
+
+
+def caption(value: Json) -> str:
+    """What was asked, and how it was judged."""
+    if value["token_mix"] is None:
+        return "without prompts"
+    mix = value["token_mix"]
+    check = "" if value["check"] is None else f", check {value['check'].get('kind')}"
+    return f"{mix['prompts']} prompts of {mix['source']}{check}"
+
+
+def markdown(value: Json) -> str:
+    """A table for a pull request."""
+    head = headers(value)
+    lines = [_line(["<br>".join(each) for each in head]), _line(["---"] * len(head))]
+    lines += [_line(["<br>".join(cell) for cell in cells(value, row)]) for row in value["rows"]]
+    notes = [*conditions(value), *(f"note: {note}" for note in value["notes"]), caption(value)]
+    notes.append(legend(value))
+    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in notes)])
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(_escaped(text) for text in texts)} |"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\n", " ").replace("|", "\\|")
+
+
+def as_csv(value: Json) -> str:
+    """One line for each figure of each result; shares 0..1, times in seconds."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for row in value["rows"]:
+        facts = [row["name"], *(row[name] for name in CSV_HEADER[1:7])]
+        for name, figure in row["figures"].items():
+            against = row["against"].get(name) or {}
+            difference = [against.get(k) for k in ("value", "kind", "low", "high", "verdict")]
+            measured = [figure[key] for key in ("unit", "value", "low", "high")]
+            writer.writerow([*facts, name, *measured, name in row["best"], *difference])
+    return buffer.getvalue().rstrip("\n")
+
+
+def has_shares(value: Json) -> bool:
+    """Whether any result says how often its answers are right."""
+    return any(name in row["figures"] for row in value["rows"] for name in SHARES)

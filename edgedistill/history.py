@@ -1,0 +1,172 @@
+"""Each sitting of `edgedistill bench MODEL` in one line, so that a figure is seen over months.
+
+    edgedistill history tg128
+
+The store is `history.jsonl` in the workspace. A line is written at once and to the end of the file,
+so two sittings may end together; a line that a crash has torn is left out and counted.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.artifacts import storing
+from edgedistill.differences import value_of
+from edgedistill.errors import ArtifactError, UsageError, did_you_mean
+from edgedistill.figures import FIGURES
+from edgedistill.result_file import Result
+
+STORE = "history.jsonl"
+NEEDED = ("made", "model", "sha256", "device", "fingerprint", "busy", "mix", "figures")
+DEFAULT = "tg128"
+TICKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sitting's figure; `low` and `high` are where another sitting's is expected."""
+
+    made: str  # UTC, ISO 8601
+    sha256: str
+    value: float
+    low: float | None
+    high: float | None
+    busy: bool
+
+
+@dataclass(frozen=True)
+class Series:
+    """A figure over time, oldest first, of models of one name on devices of one kind; what hangs on
+    the prompts also of the same prompts (`mix` is the start of their digest, else "")."""
+
+    model: str
+    device: str
+    fingerprint: str
+    mix: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class History:
+    """`torn`: how many lines of the store could not be read."""
+
+    figure: str
+    unit: str
+    series: list[Series]
+    torn: int
+    store: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def remember(result: Result, workspace: Path) -> None:
+    """Append a result to the workspace's history.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    figures = {name: found for name in FIGURES if (found := value_of(result, name)) is not None}
+    line = {
+        "made": result.made,
+        "model": result.model["name"],
+        "sha256": result.model["sha256"],
+        "device": result.device["cpu"],
+        "fingerprint": result.device["fingerprint"],
+        "busy": bool(result.load["busy"]),
+        "mix": None if result.token_mix is None else result.token_mix["digest"],
+        "figures": figures,
+    }
+    _append(workspace / STORE, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
+def _append(file: Path, line: bytes) -> None:
+    """In one write to the end, so that two at once do not mix. A last line that was torn is ended
+    first: only that one is lost."""
+    with storing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+", buffering=0) as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                line = line if stream.read(1) == b"\n" else b"\n" + line
+            stream.write(line)
+            os.fsync(stream.fileno())
+
+
+def read_history(workspace: Path, figure: str = DEFAULT) -> History:
+    """One figure over all sittings.
+
+    Raises:
+        UsageError: there is no such figure, or no sitting yet. ArtifactError: the store cannot be
+            read.
+    """
+    name, store = _known(figure), workspace / STORE
+    if not store.is_file():
+        raise UsageError(
+            "no sitting is remembered here", where=str(store),
+            hint="`edgedistill bench MODEL` remembers each; --workspace names another folder",
+        )  # fmt: skip
+    try:
+        text = store.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise ArtifactError(f"it cannot be read: {error.strerror}", where=str(store)) from error
+    lines = [line for line in text.split("\n") if line.strip()]
+    known = [line for line in map(_line, lines) if line is not None]
+    series = _series(name, known)
+    return History(name, FIGURES[name].unit, series, len(lines) - len(known), str(store))
+
+
+def _known(figure: str) -> str:
+    name = figure.replace(".", "_")
+    if name not in FIGURES:
+        guess = did_you_mean(name, FIGURES)
+        listed = f"the figures are {', '.join(FIGURES)}"
+        raise UsageError(
+            f"{figure!r} is no figure", hint=f"{guess}\n  {listed}" if guess else listed
+        )
+    return name
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """What one line holds, or None where it is torn or of another kind."""
+    try:
+        value = json.loads(text)
+        datetime.datetime.fromisoformat(value["made"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    whole = all(name in value for name in NEEDED) and isinstance(value["figures"], dict)
+    return value if whole else None
+
+
+def _series(name: str, lines: Iterable[Mapping[str, Any]]) -> list[Series]:
+    found: dict[tuple[str, str, str], Series] = {}
+    from_prompts = name not in ("tg128", "pp512", "load", "bytes")
+    for line in sorted(lines, key=lambda line: str(line["made"])):
+        figure = line["figures"].get(name)
+        if not isinstance(figure, dict) or not isinstance(figure.get("value"), int | float):
+            continue
+        mix = str(line["mix"] or "")[:12] if from_prompts else ""
+        key = (str(line["model"]), str(line["fingerprint"]), mix)
+        fresh = Series(key[0], str(line["device"]), key[1], mix, [])
+        found.setdefault(key, fresh).points.append(
+            Point(
+                str(line["made"]), str(line["sha256"]), figure["value"],
+                figure.get("low"), figure.get("high"), bool(line["busy"]),
+            )
+        )  # fmt: skip
+    return list(found.values())
+
+
+def sparkline(values: Iterable[float]) -> str:
+    """From the least to the largest of them; all alike are in the middle."""
+    held = list(values)
+    least, span = min(held), max(held) - min(held)
+    if span == 0:
+        return TICKS[len(TICKS) // 2] * len(held)
+    return "".join(TICKS[round((value - least) / span * (len(TICKS) - 1))] for value in held)

@@ -1,0 +1,382 @@
+"""Results side by side: what is better, what is refused, and which conditions hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Ran
+from sample_results import (
+    CHECK,
+    changed,
+    first_answers,
+    sample_result,
+    without_prompts,
+    write,
+)
+
+from edgedistill.compare import Compared, compare, read_for_comparison
+from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ratio_of
+from edgedistill.errors import ArtifactError, UsageError
+from edgedistill.measures import measure
+from edgedistill.report.comparison import pareto
+from edgedistill.result_file import Result
+from edgedistill.result_set import Named
+
+Run = Callable[..., Ran]
+BASE = sample_result(1)
+WORSE_ANSWERS = changed(first_answers(), lost=14, gained=2)  # 3 points of 400
+
+LOOSE = sample_result(2, decode=36, noise=0.1)  # slower as measured, and within the noise
+
+
+def named(**results: Result) -> list[Named]:
+    return [Named(name, Path(f"{name}.json"), result) for name, result in results.items()]
+
+
+def laid(baseline: bool = True, fail_if: tuple[str, ...] = (), **results: Result) -> Compared:
+    held = named(base=BASE, **results)
+    return compare(held, held[0] if baseline else None, fail_if)
+
+
+def test_welch_by_hand() -> None:
+    ours, base = (measure([[a - 1], [a], [a + 1]], "s") for a in (90.0, 100.0))
+    ratio, low, high = ratio_of(ours, base)
+    half = 2.776 * math.sqrt(1 / 3 / 90**2 + 1 / 3 / 100**2)  # Student's t of 4 degrees
+    assert ratio == pytest.approx(0.9)
+    # 3.98 degrees by Welch and Satterthwaite, of which 3 whole ones are counted.
+    assert (low, high) == pytest.approx(
+        (0.9 * math.exp(-half * 3.182 / 2.776), 0.9 * math.exp(half * 3.182 / 2.776))
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "figure", "verdict"),
+    [
+        (sample_result(2), "tg128", ALIKE),
+        (sample_result(2, decode=38), "tg128", WORSE),
+        (sample_result(2, decode=42), "tg128", BETTER),
+        (sample_result(2, decode=38), "inter_token_p95", WORSE),
+        (sample_result(2, decode=38, fingerprint="bbbb"), "tg128", UNTOLD),
+        (sample_result(2, decode=38, busy=True), "tg128", UNTOLD),
+        (sample_result(2, decode=38, processes=1), "tg128", UNTOLD),
+        (sample_result(2, size=90_000_000), "bytes", BETTER),
+        (sample_result(2), "bytes", ALIKE),
+        (sample_result(2, right=WORSE_ANSWERS), "agreement", WORSE),
+        (sample_result(2, right=WORSE_ANSWERS, fingerprint="bbbb"), "gold", WORSE),
+        (sample_result(2, right=changed(first_answers(), 8, 4)), "agreement", ALIKE),
+    ],
+)
+def test_a_difference_counts_beyond_its_interval(ours: Result, figure: str, verdict: str) -> None:
+    found = difference(figure, ours, BASE)
+    assert found is not None
+    assert found.verdict == verdict
+    assert (found.value is None) == (verdict == UNTOLD) == bool(found.why)
+
+
+def test_the_best_of_each_column() -> None:
+    fast = sample_result(2, decode=50, name="fast", right=WORSE_ANSWERS)
+    small = sample_result(3, name="small", size=70_000_000, decode=41, right=WORSE_ANSWERS)
+    best = {row.name: row.best for row in laid(False, fast=fast, small=small).rows}
+    assert {"tg128", "end_to_end_p50", "inter_token_p95"} <= set(best["fast"])
+    assert best["small"] == ["bytes"]
+    assert best["base"] == ["agreement", "gold"]
+
+
+def test_equal_results_have_no_winner() -> None:
+    rows = laid(False, other=sample_result(1, name="other")).rows
+    assert [row.best for row in rows] == [[], []]
+
+
+def test_a_busy_result_is_shown_and_never_the_best() -> None:
+    busy = sample_result(2, decode=80, size=1000, name="busy", busy=True)
+    slow = sample_result(3, decode=30, name="slow")
+    found = laid(False, busy=busy, slow=slow)
+    best = {row.name: row.best for row in found.rows}
+    assert best["busy"] == []
+    assert "tg128" in best["base"]  # of those that were measured undisturbed
+    assert best["base"].count("bytes") == 0  # the busy one's file is smaller all the same
+    assert found.notes == ["busy: no measure of the machine: other work disturbed it"]
+
+
+def test_each_device_has_its_own_fastest() -> None:
+    here, there = sample_result(2, decode=50), sample_result(3, decode=90, fingerprint="bbbb")
+    best = {row.name: "tg128" in row.best for row in laid(False, here=here, there=there).rows}
+    assert best == {"base": False, "here": True, "there": False}  # alone on its device
+
+
+def test_what_differs_on_one_device_is_noted() -> None:
+    other = replace(sample_result(2), settings={**BASE.settings, "threads": 8})
+    elsewhere = replace(sample_result(2, fingerprint="bbbb"), settings={"threads": 4})
+    assert laid(other=other, elsewhere=elsewhere).notes == ["threads differs (base: 2, other: 8)"]
+
+
+def test_a_result_without_prompts_stands_beside_others() -> None:
+    row = laid(alone=without_prompts(sample_result(2))).rows[1]
+    assert "agreement" not in row.figures
+    assert row.against["tg128"].verdict == ALIKE
+
+
+@pytest.mark.parametrize(
+    ("condition", "ours", "holds"),
+    [
+        ("tg128 < 0.97 * baseline", sample_result(2, decode=38), True),
+        ("tg128 < baseline", sample_result(2, decode=38), True),
+        ("tg128 < 0.97 * baseline", sample_result(2), False),
+        ("tg128 < baseline", sample_result(2), False),
+        ("tg128 < 0.9 * baseline", sample_result(2, decode=38), False),
+        ("tg128 < 0.97 * baseline", LOOSE, False),
+        ("inter_token.p95 > 1.02 * baseline", sample_result(2, decode=38), True),
+        ("tg128 < 1.2 * baseline", sample_result(2, decode=44), True),  # asks for 20 % more
+        ("tg128 < 1.2 * baseline", sample_result(2, decode=56), False),
+        ("tg128 < 1.01 * baseline", sample_result(2), False),  # that noise would be enough for
+        ("agreement < baseline - 0.02", sample_result(2, right=WORSE_ANSWERS), True),
+        ("agreement < baseline - 0.04", sample_result(2, right=WORSE_ANSWERS), False),
+        ("agreement < baseline - 0.02", sample_result(2), False),
+        ("agreement < baseline + 0.1", sample_result(2), True),
+        ("inter_token.p95 > 0.02", sample_result(2), True),
+        ("inter_token.p95 > 0.05", sample_result(2), False),
+        ("agreement < 0.899", sample_result(2, right=WORSE_ANSWERS), False),  # within its interval
+        ("agreement < 0.95", sample_result(2, right=WORSE_ANSWERS), True),
+        ("bytes > baseline", sample_result(2, size=105_000_001), True),
+        ("bytes > baseline", sample_result(2), False),
+        ("tg128 < baseline", sample_result(2, decode=9, fingerprint="bbbb"), None),
+        ("tg128 < baseline", sample_result(2, decode=9, busy=True), None),
+        ("tg128 < 10", sample_result(2, decode=9, busy=True), None),
+        ("agreement < baseline", sample_result(2, busy=True), False),
+        ("tg128 < 10", sample_result(2, decode=9, processes=1), None),
+        ("agreement < 0.5", without_prompts(sample_result(2)), None),
+    ],
+)
+def test_when_a_condition_holds(condition: str, ours: Result, holds: bool | None) -> None:
+    (judged,) = laid(fail_if=(condition,), ours=ours).judged
+    assert judged.holds is holds, judged.said
+
+
+def test_intervals_can_be_ignored() -> None:
+    text = ("tg128 < 0.97 * baseline",)
+    for ours in (LOOSE, sample_result(2, decode=38, busy=True)):
+        held = named(base=BASE, ours=ours)
+        assert not compare(held, held[0], text).judged[0].holds
+        assert compare(held, held[0], text, ignore_intervals=True).judged[0].holds is True
+    there = named(base=BASE, ours=sample_result(2, decode=9, fingerprint="bbbb"))
+    assert compare(there, there[0], text, ignore_intervals=True).judged[0].holds is None
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (sample_result(2, digest="mix-2"), r"base and other cannot be compared.*digest mix-2"),
+        (replace(BASE, check={**CHECK, "kind": "label"}), "checks differ: kind 'exact', and 'la"),
+        (replace(BASE, check=None), "their checks differ: kind 'exact', and none"),
+    ],
+)
+def test_what_cannot_be_compared(other: Result, said: str) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        laid(other=other)
+
+
+@pytest.fixture
+def files(here: Path) -> Path:
+    """base.json, slow.json (decode -5 %, agreement -3 points) and equal.json here."""
+    write(BASE, here / "base.json")
+    write(sample_result(2, decode=38, right=WORSE_ANSWERS, name="slow"), here / "slow.json")
+    write(sample_result(3), here / "equal.json")
+    return here
+
+
+def test_folders_and_files_are_read_once(files: Path) -> None:
+    held, base = read_for_comparison([files, files / "slow.json"], files / "base.json")
+    assert [each.name for each in held] == ["base", "equal", "slow"]
+    assert base is held[0]
+
+
+def test_equal_names_are_told_apart_by_folder(here: Path) -> None:
+    for folder in ("a", "b"):
+        (here / folder).mkdir()
+        write(BASE, here / folder / "r.json")
+    held, _ = read_for_comparison([Path("a"), Path("b")], None)
+    assert [each.name for each in held] == ["a/r", "b/r"]
+
+
+def test_the_table(run: Run, files: Path) -> None:
+    done = run("compare", "base.json", "slow.json", "--baseline", "base.json")
+    assert done.code == 0, done.err
+    for expected in ("baseline", "decode", "★", " ▼", "-3.0 ▼", "400 prompts"):
+        assert expected in done.out, done.out
+
+
+def test_a_condition_that_holds_ends_with_3_behind_the_table(run: Run, files: Path) -> None:
+    words = ["--baseline", "base.json", "--fail-if", "tg128 < 0.97 * baseline"]
+    done = run("compare", ".", *words, "--fail-if", "agreement < baseline - 0.02")
+    assert done.code == 3
+    assert "tg128 < 0.97 * baseline: holds for slow" in done.out
+    assert "tg128 < 0.97 * baseline: does not hold for equal" in done.out
+    assert done.err.count("error: ") == 2
+    assert run("compare", "equal.json", *words).code == 0
+
+
+def test_a_condition_that_cannot_be_told_fails(run: Run, files: Path) -> None:
+    write(sample_result(4, busy=True), files / "busy.json")
+    done = run("compare", "busy.json", "--baseline", "base.json", "--fail-if", "tg128 < baseline")
+    assert done.code == 1
+    assert "cannot be told for busy: other work disturbed the machine" in done.err
+
+
+def test_formats(run: Run, files: Path) -> None:
+    words = ["compare", "base.json", "slow.json", "--baseline", "base.json"]
+    table = run(*words, "--format", "markdown").out.splitlines()
+    assert len({line.count("|") for line in table[:4]}) == 1
+    assert table[1].startswith("| --- | ---")
+    rows = list(csv.DictReader(io.StringIO(run(*words, "--format", "csv").out)))
+    (decode,) = [row for row in rows if (row["result"], row["figure"]) == ("slow", "tg128")]
+    assert decode["verdict"] == "worse"
+    assert float(decode["against"]) == pytest.approx(0.95, abs=0.02)
+    value = json.loads(run(*words, "--format", "json").out)
+    assert value == run(*words, "--json").json
+    assert value["rows"][1]["against"]["agreement"]["value"] == pytest.approx(-0.03)
+
+
+def test_a_page_without_network_and_with_all_charts(run: Run, files: Path) -> None:
+    done = run("compare", ".", "--baseline", "base.json", "--html", "page.html", "--format", "csv")
+    assert done.code == 0, done.err
+    page = (files / "page.html").read_text("utf-8")
+    assert page.count("<svg") == 2 * 4  # wide and narrow
+    for unwanted in ("http://", "https://", "<script", "src="):
+        assert unwanted not in page.replace("http://www.w3.org", "")
+    for expected in ("slow", "no other there is both faster", "var(--student)"):
+        assert expected in page
+
+
+def test_a_page_of_many_results(run: Run, here: Path) -> None:
+    for number in range(40):
+        write(sample_result(number, name=f"m{number}"), here / f"r{number}.json")
+    done = run("compare", ".", "--html", "page.html", "--format", "csv")
+    assert (done.code, done.err) == (0, "")
+    assert "r39" in (here / "page.html").read_text("utf-8")
+
+
+def test_a_page_of_results_without_prompts(run: Run, here: Path) -> None:
+    write(without_prompts(BASE), here / "r.json")
+    assert run("compare", "r.json", "--html", "page.html").code == 0
+    assert "<svg" not in (here / "page.html").read_text("utf-8")
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def edited(**change: Any) -> Callable[[str], str]:
+    return lambda text: json.dumps(json.loads(text) | change)
+
+
+def of_decode(**change: Any) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        value = json.loads(text)
+        value["figures"]["tg128"] |= change
+        return json.dumps(value)
+
+    return edit
+
+
+def of_likeness(**change: Any) -> Callable[[str], str]:
+    return lambda text: edited(likeness=json.loads(text)["likeness"] | change)(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut, "bad.json: it is incomplete, cut off"),
+        (edited(kind="other"), "bad.json: it is no result"),
+        (edited(version=2), "bad.json: it is of version 2, and this reads 1"),
+        (edited(figures={"tg128": 3}), "bad.json: it is damaged"),
+        (edited(model={"name": "x"}), "bad.json: it is damaged: model lacks sha256, bytes"),
+        (edited(load=[]), "bad.json: it is damaged: load is no object"),
+        (edited(settings=None), "bad.json: it is damaged: settings is no object"),
+        (edited(check="exact"), "bad.json: it is damaged: check is no object"),
+        (edited(figures=None), "bad.json: it is damaged: figures is no object"),
+        (of_decode(groups="oops"), "bad.json: it is damaged: tg128 has something that is no num"),
+        (of_decode(value=math.nan), "bad.json: it is damaged: tg128 has something that is no num"),
+        (of_decode(groups=[]), "bad.json: it is damaged: tg128 has an empty group"),
+        (of_likeness(rows=[1]), "bad.json: it is damaged: "),
+        (of_likeness(rows=[{"id": "p0", "same": 1}]), "a verdict that is not true or false"),
+        (of_likeness(gold={"value": 1}), "bad.json: it is damaged: "),
+        (lambda text: "", "bad.json: it is incomplete"),
+    ],
+)
+def test_a_file_that_is_no_result(
+    run: Run, files: Path, change: Callable[[str], str], said: str
+) -> None:
+    text = (files / "base.json").read_text("utf-8")
+    (files / "bad.json").write_text(change(text), "utf-8")
+    for words in (["bad.json"], ["."]):
+        done = run("compare", *words)
+        assert (done.code, said in done.err) == (1, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "Missing argument 'RESULT...'"),
+        (["none.json"], 1, "none.json: it cannot be read: No such file"),
+        (["empty"], 2, "this folder has no result in it"),
+        (["bundle"], 1, "this is a bundle"),
+        (["base.json", "--baseline", "empty"], 2, "takes one result file, not a folder"),
+        (["base.json", "--html", "no/page.html"], 2, "there is no folder no; make it first"),
+        (["base.json", "--fail-if", "tg128 < baseline"], 2, "needs --baseline FILE"),
+        (["base.json", "--fail-if", "tg128 < x"], 2, "at character 9"),
+        (["base.json", "--baseline", "base.json", "--fail-if", "tg128 < 1"], 2, "nothing to hold"),
+        (["base.json", "--format", "xml"], 2, "'xml' is not one of"),
+    ],
+)
+def test_bad_words(run: Run, files: Path, words: list[str], code: int, said: str) -> None:
+    (files / "empty").mkdir()
+    (files / "bundle").mkdir()
+    (files / "bundle" / "manifest.json").write_text("{}", "utf-8")
+    done = run("compare", *words)
+    assert (done.code, said in done.err) == (code, True), done.err
+
+
+def test_a_row_that_no_answer_compares(here: Path) -> None:
+    other = sample_result(2, right=[True] * 300)
+    (found,) = [row.against["agreement"] for row in laid(other=other).rows[1:]]
+    assert (found.verdict, found.why[:20]) == (UNTOLD, "not the same prompts")
+
+
+def test_a_bare_baseline_needs_one() -> None:
+    with pytest.raises(UsageError, match="needs --baseline"):
+        laid(False, fail_if=("tg128 < baseline",))
+
+
+def test_a_planted_regression_is_found_and_equal_builds_are_left_alone(
+    run: Run, here: Path
+) -> None:
+    """5 % of decode and 3 points of agreement; benchmarks/planted_regression.py has the rates."""
+    conditions = ["tg128 < 0.97 * baseline", "agreement < baseline - 0.02"]
+    words = ["--baseline", "base.json", *(w for text in conditions for w in ("--fail-if", text))]
+    write(BASE, here / "base.json")
+    write(sample_result(50, decode=38, right=WORSE_ANSWERS), here / "worse.json")
+    done = run("compare", "worse.json", *words, "--json")
+    assert done.code == 3
+    assert [each["holds"] for each in done.json["judged"]] == [True, True]
+    for attempt in range(20):
+        right = changed(first_answers(), lost=4, gained=4, seed=attempt)  # noise of answers, too
+        write(sample_result(100 + attempt, right=right), here / "equal.json")
+        assert run("compare", "equal.json", *words, "--format", "csv").code == 0
+
+
+def test_the_front_holds_what_no_other_beats() -> None:
+    def at(seconds: float, agreement: float) -> dict[str, Any]:
+        figures = {"end_to_end_p50": seconds, "agreement": agreement}
+        return {"figures": {name: {"value": value} for name, value in figures.items()}}
+
+    fast, middle, right = at(1, 0.7), at(2, 0.8), at(4, 0.9)
+    beaten = [at(3, 0.75), at(2, 0.79), at(4, 0.8)]
+    assert pareto([right, *beaten, middle, fast]) == [fast, middle, right]

@@ -1,0 +1,55 @@
+"""The small grammar of conditions."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgedistill.errors import UsageError
+from edgedistill.fail_if import read_condition
+
+
+@pytest.mark.parametrize(
+    ("text", "figure", "sign", "factor", "offset"),
+    [
+        ("tg128 < 0.95 * baseline", "tg128", "<", 0.95, 0.0),
+        ("tg128<baseline*.95", "tg128", "<", 0.95, 0.0),
+        ("agreement < baseline - 0.03", "agreement", "<", 1.0, -0.03),
+        ("inter_token.p95 > 0.05", "inter_token_p95", ">", None, 0.05),
+        ("  bytes >= 1.1 * baseline + 1e6 ", "bytes", ">=", 1.1, 1e6),
+        ("gold <= -1", "gold", "<=", None, -1.0),
+    ],
+)
+def test_conditions(text: str, figure: str, sign: str, factor: float | None, offset: float) -> None:
+    found = read_condition(text)
+    assert (found.figure, found.sign) == (figure, sign)
+    assert (found.factor, found.offset) == (factor, offset)
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "said"),
+    [
+        ("", 1, "a figure is expected here, not the end"),
+        ("tg129 < 3", 1, "'tg129' is no figure; did you mean tg128?"),
+        ("0.5 < tg128", 1, "a figure is expected here, not '0.5'"),
+        ("tg128 = 3", 7, "'=' is not understood"),
+        ("tg128 == baseline", 7, "'=' is not understood"),
+        ("tg128 baseline", 7, "<, <=, > or >= is expected here, not 'baseline'"),
+        ("tg128 <", 8, "a number or `baseline` is expected here, not the end"),
+        ("tg128 < 0.95 * base", 16, "a number or `baseline` is expected here, not 'base'"),
+        ("tg128 < -baseline", 10, "a number is expected here, not 'baseline'"),
+        ("tg128 < 0.95 baseline", 14, "the end, or + or - and a number behind"),
+        ("tg128 < baseline - ", 19, "a number is expected here, not the end"),
+        ("tg128 < baseline - gold", 20, "a number is expected here, not 'gold'"),
+        ("tg128 < baseline - 1 - 1", 22, "the end, or + or - and a number behind"),
+        ("tg128 < 0.9 * baseline * 2", 24, "the end, or + or - and a number behind"),
+        ("tg128 < 1e999", 9, "1e999 is too large"),
+        ("tg128 < __import__('os')", 19, "'(' is not understood"),
+        ("tg128 < 5; gold < 1", 10, "';' is not understood"),
+    ],
+)
+def test_what_is_no_condition(text: str, at: int, said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_condition(text)
+    assert f"at character {at}: {said}" in raised.value.what
+    assert raised.value.what.splitlines()[-1] == "    " + " " * (at - 1) + "^"
+    assert "inter_token_p95" in str(raised.value.hint)

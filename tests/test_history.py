@@ -1,0 +1,97 @@
+"""The store of all sittings, and a figure over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Ran
+from sample_results import sample_result, without_prompts
+
+from edgedistill.errors import UsageError
+from edgedistill.history import STORE, TICKS, read_history, remember, sparkline
+
+Run = Callable[..., Ran]
+
+
+def values(workspace: Path, figure: str = "tg128") -> list[list[float]]:
+    found = read_history(workspace, figure)
+    return [[round(point.value) for point in series.points] for series in found.series]
+
+
+@pytest.fixture
+def store(here: Path) -> Path:
+    """Three sittings of one model, one on another device, one of another model."""
+    folder = here / ".edgedistill"
+    for seed, decode in ((1, 40), (3, 60), (2, 50)):
+        remember(sample_result(seed, decode=decode, noise=0), folder)
+    remember(sample_result(4, decode=90, fingerprint="bbbb", noise=0, busy=True), folder)
+    remember(without_prompts(sample_result(5, decode=10, name="other", noise=0)), folder)
+    return folder
+
+
+def test_series_by_model_and_device_in_order_of_time(store: Path) -> None:
+    assert values(store) == [[40, 50, 60], [90], [10]]
+    assert [series.points[0].busy for series in read_history(store).series] == [False, True, False]
+
+
+def test_what_a_sitting_lacks_is_left_out(store: Path) -> None:
+    assert len(read_history(store, "agreement").series) == 2
+
+
+def test_other_prompts_are_another_series(store: Path) -> None:
+    remember(sample_result(6, digest="mix-2"), store)
+    assert [series.mix for series in read_history(store, "end_to_end.p50").series] == [
+        "mix-1", "mix-1", "mix-2",
+    ]  # fmt: skip
+    assert len(read_history(store, "tg128").series) == 3
+
+
+@pytest.mark.parametrize("torn", ['{"made": "2026-03', '["list"]', "{}", '{"made": 3}', "\x00\x00"])
+def test_a_torn_last_line_is_left_out_and_does_not_spoil_the_next(store: Path, torn: str) -> None:
+    with (store / STORE).open("a", encoding="utf-8") as stream:
+        stream.write(torn)
+    assert (read_history(store).torn, values(store)[2]) == (1, [10])
+    remember(sample_result(6, decode=70, noise=0), store)
+    assert (read_history(store).torn, values(store)[0]) == (1, [40, 50, 60, 70])
+
+
+def test_bytes_that_are_no_text(store: Path) -> None:
+    with (store / STORE).open("ab") as stream:
+        stream.write(b"\xff\xfe{")
+    assert read_history(store).torn == 1
+
+
+def test_the_command(run: Run, store: Path) -> None:
+    done = run("history", "--html", "h.html")
+    assert done.code == 0, done.err
+    assert TICKS[0] in done.out
+    assert "3" in done.out
+    page = (store.parent / "h.html").read_text("utf-8")
+    assert page.count("<svg") == 2
+    assert "decode over time" in page
+    assert run("history", "agreement", "--json").json["unit"] == "share"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tg12"], "'tg12' is no figure"),
+        (["--workspace", "elsewhere"], "no sitting is remembered here"),
+        (["--html", "no/h.html"], "there is no folder no"),
+    ],
+)
+def test_bad_words(run: Run, store: Path, words: list[str], said: str) -> None:
+    done = run("history", *words)
+    assert (done.code, said in done.err) == (2, True), done.err
+
+
+def test_no_figure_of_this_name(store: Path) -> None:
+    with pytest.raises(UsageError, match="is no figure"):
+        read_history(store, "speed")
+
+
+def test_sparkline() -> None:
+    assert sparkline([1, 2, 3]) == f"{TICKS[0]}{TICKS[4]}{TICKS[-1]}"
+    assert sparkline([5, 5]) == TICKS[4] * 2
