@@ -21,7 +21,9 @@ PARTS = ("kind", "version", "made", "edgedistill", "model", "device", "load", "s
 @dataclass(frozen=True)
 class Result:
     """`figures` by name (docs/bench.md says what each is). `load` and `conditions` say what the
-    device was in. `token_mix`, `check` and `likeness` are None where no prompts were given."""
+    device was in. `token_mix`, `check` and `likeness` are None where no prompts were given. Of a
+    server `model` has no file, sha256 or bytes (None), but the model IDs that `answered`; a far
+    one's `load` and `conditions`, and what its `device` is, are None, too."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str

@@ -11,7 +11,7 @@ import datetime
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
         figures=_figures(seen),
-        token_mix=_mix(plan.prompts),
+        token_mix=mix_facts(plan.prompts),
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         notes=notes,
@@ -220,13 +220,29 @@ def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
     between = [
         [tick for _, made in each.answers.values() for tick in made.token_seconds] for each in seen
     ]
-    timed = {"end_to_end": whole, "time_to_first_token": first}
-    if all(between):
-        timed["inter_token"] = between
-    for name, groups in timed.items():
-        for statistic in ("p50", "p95", "p99"):
-            figures[f"{name}_{statistic}"] = measure(groups, "s", statistic)
-    return figures
+    timed = {"end_to_end": whole, "time_to_first_token": first, "inter_token": between}
+    timed["time_per_output_token"] = [
+        [each for _, made in one.answers.values() if (each := _per_token(made)) is not None]
+        for one in seen
+    ]
+    return figures | percentiles(timed)
+
+
+def percentiles(timed: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Measure]:
+    """Seconds by name and group (process or pass) as figures; a name without a value in each group
+    is left out."""
+    return {
+        f"{name}_{statistic}": measure(groups, "s", statistic)
+        for name, groups in timed.items()
+        if groups and all(groups)
+        for statistic in ("p50", "p95", "p99")
+    }
+
+
+def _per_token(made: Generation) -> float | None:
+    """Mean seconds of the tokens behind the first one, without what ends the answer."""
+    behind = made.token_seconds[: len(made.ids) - 1] if made.ids else ()
+    return sum(behind) / len(behind) if behind else None
 
 
 def _likeness(plan: Plan, seen: Sequence[_Seen]) -> dict[str, Any] | None:
@@ -236,21 +252,29 @@ def _likeness(plan: Plan, seen: Sequence[_Seen]) -> dict[str, Any] | None:
     if plan.prompts is None:
         return None
     checker = None if plan.check is None else make_checker(plan.check)
-    rows = [_compared(row, seen[0].answers[row.id][1], checker) for row in plan.prompts.rows]
+    rows = [compared(row, seen[0].answers[row.id][1].text, checker) for row in plan.prompts.rows]
+    unlike = sum(
+        len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1 for row in plan.prompts.rows
+    )
+    return likeness_of(rows, checker, unlike, plan.seed)
+
+
+def likeness_of(
+    rows: Sequence[dict[str, Any]], checker: Checker | None, unlike: int, seed: int
+) -> dict[str, Any]:
+    """What a result holds of rows that were `compared`: see `_likeness`."""
     return {
         "rows": rows,
-        "agreement": _share([row["same"] for row in rows if "same" in row], plan.seed),
-        "gold": _share([row["gold"] for row in rows if "gold" in row], plan.seed),
+        "agreement": _share([row["same"] for row in rows if "same" in row], seed),
+        "gold": _share([row["gold"] for row in rows if "gold" in row], seed),
         "threw": dict(thrown_by(checker)) if checker is not None else {},
-        "unlike": sum(
-            len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1
-            for row in plan.prompts.rows
-        ),
+        "unlike": unlike,
     }
 
 
-def _compared(row: EvalRow, made: Generation, checker: Checker | None) -> dict[str, Any]:
-    answer = made.text.strip()
+def compared(row: EvalRow, text: str, checker: Checker | None) -> dict[str, Any]:
+    """An answer, and whether the check takes it for the teacher's and for the reference."""
+    answer = text.strip()
     found: dict[str, Any] = {"id": row.id, "answer": answer}
     if checker is not None and row.answer:
         found["same"] = checker.same(answer, row.answer)
@@ -281,7 +305,8 @@ def _model(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _mix(prompts: Prompts | None) -> dict[str, Any] | None:
+def mix_facts(prompts: Prompts | None) -> dict[str, Any] | None:
+    """What was asked, as a result has it."""
     if prompts is None:
         return None
     return {"source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows)}

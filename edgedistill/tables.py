@@ -314,9 +314,11 @@ def _line(label: str, text: str) -> Text:
 
 
 def sitting(value: Row) -> RenderableType:
-    """What one sitting measured of a model."""
+    """What one sitting measured of a model file, or of a server."""
     model, device = value["model"], value["device"]
-    title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
+    title = f"\n{model['name']} at {device['address']}"
+    if model["bytes"] is not None:
+        title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
     parts: list[RenderableType] = [Text(title, style="bold"), _figures(value["figures"])]
     likeness = value["likeness"] or {}
     for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
