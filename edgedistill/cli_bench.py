@@ -157,7 +157,7 @@ def _of_file(
     from edgedistill.model_prompt import asked_model
     from edgedistill.sitting import Plan, sit
 
-    _refuse(context, OF_URL, "a URL, and this is a file")
+    _refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
     held = None if recipe is None else loaded(recipe)
     student = None if held is None else held.student
     asked = asked_model(Path(model), student, own["system"], own["max_tokens"])

@@ -5,6 +5,7 @@ months later, beside others, by another version.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgedistill.errors import ArtifactError
 from edgedistill.measures import Measure
 
 KIND, VERSION = "edgedistill-result", 1
+BOUNDS = ("low", "high")
 PARTS = ("kind", "version", "made", "edgedistill", "model", "device", "load", "settings", "figures")
 
 
@@ -39,8 +41,9 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As the file has it."""
-        return {"kind": KIND, "version": VERSION, **asdict(self)}
+        """As the file has it. JSON has no nan: the bounds of an unknown interval are null."""
+        figures = {name: _written(asdict(each)) for name, each in self.figures.items()}
+        return {"kind": KIND, "version": VERSION, **asdict(self), "figures": figures}
 
 
 def write_result(result: Result, file: Path) -> None:
@@ -68,10 +71,20 @@ def read_result(file: Path) -> Result:
         raise _refused(file, f"it lacks {', '.join(missing)}")
     known = {name: value[name] for name in Result.__dataclass_fields__ if name in value}
     try:
-        figures = {name: Measure(**each) for name, each in value["figures"].items()}
+        figures = {name: _figure(each) for name, each in value["figures"].items()}
         return Result(**{**known, "figures": figures})
     except (TypeError, AttributeError) as error:
         raise _refused(file, f"it is damaged: {error}") from error
+
+
+def _written(figure: dict[str, Any]) -> dict[str, Any]:
+    unknown = {name: None for name in BOUNDS if math.isnan(figure[name])}
+    return {**figure, **unknown}
+
+
+def _figure(written: dict[str, Any]) -> Measure:
+    unknown = {name: math.nan for name in BOUNDS if written.get(name, math.nan) is None}
+    return Measure(**{**written, **unknown})
 
 
 def _refused(file: Path, what: str) -> ArtifactError:

@@ -332,7 +332,9 @@ def _figures(figures: Row) -> Table:
     table = _table("", "figure", "95 % of other sittings", "of values")
     for name, each in figures.items():
         count = sum(map(len, each["groups"]))
-        span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
+        span = "not known"
+        if each["low"] is not None:
+            span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
         table.add_row(name, _amount(each["value"], each["unit"]), span, str(count))
     return table
 
