@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgedistill.sitting import Prompts
 
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
-OF_FILE = ("threads",)
+OF_FILE = ("threads", "depths")
 OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
 NEEDS_MODEL = ("prompts", "sample", "system", "max_tokens", "repeats", "out", *OF_FILE, *OF_URL)
 GIVEN = click.core.ParameterSource.COMMANDLINE
@@ -71,7 +71,12 @@ OWN = (
         "--max-tokens", metavar="N", type=click.IntRange(1), help="MODEL: of an answer, at most."
     ),
     click.option(
-        "--threads", metavar="N", type=click.IntRange(1), help="MODEL: by default one a core."
+        "--threads", metavar="N[,N...]", callback=counts(1),
+        help="A file: by default one a core; several numbers: pp512 and tg128 with each.",
+    ),
+    click.option(
+        "--depths", metavar="N[,N...]", callback=counts(0), default="0", show_default=True,
+        help="A file: pp512 and tg128 behind so many tokens of context, too.",
     ),
     click.option(
         "--repeats", metavar="N", type=click.IntRange(2, 100), default=3, show_default=True,
@@ -155,6 +160,7 @@ def _of_file(
     context: click.Context, model: str, recipe: str | None, workspace: Path, own: dict[str, Any]
 ) -> tuple[Result, None]:
     from edgedistill.model_prompt import asked_model
+    from edgedistill.rates import More
     from edgedistill.sitting import Plan, sit
 
     _refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
@@ -164,7 +170,10 @@ def _of_file(
     with listening() as progress:
         prompts = _prompts(held, workspace, own, progress)
         check = None if held is None else held.check
-        plan = Plan(own["repeats"], threads=own["threads"], prompts=prompts, check=check)
+        threads: tuple[int, ...] = own["threads"] or ()
+        one = threads[0] if len(threads) == 1 else None
+        more = More(tuple(filter(None, own["depths"])), threads if one is None else ())
+        plan = Plan(own["repeats"], threads=one, more=more, prompts=prompts, check=check)
         return sit(asked, plan, progress), None
 
 

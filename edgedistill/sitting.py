@@ -26,11 +26,12 @@ from edgedistill.conditions import changes, read_conditions
 from edgedistill.curate import curate
 from edgedistill.fidelity import EvalRow, read_rows, shuffled
 from edgedistill.gguf_header import read_header
-from edgedistill.load_watch import BUSY_SHARE, LoadWatch
+from edgedistill.load_watch import BUSY_SHARE, Load, LoadWatch
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
+from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
 from edgedistill.recipe import Recipe
 from edgedistill.result_file import Result
 from edgedistill.runtime import Generation, LlamaCpp
@@ -38,8 +39,8 @@ from edgedistill.runtimes import asked_ids
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.workspace import locked
 
-PREFILL_TOKENS, DECODE_TOKENS = 512, 128  # llama-bench's default test
 SHORT_CONTEXT = 256
+NO_MORE = More()
 RESAMPLES = 2000
 
 
@@ -100,6 +101,7 @@ class Plan:
     processes: int = 3
     runs: int = 3  # of pp512 and tg128, in each process
     threads: int | None = None
+    more: More = NO_MORE
     prompts: Prompts | None = None
     check: Check | None = None
     seed: int = 0
@@ -121,26 +123,23 @@ def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
 
     Raises:
         RuntimeFailure: llama.cpp refuses it. WeightsError: it has no prompt that can be used.
+        UsageError: a depth is beyond its context, or there are more threads than cores.
     """
+    require_depths(asked.file, plan.more.depths)
+    require_cores([plan.threads or 1, *plan.more.threads])
     threads = plan.threads or machine.threads()
     rows = plan.prompts.rows if plan.prompts is not None else []
     prompt = asked.prompt() if rows else None
     with progress.task("listening to other work on this machine", None):
         watch, before = LoadWatch(), read_conditions()
     seen = []
-    with progress.task("measuring", plan.processes * (len(rows) + 1), "steps") as task:
+    with progress.task(
+        "measuring", plan.processes * (len(rows) + 1 + plan.more.steps), "steps"
+    ) as task:
         for number in range(plan.processes):
             seen.append(_process(asked, plan, prompt, threads, number, task))
     load, after = watch.stop(), read_conditions()
     likeness = _likeness(plan, seen)
-    notes = []
-    if load.busy:
-        notes.append(
-            f"other work took {max(load.before, load.during or 0):.0%} of this machine's "
-            f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
-        )
-    if likeness is not None and likeness["unlike"]:
-        notes.append(f"{likeness['unlike']} answers were not the same in all processes")
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
@@ -150,14 +149,27 @@ def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
         settings={
             "processes": plan.processes, "runs": plan.runs, "threads": threads, "seed": plan.seed,
+            "depths": list(plan.more.depths), "thread_counts": list(plan.more.threads),
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
         figures=_figures(seen),
         token_mix=mix_facts(plan.prompts),
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
-        notes=notes,
+        notes=_notes(load, likeness),
     )  # fmt: skip
+
+
+def _notes(load: Load, likeness: Mapping[str, Any] | None) -> list[str]:
+    notes = []
+    if load.busy:
+        notes.append(
+            f"other work took {max(load.before, load.during or 0):.0%} of this machine's "
+            f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
+        )
+    if likeness is not None and likeness["unlike"]:
+        notes.append(f"{likeness['unlike']} answers were not the same in all processes")
+    return notes
 
 
 def _process(
@@ -195,17 +207,17 @@ def _process(
             task.advance()
         peak = model.peak_memory_bytes()
     with LlamaCpp(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
-        rates = model.bench(PREFILL_TOKENS, DECODE_TOKENS, plan.runs)
+        rates = bench(model, plan.runs)
         peak = peak if rows else model.peak_memory_bytes()  # one that has only loaded tells little
     task.advance()
+    rates |= bench_more(asked.file, plan.more, threads, plan.runs, task.advance)
     return _Seen(ready, cold, rates, answers, peak)
 
 
 def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
     """By name, each with its unit; see docs/bench.md."""
     figures = {
-        "pp512": measure([each.rates["pp"] for each in seen], "tokens/s"),
-        "tg128": measure([each.rates["tg"] for each in seen], "tokens/s"),
+        **{n: measure([each.rates[n] for each in seen], "tokens/s") for n in seen[0].rates},
         "load": measure([[each.start_seconds] for each in seen], "s"),
         "peak_memory": measure([[each.peak_memory] for each in seen], "bytes"),
     }
