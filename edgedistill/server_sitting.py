@@ -195,10 +195,11 @@ def _likeness(plan: ServerPlan, made: Sequence[Pass]) -> tuple[dict[str, Any], l
     ]
     unlike = sum(len({one.answer.text for one in said}) > 1 for said in given.values())
     notes = []
-    if empty := sum(not one.answer.text.strip() for said in given.values() for one in said):
-        notes.append(f"{empty} answers were empty: they count in end_to_end alone")
+    every = [one for said in given.values() for one in said]
+    if empty := [one for one in every if not one.answer.text.strip()]:
+        notes.append(f"{_counted(empty, 'answer')} without text: only their end_to_end counts")
     if unlike:
-        notes.append(f"{unlike} prompts were not given the same answer in all passes")
+        notes.append(f"not the same answer in all passes: {unlike} of {len(rows)} prompts")
     return likeness_of(rows, checker, unlike, plan.seed), notes
 
 
@@ -214,10 +215,12 @@ def _of_calls(plan: ServerPlan, made: Sequence[Pass]) -> list[str]:
     notes, answered = [], [one for each in made for one in each.answered.values()]
     if failed := [trace for each in made for trace in each.failed.values()]:
         notes.append(
-            f"{len(failed)} calls failed and count for nothing; the first: {reason(failed[0])}"
+            f"{_counted(failed, 'call')} failed and count for nothing; the first: "
+            f"{reason(failed[0])}"
         )
-    if again := sum(one.trace.attempts > 1 for one in answered):
-        notes.append(f"{again} calls were answered at a later try; times are of the last try")
+    if again := [one for one in answered if one.trace.attempts > 1]:
+        said = "answered at a later try, whose times these are"
+        notes.append(f"{_counted(again, 'call')} {said}")
     if cached := sum(one.answer.cached_tokens for one in answered):
         share = cached / max(sum(one.answer.prompt_tokens for one in answered), 1)
         notes.append(
@@ -225,6 +228,10 @@ def _of_calls(plan: ServerPlan, made: Sequence[Pass]) -> list[str]:
             "a new prompt comes later"
         )
     return notes
+
+
+def _counted(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _of_end(plan: ServerPlan, made: Sequence[Pass], stopped: EdgedistillError | None) -> list[str]:

@@ -105,6 +105,17 @@ def test_a_server_on_this_machine_is_said_to_be() -> None:
     )
 
 
+def test_of_a_far_server_nothing_of_its_machine_is_known() -> None:
+    with FakeTeacher() as teacher:
+        # A spelling of this machine's address that only the system's resolver knows.
+        url = teacher.base_url.replace("127.0.0.1", "127.1")
+        asked = asked_server(url, MODEL, "A_KEY")
+        result = sit_at(asked, ServerPlan(prompts(), passes=2), Silent()).result
+    assert (result.device["address"], result.device["cpu"]) == (url, None)
+    assert set(result.load.values()) == set(result.conditions.values()) == {None}
+    assert "is not listened to" in result.notes[0]
+
+
 def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
     with FakeTeacher() as teacher:
         result = sit(teacher).result
@@ -118,7 +129,8 @@ def test_empty_answers_have_no_first_token(step: str) -> None:
     with FakeTeacher({"q1": [step]}) as teacher:
         result = sit(teacher).result
     count = 2 if step.endswith("!") else 1
-    assert any(note.startswith(f"{count} answers were empty") for note in result.notes)
+    said = "2 answers without text" if count == 2 else "1 answer without text"
+    assert any(note.startswith(said) for note in result.notes)
     assert [len(g) for g in result.figures["end_to_end_p50"].groups] == [COUNT] * 2
     assert sum(map(len, result.figures["time_to_first_token_p50"].groups)) == 2 * COUNT - count
     assert result.likeness is not None
@@ -146,7 +158,7 @@ def test_a_stream_that_ends_in_the_middle_is_asked_again() -> None:
     with FakeTeacher({"q1": ["half"]}) as teacher:
         done = sit(teacher, passes=1)
     assert done.result.settings["calls"]["answered"] == COUNT
-    assert any("1 calls were answered at a later try" in note for note in done.result.notes)
+    assert any("1 call answered at a later try" in note for note in done.result.notes)
 
 
 @pytest.mark.parametrize("streams", [1, 3])
@@ -258,6 +270,22 @@ def test_the_command_keeps_what_a_dying_server_gave(
     kept = read_result(tmp_path / "r.json")
     assert math.isnan(kept.figures["end_to_end_p50"].low) == (earlier == 1)
     assert "NaN" not in (tmp_path / "r.json").read_text("utf-8")
+
+
+def test_a_recipes_held_out_prompts_are_asked_as_its_teacher_is(
+    run: Callable[..., Ran], tiny: Path
+) -> None:
+    with FakeTeacher(answer=lambda prompt: "urgent") as teacher:
+        text = tiny.read_text("utf-8").replace("http://127.0.0.1:9/v1", teacher.base_url)
+        text = text.replace("some-model", f"{MODEL}\n  api_key_env: A_KEY\n  system: Be brief.")
+        tiny.write_text(text, "utf-8")
+        asked = ["--model", MODEL, "--api-key-env", "A_KEY", "--recipe", "tiny", "--sample", "3"]
+        done = run("--json", "bench", teacher.base_url, *asked, "--repeats", "2")
+    assert done.code == 0, done.err
+    assert done.json["likeness"]["agreement"]["value"] == 1
+    assert done.json["token_mix"] == {**done.json["token_mix"], "prompts": 3}
+    assert done.json["settings"]["asked"] == "as the teacher of tiny"
+    assert all(each.body["messages"][0]["content"] == "Be brief." for each in teacher.requests)
 
 
 def test_nobody_there(run: Callable[..., Ran], mix: Path) -> None:
