@@ -1,4 +1,4 @@
-"""The command `bench`: of a build, as one of its stages, or of any model file."""
+"""The command `bench`: of a build, as one of its stages, of any model file, or of a server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from edgedistill.cli_options import TRAINING, recipe_option, target_option, work
 from edgedistill.cli_update import Show, listening, loaded
 
 if TYPE_CHECKING:
+    from edgedistill.errors import EdgedistillError
     from edgedistill.progress import Progress
     from edgedistill.recipe import Recipe
-    from edgedistill.sitting import Plan
+    from edgedistill.result_file import Result
+    from edgedistill.sitting import Prompts
 
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
-NEEDS_MODEL = ("prompts", "sample", "system", "max_tokens", "threads", "repeats", "out")
+OF_FILE = ("threads", "depths")
+OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
+NEEDS_MODEL = ("prompts", "sample", "system", "max_tokens", "repeats", "out", *OF_FILE, *OF_URL)
 GIVEN = click.core.ParameterSource.COMMANDLINE
 
 
@@ -28,8 +32,30 @@ def add_to(cli: click.Group, common: Callable[[Any], Any], show: Show, stage: St
     bench = _bench(show, stage)
     for option in reversed([recipe_option, workspace_option, target_option, *TRAINING, *OWN]):
         bench = option(bench)
-    bench = click.argument("model", required=False, type=click.Path(path_type=Path))(bench)
+    bench = click.argument("model", required=False, metavar="[MODEL]")(bench)
     cli.command("bench")(common(bench))
+
+
+def counts(least: int) -> Callable[..., tuple[int, ...] | None]:
+    """A callback that reads whole numbers with commas between them, each at least `least`; those
+    given twice count once."""
+
+    def read(
+        context: click.Context, parameter: click.Parameter, value: str | None
+    ) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        try:
+            found = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is no list of whole numbers, such as 1,2,4"
+            ) from None
+        if min(found) < least:
+            raise click.BadParameter(f"{min(found)} is below {least}")
+        return tuple(dict.fromkeys(found))
+
+    return read
 
 
 OWN = (
@@ -45,25 +71,46 @@ OWN = (
         "--max-tokens", metavar="N", type=click.IntRange(1), help="MODEL: of an answer, at most."
     ),
     click.option(
-        "--threads", metavar="N", type=click.IntRange(1), help="MODEL: by default one a core."
+        "--threads", metavar="N[,N...]", callback=counts(1),
+        help="A file: by default one a core; several numbers: pp512 and tg128 with each.",
+    ),
+    click.option(
+        "--depths", metavar="N[,N...]", callback=counts(0), default="0", show_default=True,
+        help="A file: pp512 and tg128 behind so many tokens of context, too.",
     ),
     click.option(
         "--repeats", metavar="N", type=click.IntRange(2, 100), default=3, show_default=True,
-        help="MODEL: in so many processes, one behind the other.",
+        help="MODEL: in so many processes, one behind the other; a URL: passes over the prompts.",
     ),
     click.option(
         "-o", "--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
         help="MODEL: keep the result as JSON.",
+    ),
+    click.option("--model", "model_id", metavar="ID", help="URL: which model is asked there."),
+    click.option(
+        "--api-key-env", metavar="NAME", help="URL: the environment variable that holds its key."
+    ),
+    click.option(
+        "--as", "asked_as", type=click.Choice(("teacher", "student")), default="teacher",
+        show_default=True, help="URL with --recipe: asked as the recipe asks which of them.",
+    ),
+    click.option(
+        "--streams", metavar="N[,N...]", callback=counts(1), default="1", show_default=True,
+        help="URL: so many prompts at once; several numbers are measured one behind the other.",
+    ),
+    click.option(
+        "--max-calls", metavar="N", type=click.IntRange(1), help="URL: make no more calls than N."
     ),
 )  # fmt: skip
 
 
 def _bench(show: Show, stage: Stage) -> Callable[..., None]:
     def bench(
-        model: Path | None, recipe: str, workspace: Path, targets: Sequence[str],
+        model: str | None, recipe: str, workspace: Path, targets: Sequence[str],
         processes: int | None, scaled_down: bool, **own: Any,
     ) -> None:  # fmt: skip
-        """Measure a build on held-out prompts, or any MODEL: a GGUF file, or a bundle of one.
+        """Measure a build on held-out prompts, or any MODEL: a GGUF file, a bundle of one, or the
+        URL of a server (https://HOST/v1, with --model).
 
         Without MODEL what a build needs is reused from the workspace, or made first. Of a MODEL
         speed is measured, and with --prompts or --recipe how it answers these prompts: how long
@@ -72,52 +119,106 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         """
         context = click.get_current_context()
         if model is None:
-            _require_none(context)
+            _refuse(context, NEEDS_MODEL, "a MODEL, and none is given")
             stage(recipe, targets, workspace, processes, scaled_down)
             return
-        named = context.get_parameter_source("recipe") is GIVEN
-        show(*_measured(model, recipe if named else None, workspace, own))
+        given = recipe if context.get_parameter_source("recipe") is GIVEN else None
+        if own["out"] is not None and not own["out"].parent.is_dir():
+            raise click.UsageError(f"--out: there is no folder {own['out'].parent}; make it first")
+        _require_writable(workspace)
+        measure = _of_server if _is_url(model) else _of_file
+        result, stopped = measure(context, model, given, workspace, own)
+        _kept(result, own["out"], workspace, show)
+        if stopped is not None:
+            raise stopped
 
     return bench
 
 
-def _require_none(context: click.Context) -> None:
-    for name in NEEDS_MODEL:
+def _refuse(context: click.Context, names: Sequence[str], kind: str) -> None:
+    options = {param.name: param.opts[-1] for param in context.command.params}
+    for name in names:
         if context.get_parameter_source(name) is GIVEN:
-            raise click.UsageError(f"--{name.replace('_', '-')} is for a MODEL, and none is given")
+            raise click.UsageError(f"{options[name]} is for {kind}")
 
 
-def _measured(
-    model: Path, recipe: str | None, workspace: Path, own: dict[str, Any]
-) -> tuple[Any, Any]:
-    from edgedistill import tables
+def _require_writable(workspace: Path) -> None:
     from edgedistill.artifacts import require_writable
-    from edgedistill.history import remember
-    from edgedistill.model_prompt import asked_model
-    from edgedistill.result_file import write_result
-    from edgedistill.sitting import sit
 
-    if own["out"] is not None and not own["out"].parent.is_dir():
-        raise click.UsageError(f"--out: there is no folder {own['out'].parent}; make it first")
+    require_writable(workspace)
+
+
+def _is_url(model: str) -> bool:
+    from edgedistill.server_prompt import is_url
+
+    return is_url(model)
+
+
+def _kept(result: Result, out: Path | None, workspace: Path, show: Show) -> None:
+    from edgedistill import tables
+    from edgedistill.history import remember
+    from edgedistill.result_file import write_result
+
+    if out is not None:
+        write_result(result, out)
+    remember(result, workspace)
+    show(tables.sitting, json.loads(json.dumps(result.to_json())))
+
+
+def _of_file(
+    context: click.Context, model: str, recipe: str | None, workspace: Path, own: dict[str, Any]
+) -> tuple[Result, None]:
+    from edgedistill.model_prompt import asked_model
+    from edgedistill.rates import More
+    from edgedistill.sitting import Plan, sit
+
+    _refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
     held = None if recipe is None else loaded(recipe)
     student = None if held is None else held.student
-    asked = asked_model(model, student, own["system"], own["max_tokens"])
-    require_writable(workspace)
+    asked = asked_model(Path(model), student, own["system"], own["max_tokens"])
     with listening() as progress:
-        result = sit(asked, _plan(held, workspace, own, progress), progress)
-    if own["out"] is not None:
-        write_result(result, own["out"])
-    remember(result, workspace)
-    return tables.sitting, json.loads(json.dumps(result.to_json()))
+        prompts = _prompts(held, workspace, own, progress)
+        check = None if held is None else held.check
+        threads: tuple[int, ...] = own["threads"] or ()
+        one = threads[0] if len(threads) == 1 else None
+        more = More(tuple(filter(None, own["depths"])), threads if one is None else ())
+        plan = Plan(own["repeats"], threads=one, more=more, prompts=prompts, check=check)
+        return sit(asked, plan, progress), None
 
 
-def _plan(recipe: Recipe | None, workspace: Path, own: dict[str, Any], progress: Progress) -> Plan:
-    from edgedistill.sitting import Plan, held_out_of, prompts_of
+def _of_server(
+    context: click.Context, url: str, recipe: str | None, workspace: Path, own: dict[str, Any]
+) -> tuple[Result, EdgedistillError | None]:
+    from edgedistill.server_prompt import asked_server
+    from edgedistill.server_sitting import ServerPlan, sit_at
 
-    prompts = None
+    _refuse(context, OF_FILE, "a file, and this is a URL")
+    if own["model_id"] is None:
+        raise click.UsageError("a URL needs --model ID: which model is asked there")
+    if recipe is None:
+        _refuse(context, ("asked_as",), "a URL with --recipe, and none is given")
+    held = None if recipe is None else loaded(recipe)
+    asked = asked_server(
+        url, own["model_id"], own["api_key_env"], held, own["asked_as"], own["system"],
+        own["max_tokens"],
+    )  # fmt: skip
+    with listening() as progress:
+        prompts = _prompts(held, workspace, own, progress)
+        if prompts is None:
+            raise click.UsageError("a URL is measured on prompts: give --prompts or --recipe")
+        plan = ServerPlan(
+            prompts, own["repeats"], own["streams"], check=None if held is None else held.check,
+            max_calls=own["max_calls"],
+        )  # fmt: skip
+        sitting = sit_at(asked, plan, progress)
+    return sitting.result, sitting.stopped
+
+
+def _prompts(
+    recipe: Recipe | None, workspace: Path, own: dict[str, Any], progress: Progress
+) -> Prompts | None:
+    from edgedistill.sitting import held_out_of, prompts_of
+
     if own["prompts"] is not None:
-        prompts = prompts_of(own["prompts"], own["sample"])
-    elif recipe is not None:
-        prompts = held_out_of(recipe, own["sample"], workspace, progress)
-    check = None if recipe is None else recipe.check
-    return Plan(own["repeats"], threads=own["threads"], prompts=prompts, check=check)
+        return prompts_of(own["prompts"], own["sample"])
+    return None if recipe is None else held_out_of(recipe, own["sample"], workspace, progress)

@@ -62,7 +62,7 @@ STATISTICS: Mapping[str, Callable[[Sequence[float]], float]] = {
 
 def measure(groups: Sequence[Sequence[float]], unit: str, statistic: str = "mean") -> Measure:
     """The figure of values in groups. Of a single group nothing is known about others, so its
-    interval is the value itself only where all values are equal, and else unbounded (nan).
+    interval is the value itself only where its several values are equal, and else unknown (nan).
 
     The interval is for the value of another sitting with as many groups: both have the standard
     error s / sqrt(n) of the groups' figures, and so their difference sqrt(2) times that.
@@ -78,7 +78,7 @@ def measure(groups: Sequence[Sequence[float]], unit: str, statistic: str = "mean
     if n > 1:
         half = t95(n - 1) * statistics.stdev(each) * math.sqrt(2 / n)
     else:
-        half = 0.0 if len(set(held[0])) == 1 else math.nan
+        half = 0.0 if len(held[0]) > 1 and len(set(held[0])) == 1 else math.nan
     least = 0.0 if min(map(min, held)) >= 0 else -math.inf  # no time and no rate is below 0
     low = value - half if math.isnan(half) else max(least, value - half)
     return Measure(unit, statistic, value, low, value + half, held, outliers(held))

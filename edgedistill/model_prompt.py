@@ -50,7 +50,7 @@ def asked_model(
     manifest = path / MANIFEST
     if not manifest.is_file():
         what = "this folder is no bundle" if path.is_dir() else "there is no such file"
-        hint = "give a GGUF file, or a folder of dist/"
+        hint = "give a GGUF file, a folder of dist/, or a URL with http:// or https:// before it"
         raise ArtifactError(what, where=str(path), hint=hint)
     try:
         value = json.loads(manifest.read_text("utf-8"))

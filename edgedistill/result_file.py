@@ -5,9 +5,9 @@ months later, beside others, by another version.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from edgedistill.errors import ArtifactError
 from edgedistill.measures import STATISTICS, Measure
 
 KIND, VERSION = "edgedistill-result", 1
+BOUNDS = ("low", "high")
 PARTS = ("kind", "version", "made", "edgedistill", "model", "device", "load", "settings", "figures")
 SECTIONS = {  # of a result: what each must hold
     "model": ("name", "sha256", "bytes"),
@@ -34,7 +35,9 @@ SHARE = ("value", "low", "high", "n")
 @dataclass(frozen=True)
 class Result:
     """`figures` by name (docs/bench.md says what each is). `load` and `conditions` say what the
-    device was in. `token_mix`, `check` and `likeness` are None where no prompts were given."""
+    device was in. `token_mix`, `check` and `likeness` are None where no prompts were given. Of a
+    server `model` has no file, sha256 or bytes (None), but the model IDs that `answered`; a far
+    one's `load` and `conditions`, and what its `device` is, are None, too."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str
@@ -50,8 +53,9 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As the file has it."""
-        return {"kind": KIND, "version": VERSION, **asdict(self)}
+        """As the file has it. JSON has no nan: the bounds of an unknown interval are null."""
+        figures = {name: _written(asdict(each)) for name, each in self.figures.items()}
+        return {"kind": KIND, "version": VERSION, **asdict(self), "figures": figures}
 
 
 def write_result(result: Result, file: Path) -> None:
@@ -92,9 +96,11 @@ def read_result(file: Path) -> Result:
 def _figure(name: str, value: Any) -> Measure:
     """A figure whose parts are what they should be: a file is also written by hand. An interval
     that is not known has nan for its ends."""
-    found = Measure(**value)
+    unknown = {end: math.nan for end in BOUNDS if value.get(end, math.nan) is None}
+    found = Measure(**{**value, **unknown})
     values = [found.value, *(each for group in found.groups for each in group)]
-    if not all(map(_is_number, (*values, found.low, found.high))) or not all(map(isfinite, values)):
+    numbers = all(map(_is_number, (*values, found.low, found.high)))
+    if not numbers or not all(map(math.isfinite, values)):
         raise ValueError(f"{name} has something that is no number")
     if not found.groups or not all(found.groups) or found.statistic not in STATISTICS:
         raise ValueError(f"{name} has an empty group, or is no {', '.join(STATISTICS)}")
@@ -116,7 +122,7 @@ def _require_whole(result: Result) -> None:
         if missing := [name for name in names if name not in held]:
             raise ValueError(f"{section} lacks {', '.join(missing)}")
     size = result.model["bytes"]
-    if not _is_number(size) or size < 1:
+    if size is not None and (not _is_number(size) or size < 1):
         raise ValueError("model.bytes is no size")
     _require_whole_answers(result.likeness or {"rows": [], "agreement": None, "gold": None})
 
@@ -130,6 +136,11 @@ def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
         share = likeness[name]
         if share is not None and not all(_is_number(share[part]) for part in SHARE):
             raise ValueError(f"likeness.{name} is no share with its interval")
+
+
+def _written(figure: dict[str, Any]) -> dict[str, Any]:
+    unknown = {name: None for name in BOUNDS if math.isnan(figure[name])}
+    return {**figure, **unknown}
 
 
 def _refused(file: Path, what: str) -> ArtifactError:

@@ -161,38 +161,64 @@ class Native:
                     likely.append(int(row.argmax()))
         return likely
 
-    def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
-        """llama-bench's convention (tools/llama-bench): random tokens, an empty cache each run, one
-        warm-up, neither tokenization nor sampling. Tokens a second of each run."""
-        self._fits(max(pp, tg))
+    def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
+        """llama-bench's convention (tools/llama-bench): random tokens, an empty cache each run or
+        one of `depth` tokens (its -d), one warm-up, neither tokenization nor sampling. Tokens a
+        second of each run."""
+        self._fits(depth + max(pp, tg))
         chance = random.Random(0)
+        before = self._filled([chance.randrange(self.n_vocab) for _ in range(depth)])
 
         def prompt() -> None:
             ids = [chance.randrange(self.n_vocab) for _ in range(pp)]
-            self._prefill(ids, pp - 1)
+            self._prefill(ids, pp - 1, depth)
 
         def decode() -> None:
-            for position in range(tg):
+            for position in range(depth, depth + tg):
                 self._step(chance.randrange(self.n_vocab), position)
                 lib.llama_synchronize(self.context)
 
-        return {"pp": self._rates(prompt, pp, runs), "tg": self._rates(decode, tg, runs)}
+        return {
+            "pp": self._rates(prompt, pp, runs, before),
+            "tg": self._rates(decode, tg, runs, before),
+        }
 
-    def _rates(self, work: Callable[[], None], tokens: int, runs: int) -> list[float]:
+    def _rates(self, work: Callable[[], None], tokens: int, runs: int, before: Any) -> list[float]:
         rates = []
         for _ in range(runs + 1 if tokens else 0):
-            lib.llama_memory_clear(self.memory, False)
+            self._restore(before)
             started = time.perf_counter()
             work()
             lib.llama_synchronize(self.context)
             rates.append(tokens / (time.perf_counter() - started))
         return rates[1:]  # the first run warms up
 
-    def _prefill(self, ids: list[int], wanted: int) -> None:
-        """Decode `ids` from position 0; logits are computed for position `wanted` alone."""
+    def _filled(self, ids: list[int]) -> Any:
+        """The cache's state behind these tokens, to be restored: they are computed once, however
+        many runs there are. None for no tokens."""
+        if not ids:
+            return None
+        lib.llama_memory_clear(self.memory, False)
+        self._prefill(ids, len(ids) - 1)
+        size = lib.llama_state_seq_get_size(self.context, 0)
+        state = (ctypes.c_uint8 * size)()
+        if lib.llama_state_seq_get_data(self.context, state, size, 0) != size:
+            raise Refused(f"llama.cpp cannot keep its state behind {len(ids)} tokens")
+        return state
+
+    def _restore(self, state: Any) -> None:
+        lib.llama_memory_clear(self.memory, False)
+        if state is not None and not lib.llama_state_seq_set_data(
+            self.context, state, len(state), 0
+        ):
+            raise Refused("llama.cpp cannot take back the state that it gave")
+
+    def _prefill(self, ids: list[int], wanted: int, behind: int = 0) -> None:
+        """Decode `ids` from position `behind`; logits are computed for the one at `wanted` in `ids`
+        alone."""
         for start in range(0, len(ids), BATCH):
             chunk = ids[start : start + BATCH]
-            self._decode(chunk, start, [wanted - start])
+            self._decode(chunk, behind + start, [wanted - start])
 
     def _decode(self, chunk: list[int], start: int, rows: Any) -> None:
         batch, wanted = self.batch, frozenset(rows)

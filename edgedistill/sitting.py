@@ -11,7 +11,7 @@ import datetime
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from edgedistill.conditions import changes, read_conditions
 from edgedistill.curate import curate
 from edgedistill.fidelity import EvalRow, read_rows, shuffled
 from edgedistill.gguf_header import read_header
-from edgedistill.load_watch import BUSY_SHARE, LoadWatch
+from edgedistill.load_watch import BUSY_SHARE, Load, LoadWatch
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
+from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
 from edgedistill.recipe import Recipe
 from edgedistill.result_file import Result
 from edgedistill.runtime import Generation, LlamaCpp
@@ -38,8 +39,8 @@ from edgedistill.runtimes import asked_ids
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.workspace import locked
 
-PREFILL_TOKENS, DECODE_TOKENS = 512, 128  # llama-bench's default test
 SHORT_CONTEXT = 256
+NO_MORE = More()
 RESAMPLES = 2000
 
 
@@ -100,6 +101,7 @@ class Plan:
     processes: int = 3
     runs: int = 3  # of pp512 and tg128, in each process
     threads: int | None = None
+    more: More = NO_MORE
     prompts: Prompts | None = None
     check: Check | None = None
     seed: int = 0
@@ -121,26 +123,23 @@ def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
 
     Raises:
         RuntimeFailure: llama.cpp refuses it. WeightsError: it has no prompt that can be used.
+        UsageError: a depth is beyond its context, or there are more threads than cores.
     """
+    require_depths(asked.file, plan.more.depths)
+    require_cores([plan.threads or 1, *plan.more.threads])
     threads = plan.threads or machine.threads()
     rows = plan.prompts.rows if plan.prompts is not None else []
     prompt = asked.prompt() if rows else None
     with progress.task("listening to other work on this machine", None):
         watch, before = LoadWatch(), read_conditions()
     seen = []
-    with progress.task("measuring", plan.processes * (len(rows) + 1), "steps") as task:
+    with progress.task(
+        "measuring", plan.processes * (len(rows) + 1 + plan.more.steps), "steps"
+    ) as task:
         for number in range(plan.processes):
             seen.append(_process(asked, plan, prompt, threads, number, task))
     load, after = watch.stop(), read_conditions()
     likeness = _likeness(plan, seen)
-    notes = []
-    if load.busy:
-        notes.append(
-            f"other work took {max(load.before, load.during or 0):.0%} of this machine's "
-            f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
-        )
-    if likeness is not None and likeness["unlike"]:
-        notes.append(f"{likeness['unlike']} answers were not the same in all processes")
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
@@ -150,14 +149,27 @@ def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
         settings={
             "processes": plan.processes, "runs": plan.runs, "threads": threads, "seed": plan.seed,
+            "depths": list(plan.more.depths), "thread_counts": list(plan.more.threads),
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
         figures=_figures(seen),
-        token_mix=_mix(plan.prompts),
+        token_mix=mix_facts(plan.prompts),
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
-        notes=notes,
+        notes=_notes(load, likeness),
     )  # fmt: skip
+
+
+def _notes(load: Load, likeness: Mapping[str, Any] | None) -> list[str]:
+    notes = []
+    if load.busy:
+        notes.append(
+            f"other work took {max(load.before, load.during or 0):.0%} of this machine's "
+            f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
+        )
+    if likeness is not None and likeness["unlike"]:
+        notes.append(f"{likeness['unlike']} answers were not the same in all processes")
+    return notes
 
 
 def _process(
@@ -195,17 +207,17 @@ def _process(
             task.advance()
         peak = model.peak_memory_bytes()
     with LlamaCpp(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
-        rates = model.bench(PREFILL_TOKENS, DECODE_TOKENS, plan.runs)
+        rates = bench(model, plan.runs)
         peak = peak if rows else model.peak_memory_bytes()  # one that has only loaded tells little
     task.advance()
+    rates |= bench_more(asked.file, plan.more, threads, plan.runs, task.advance)
     return _Seen(ready, cold, rates, answers, peak)
 
 
 def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
     """By name, each with its unit; see docs/bench.md."""
     figures = {
-        "pp512": measure([each.rates["pp"] for each in seen], "tokens/s"),
-        "tg128": measure([each.rates["tg"] for each in seen], "tokens/s"),
+        **{n: measure([each.rates[n] for each in seen], "tokens/s") for n in seen[0].rates},
         "load": measure([[each.start_seconds] for each in seen], "s"),
         "peak_memory": measure([[each.peak_memory] for each in seen], "bytes"),
     }
@@ -220,13 +232,29 @@ def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
     between = [
         [tick for _, made in each.answers.values() for tick in made.token_seconds] for each in seen
     ]
-    timed = {"end_to_end": whole, "time_to_first_token": first}
-    if all(between):
-        timed["inter_token"] = between
-    for name, groups in timed.items():
-        for statistic in ("p50", "p95", "p99"):
-            figures[f"{name}_{statistic}"] = measure(groups, "s", statistic)
-    return figures
+    timed = {"end_to_end": whole, "time_to_first_token": first, "inter_token": between}
+    timed["time_per_output_token"] = [
+        [each for _, made in one.answers.values() if (each := _per_token(made)) is not None]
+        for one in seen
+    ]
+    return figures | percentiles(timed)
+
+
+def percentiles(timed: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Measure]:
+    """Seconds by name and group (process or pass) as figures; a name without a value in each group
+    is left out."""
+    return {
+        f"{name}_{statistic}": measure(groups, "s", statistic)
+        for name, groups in timed.items()
+        if groups and all(groups)
+        for statistic in ("p50", "p95", "p99")
+    }
+
+
+def _per_token(made: Generation) -> float | None:
+    """Mean seconds of the tokens behind the first one, without what ends the answer."""
+    behind = made.token_seconds[: len(made.ids) - 1] if made.ids else ()
+    return sum(behind) / len(behind) if behind else None
 
 
 def _likeness(plan: Plan, seen: Sequence[_Seen]) -> dict[str, Any] | None:
@@ -236,21 +264,29 @@ def _likeness(plan: Plan, seen: Sequence[_Seen]) -> dict[str, Any] | None:
     if plan.prompts is None:
         return None
     checker = None if plan.check is None else make_checker(plan.check)
-    rows = [_compared(row, seen[0].answers[row.id][1], checker) for row in plan.prompts.rows]
+    rows = [compared(row, seen[0].answers[row.id][1].text, checker) for row in plan.prompts.rows]
+    unlike = sum(
+        len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1 for row in plan.prompts.rows
+    )
+    return likeness_of(rows, checker, unlike, plan.seed)
+
+
+def likeness_of(
+    rows: Sequence[dict[str, Any]], checker: Checker | None, unlike: int, seed: int
+) -> dict[str, Any]:
+    """What a result holds of rows that were `compared`: see `_likeness`."""
     return {
         "rows": rows,
-        "agreement": _share([row["same"] for row in rows if "same" in row], plan.seed),
-        "gold": _share([row["gold"] for row in rows if "gold" in row], plan.seed),
+        "agreement": _share([row["same"] for row in rows if "same" in row], seed),
+        "gold": _share([row["gold"] for row in rows if "gold" in row], seed),
         "threw": dict(thrown_by(checker)) if checker is not None else {},
-        "unlike": sum(
-            len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1
-            for row in plan.prompts.rows
-        ),
+        "unlike": unlike,
     }
 
 
-def _compared(row: EvalRow, made: Generation, checker: Checker | None) -> dict[str, Any]:
-    answer = made.text.strip()
+def compared(row: EvalRow, text: str, checker: Checker | None) -> dict[str, Any]:
+    """An answer, and whether the check takes it for the teacher's and for the reference."""
+    answer = text.strip()
     found: dict[str, Any] = {"id": row.id, "answer": answer}
     if checker is not None and row.answer:
         found["same"] = checker.same(answer, row.answer)
@@ -281,7 +317,8 @@ def _model(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _mix(prompts: Prompts | None) -> dict[str, Any] | None:
+def mix_facts(prompts: Prompts | None) -> dict[str, Any] | None:
+    """What was asked, as a result has it."""
     if prompts is None:
         return None
     return {"source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows)}

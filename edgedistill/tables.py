@@ -317,9 +317,11 @@ def _line(label: str, text: str) -> Text:
 
 
 def sitting(value: Row) -> RenderableType:
-    """What one sitting measured of a model."""
+    """What one sitting measured of a model file, or of a server."""
     model, device = value["model"], value["device"]
-    title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
+    title = f"\n{model['name']} at {device['address']}"
+    if model["bytes"] is not None:
+        title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
     parts: list[RenderableType] = [Text(title, style="bold"), _figures(value["figures"])]
     likeness = value["likeness"] or {}
     for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
@@ -333,7 +335,9 @@ def _figures(figures: Row) -> Table:
     table = _table("", "figure", "95 % of other sittings", "of values")
     for name, each in figures.items():
         count = sum(map(len, each["groups"]))
-        span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
+        span = "not known"
+        if each["low"] is not None:
+            span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
         table.add_row(name, _amount(each["value"], each["unit"]), span, str(count))
     return table
 

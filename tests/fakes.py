@@ -74,7 +74,9 @@ class FakeTeacher:
     entry holds for all later ones when it ends with "!". Without an entry a request is answered
     with `answer(prompt)`. Entries: ok, 429 (Retry-After: `retry_after`), any other HTTP status,
     garbage (no JSON), no-choices, no-content, empty (text ""), refusal, hang, drip (one byte at
-    a time), cut (the connection closes in the middle), error-body, quota, no-logprobs (HTTP 400).
+    a time), cut (the connection closes in the middle), error-body, quota, no-logprobs (HTTP 400);
+    of a stream also unstreamed (a whole answer instead), half (it ends in the middle) and die (so
+    does the server).
 
     `logprobs` is what an answer has where log-probabilities are asked for, by the answer's text.
     """
@@ -88,10 +90,13 @@ class FakeTeacher:
     requests: list[Received] = field(default_factory=list)
     logprobs: Callable[[str], Any] = lambda text: None
     together: int = 1  # no request is answered before so many wait
+    cached: int = 0  # prompt tokens that usage tells to be from a cache
+    most_at_once: int = 0  # requests that were waiting for an answer
 
     def __post_init__(self) -> None:
         self._plans = {prompt: deque(steps) for prompt, steps in self.script.items()}
         self._lock = threading.Lock()
+        self._waiting = 0
         self._barrier = threading.Barrier(self.together)
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"teacher": self})
@@ -116,6 +121,10 @@ class FakeTeacher:
         trace: TracebackType | None,
     ) -> None:
         self.released.set()
+        self.die()
+
+    def die(self) -> None:
+        """Listen no more."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -125,8 +134,13 @@ class FakeTeacher:
         Raises:
             threading.BrokenBarrierError: for 20 s there were not `together` requests.
         """
+        with self._lock:
+            self._waiting += 1
+            self.most_at_once = max(self.most_at_once, self._waiting)
         time.sleep(self.delay_seconds)
         self._barrier.wait(20)
+        with self._lock:
+            self._waiting -= 1
 
     def step(self, received: Received) -> str:
         """What this request meets."""
@@ -181,8 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"error": {"message": "overloaded"}})
         elif "stream_options" in received.body and not self.teacher.knows_stream_options:
             self._json(400, {"error": {"message": "unknown field stream_options"}})
-        elif received.body.get("stream"):
-            self._stream(received)
+        elif received.body.get("stream") and step != "unstreamed":
+            self._stream(received, step)
         else:
             self._json(200, self._completion(step, received))
 
@@ -204,22 +218,29 @@ class _Handler(BaseHTTPRequestHandler):
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
         }
 
-    def _stream(self, received: Received) -> None:
+    def _stream(self, received: Received, step: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
         pieces = self.teacher.answer(received.prompt).split(" ")
         words = [piece if i == 0 else f" {piece}" for i, piece in enumerate(pieces)]
+        words = {"empty": [], "half": words[:1], "die": words[:1]}.get(step, words)
         deltas: list[dict[str, Any]] = [{"role": "assistant"}, *({"content": w} for w in words)]
         for delta in deltas:
             self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             self.wfile.write(b": ping\n\n")
+        self.close_connection = True
+        if step == "die":
+            self.teacher.die()
+        if step in ("half", "die"):
+            return
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         if self.teacher.usage_in_stream:
-            self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 30}})
+            usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": 30}
+            usage["prompt_tokens_details"] = {"cached_tokens": self.teacher.cached}
+            self._event({"choices": [], "usage": usage})
         self.wfile.write(b"data: [DONE]\n\n")
-        self.close_connection = True
 
     def _event(self, values: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps({"model": MODEL, **values}).encode() + b"\r\n\r\n")

@@ -21,6 +21,7 @@ def test_a_figure_is_the_mean_over_groups() -> None:
 def test_one_group_says_nothing_about_others() -> None:
     assert math.isnan(measure([[1, 2]], "s").low)
     assert measure([[2, 2]], "s").high == 2
+    assert math.isnan(measure([[2]], "s").high)
 
 
 @pytest.mark.parametrize("groups", [[], [[1], []]])

@@ -187,6 +187,25 @@ def test_stream(usage: bool, tokens: int) -> None:
     assert 0.05 <= trace.time_to_first_token <= trace.latency_seconds
 
 
+@pytest.mark.parametrize("usage", [True, False])
+def test_each_part_of_a_stream_is_timed(usage: bool) -> None:
+    fake = FakeTeacher(usage_in_stream=usage, delay_seconds=0.05, cached=4)
+    with fake as teacher, client(teacher) as asked:
+        trace, answer = asked.timed(call())
+    assert answer is not None
+    assert len(answer.chunk_seconds) == 3  # "answer", " to", " hello"
+    assert 0.05 <= answer.chunk_seconds[0] <= answer.chunk_seconds[-1] <= answer.total_seconds
+    assert answer.total_seconds <= trace.latency_seconds + 1e-6  # which is rounded
+    assert trace.time_to_first_token == answer.chunk_seconds[0]
+    assert (answer.counted, answer.cached_tokens) == (usage, 4 if usage else 0)
+
+
+def test_a_call_that_failed_has_no_times() -> None:
+    with FakeTeacher({"*": ["400!"]}) as teacher, client(teacher) as asked:
+        trace, answer = asked.timed(call())
+    assert (trace.failure, answer) == ("HTTP 400 (refused)", None)
+
+
 def test_stream_that_is_cut_is_retried() -> None:
     with FakeTeacher({"*": ["cut"]}) as teacher, client(teacher) as asked:
         assert asked.stream(call()).attempts == 2

@@ -16,7 +16,8 @@ from edgedistill.artifacts import TokenMixEntry, digest_of
 from edgedistill.errors import TeacherRefused, WeightsError
 from edgedistill.progress import Progress
 from edgedistill.recipe import ApiTeacher, LocalTeacher, Sampling, Teacher
-from edgedistill.teacher.client import Call, Endpoint, TeacherClient, Trace
+from edgedistill.teacher.client import Call, Endpoint, TeacherClient, Trace, is_loopback
+from edgedistill.teacher.refusals import TEACHER, Named
 from edgedistill.teacher.traces import TraceStore
 from edgedistill.weights.cache import cache_folder, digest
 
@@ -29,10 +30,13 @@ TOP_LOGPROBS = "top_logprobs"
 __all__ = [
     "Call",
     "Endpoint",
+    "Named",
     "TeacherClient",
     "Trace",
     "TraceStore",
     "call_for",
+    "is_loopback",
+    "key_from",
     "open_endpoint",
     "prompt_version",
     "serve_teacher",
@@ -51,7 +55,8 @@ def open_endpoint(teacher: Teacher, progress: Progress) -> Iterator[Endpoint]:
     """
     if isinstance(teacher, ApiTeacher):
         progress.note(f"teacher: {teacher.model} at {teacher.base_url} (recipe: teacher.base_url)")
-        yield Endpoint(teacher.base_url, _key(teacher), teacher.api_key_env)
+        key = key_from(teacher.api_key_env, teacher.base_url)
+        yield Endpoint(teacher.base_url, key, teacher.api_key_env)
         return
     with serve_teacher(teacher, progress) as server:
         yield server.endpoint
@@ -86,8 +91,12 @@ def serve_teacher(teacher: LocalTeacher, progress: Progress) -> Iterator[Server]
         yield server
 
 
-def _key(teacher: ApiTeacher) -> str:
-    name = teacher.api_key_env
+def key_from(name: str | None, base_url: str, named: Named = TEACHER) -> str:
+    """The key that the environment variable `name` holds; "" for no variable.
+
+    Raises:
+        TeacherRefused: it is not set, or holds no key.
+    """
     if name is None:
         return ""
     key = os.environ.get(name, "").strip()
@@ -96,8 +105,8 @@ def _key(teacher: ApiTeacher) -> str:
     problem = "holds characters that no HTTP header can carry" if key else "is not set"
     raise TeacherRefused(
         f"the environment variable {name} {problem}",
-        where=teacher.base_url,
-        hint=f"put the teacher's API key in {name} (teacher.api_key_env in the recipe names it)",
+        where=base_url,
+        hint=f"put {named.who}'s API key in {name} ({named.key} names it)",
     )
 
 

@@ -24,7 +24,11 @@ UNREADABLE_LOGPROBS = "answer whose log-probabilities cannot be read"
 @dataclass(frozen=True)
 class Answer:
     """One answer, as far as the body told; token counts are 0 where it did not, and
-    `top_logprobs` (as logprobs.py keeps them) None."""
+    `top_logprobs` (as logprobs.py keeps them) None.
+
+    Of one that was streamed, in seconds since it was asked for: `chunk_seconds` when each chunk
+    with text came, `total_seconds` when its end did. `counted`: the server told
+    `completion_tokens`, and else they are its chunks. `cached_tokens`: of the prompt's."""
 
     model: str
     text: str
@@ -33,6 +37,10 @@ class Answer:
     completion_tokens: int
     top_logprobs: list[Any] | None = None
     time_to_first_token: float | None = None
+    chunk_seconds: tuple[float, ...] = ()
+    total_seconds: float = 0.0
+    counted: bool = False
+    cached_tokens: int = 0
 
 
 @dataclass(eq=False)
@@ -155,6 +163,13 @@ def _usage(document: Mapping[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def _cached(document: Mapping[str, Any]) -> int | None:
+    usage = document.get("usage")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+    value = details.get("cached_tokens") if isinstance(details, dict) else None
+    return value if isinstance(value, int) else None
+
+
 def _clean(text: str) -> str:
     """Half a surrogate pair is no text: no file could hold it."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -166,7 +181,9 @@ class StreamReader:
     def __init__(self, started: float) -> None:
         self.done = False
         self._started = started
-        self._first: float | None = None
+        self._came: list[float] = []
+        self._ended = 0.0
+        self._cached = 0
         self._pieces: list[str] = []
         self._finish_reason = ""
         self._events = 0
@@ -178,6 +195,7 @@ class StreamReader:
         if not line.startswith(b"data:"):
             return
         self._events += 1
+        self._ended = time.monotonic() - self._started
         data = line[5:].strip()
         if data == b"[DONE]":
             self.done = True
@@ -186,13 +204,14 @@ class StreamReader:
         self._model = str(document.get("model") or self._model)
         for name in ("prompt_tokens", "completion_tokens"):
             self._usage[name] = _usage(document, name) or self._usage.get(name)
+        self._cached = _cached(document) or self._cached
         choice = _choice(document)
         if choice is None:
             return
         delta = choice.get("delta")
         piece = delta.get("content") if isinstance(delta, dict) else None
         if isinstance(piece, str) and piece:
-            self._first = self._first or time.monotonic()
+            self._came.append(self._ended)
             self._pieces.append(piece)
         self._finish_reason = str(choice.get("finish_reason") or self._finish_reason)
 
@@ -209,5 +228,9 @@ class StreamReader:
             finish_reason=self._finish_reason,
             prompt_tokens=self._usage.get("prompt_tokens") or 0,
             completion_tokens=self._usage.get("completion_tokens") or len(self._pieces),
-            time_to_first_token=None if self._first is None else self._first - self._started,
+            time_to_first_token=self._came[0] if self._came else None,
+            chunk_seconds=tuple(self._came),
+            total_seconds=self._ended,
+            counted=self._usage.get("completion_tokens") is not None,
+            cached_tokens=self._cached,
         )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edgedistill.artifacts import digest_of
-from edgedistill.errors import MissingTool, TeacherRefused, TeacherUnreachable
+from edgedistill.errors import MissingTool, TeacherUnreachable
 from edgedistill.teacher.answers import (
     Answer,
     StreamReader,
@@ -30,6 +30,7 @@ from edgedistill.teacher.answers import (
     read_whole,
     retry_after,
 )
+from edgedistill.teacher.refusals import TEACHER, Asked, Named, raise_if_hopeless, unreachable
 
 if TYPE_CHECKING:
     import openai
@@ -37,20 +38,18 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_SECONDS = 60.0
 USAGE = {"stream_options": {"include_usage": True}}
 RETRIED = frozenset({408, 409, 429})
-NO_LOGPROBS_HINT = (
-    "take teacher.sampling.top_logprobs out of the recipe (a distil method that needs them cannot "
-    "be used then), lower it, or choose a teacher that gives them"
-)
 REASONS = {408: "request timeout", 409: "conflict", 429: "rate limit"}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a teacher answers. `key_env` names the variable the key came from, for hints."""
+    """Where a teacher answers. `key_env` names the variable the key came from, and `named` what
+    its user set where, for errors."""
 
     base_url: str
     api_key: str = field(repr=False)
     key_env: str | None = None
+    named: Named = TEACHER
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,17 @@ class TeacherClient:
         """
         return self._ask(call, self._streamed)
 
+    def timed(self, call: Call) -> tuple[Trace, Answer | None]:
+        """As `stream`, and the answer with when each part of it came; None when it failed."""
+        kept: list[Answer] = []
+
+        def attempt(call: Call, number: int) -> Answer:
+            kept.append(self._streamed(call, number))
+            return kept[-1]
+
+        trace = self._ask(call, attempt)
+        return trace, kept[-1] if kept else None
+
     def _ask(self, call: Call, attempt: Callable[[Call, int], Answer]) -> Trace:
         asked_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         troubles: list[Trouble] = []
@@ -176,7 +186,7 @@ class TeacherClient:
                 answer = attempt(call, number)
             except Trouble as trouble:
                 trace = _failed(trace, trouble, number, time.monotonic() - started)
-                self._raise_if_hopeless(trouble, call)
+                raise_if_hopeless(trouble, call.model, call.parameters, self._at())
                 troubles.append(trouble)
                 more = trouble.retry and number < self._attempts
                 if not more or self._closed.wait(self._pause(trouble, number)):
@@ -185,7 +195,7 @@ class TeacherClient:
                 self._answered = True
                 return _completed(trace, answer, number, time.monotonic() - started)
         if not any(trouble.reached for trouble in troubles) and not self._closed.is_set():
-            raise self._unreachable(troubles[-1])
+            raise unreachable(troubles[-1], self._attempts, self._at())
         return trace
 
     def _pause(self, trouble: Trouble, number: int) -> float:
@@ -235,33 +245,9 @@ class TeacherClient:
                     break
         return reader.answer()
 
-    def _raise_if_hopeless(self, trouble: Trouble, call: Call) -> None:
-        """Some refusals hold for every call; later 403 and 404 may be about one prompt only."""
-        where = self.endpoint.base_url
-        variable = self.endpoint.key_env
-        key = f"the key in {variable}" if variable else "the key (teacher.api_key_env names it)"
-        first = not self._answered
-        if trouble.status == 401 or (trouble.status == 403 and first):
-            what = f"the teacher refused the key (HTTP {trouble.status}): {trouble.detail}"
-            raise TeacherRefused(what, where=where, hint=f"check {key}")
-        if trouble.status == 402 or trouble.code == "insufficient_quota":
-            what = f"the teacher's account has no quota left: {trouble.detail}"
-            raise TeacherRefused(what, where=where, hint=f"top up the account of {key}")
-        if trouble.status == 404 and first:
-            what = f"the teacher does not know model {call.model!r} (HTTP 404): {trouble.detail}"
-            hint = "check teacher.model, and that teacher.base_url ends where the API starts (/v1)"
-            raise TeacherRefused(what, where=where, hint=hint)
-        if first and call.parameters.get("logprobs") and trouble.about_logprobs:
-            what = f"the teacher gives no log-probabilities: {trouble.detail or trouble.reason}"
-            raise TeacherRefused(what, where=where, hint=NO_LOGPROBS_HINT)
-
-    def _unreachable(self, trouble: Trouble) -> TeacherUnreachable:
-        tries = f"{self._attempts} attempt{'s' if self._attempts != 1 else ''}"
-        return TeacherUnreachable(
-            f"no connection to the teacher in {tries}: {trouble.detail}",
-            where=self.endpoint.base_url,
-            hint="is it running, and is teacher.base_url right? Answers so far are kept",
-        )
+    def _at(self) -> Asked:
+        end = self.endpoint
+        return Asked(end.base_url, end.key_env, end.named, first=not self._answered)
 
 
 def _sdk(endpoint: Endpoint, timeout: float) -> openai.OpenAI:
@@ -274,7 +260,7 @@ def _sdk(endpoint: Endpoint, timeout: float) -> openai.OpenAI:
 
     # A proxy from the environment must not get the calls that stay on this machine.
     http = openai.DefaultHttpxClient(
-        trust_env=not _is_loopback(endpoint.base_url), timeout=timeout, follow_redirects=True
+        trust_env=not is_loopback(endpoint.base_url), timeout=timeout, follow_redirects=True
     )
     try:
         return openai.OpenAI(
@@ -284,11 +270,12 @@ def _sdk(endpoint: Endpoint, timeout: float) -> openai.OpenAI:
             http_client=http,
         )
     except httpx2.InvalidURL as error:
-        what = f"teacher.base_url is not a URL: {error}"
+        what = f"{endpoint.named.url} is not a URL: {error}"
         raise TeacherUnreachable(what, where=endpoint.base_url) from error
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine by its loopback address."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,0 +1,297 @@
+"""One sitting at a server: what an endpoint gives on the user's prompts, into a Result.
+
+All that a server shows is measured by streaming; what its machine does beside is not known. The
+prompts are asked in several passes, each in an order of its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgedistill import __version__, machine
+from edgedistill.check_specs import Check
+from edgedistill.checks import check_identity, make_checker
+from edgedistill.conditions import Conditions, changes, read_conditions
+from edgedistill.errors import EdgedistillError, TeacherError, UsageError
+from edgedistill.fidelity import EvalRow
+from edgedistill.load_watch import BUSY_SHARE, LoadWatch
+from edgedistill.measures import Measure, measure
+from edgedistill.progress import Progress
+from edgedistill.result_file import Result
+from edgedistill.server_prompt import AskedServer, settings_of
+from edgedistill.sitting import Prompts, compared, likeness_of, mix_facts, percentiles
+from edgedistill.streaming import Pass, Streamed, ask_all, reason
+from edgedistill.teacher import TeacherClient
+
+TIMEOUT_SECONDS, ATTEMPTS, BACKOFF_SECONDS = 120.0, 3, 1.0
+WARM_UP = 1  # calls before the first that counts
+V1_HINT = "does the URL end where the API starts (/v1), and does this model answer chats?"
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """What is asked, in how many passes, and how many prompts at once."""
+
+    prompts: Prompts
+    passes: int = 3
+    streams: Sequence[int] = (1,)
+    check: Check | None = None
+    seed: int = 0
+    max_calls: int | None = None
+    backoff_seconds: float = BACKOFF_SECONDS
+
+    @property
+    def calls(self) -> int:
+        """All calls that are made, tries of failed ones not counted."""
+        return WARM_UP + self.passes * len(self.streams) * len(self.prompts.rows)
+
+
+@dataclass(frozen=True)
+class ServerSitting:
+    """What was measured, and why it ended before all was; None: it did not."""
+
+    result: Result
+    stopped: EdgedistillError | None
+
+
+def sit_at(asked: AskedServer, plan: ServerPlan, progress: Progress) -> ServerSitting:
+    """Measure a server. One that fails midway gives a result of what was answered until then.
+
+    Raises:
+        UsageError: more calls than `plan.max_calls`, or more streams than prompts.
+        TeacherError: the server did not answer at all.
+    """
+    _require(plan)
+    _tell(asked, plan, progress)
+    watch, before = None, None
+    if asked.here:
+        with progress.task("listening to other work on this machine", None):
+            watch, before = LoadWatch(), read_conditions()
+    client = TeacherClient(asked.endpoint, TIMEOUT_SECONDS, ATTEMPTS, plan.backoff_seconds)
+    with client:
+        _warm_up(client, asked, plan.prompts.rows[0])
+        made = _passes(client, asked, plan, progress)
+    stopped = next((one.stopped for one in made if one.stopped is not None), None)
+    if stopped is not None and not any(one.answered for one in made):
+        raise stopped
+    load, told = _load(watch)
+    likeness, of_answers = _likeness(plan, made)
+    return ServerSitting(
+        Result(
+            made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            edgedistill=__version__,
+            model=_model(asked, made),
+            device=_device(asked),
+            load=load,
+            conditions=_conditions(before),
+            settings={
+                "passes": plan.passes, "streams": list(plan.streams), "seed": plan.seed,
+                "calls": _counts(plan, made), **settings_of(asked),
+            },
+            figures=_figures(plan, made),
+            token_mix=mix_facts(plan.prompts),
+            check=None if plan.check is None else check_identity(plan.check),
+            likeness=likeness,
+            notes=[told, *_of_calls(plan, made), *of_answers, *_of_end(plan, made, stopped)],
+        ),
+        stopped,
+    )  # fmt: skip
+
+
+def _require(plan: ServerPlan) -> None:
+    count = len(plan.prompts.rows)
+    if max(plan.streams) > count:
+        what = f"--streams {max(plan.streams)}: there are {count} prompts to ask at once"
+        raise UsageError(what, hint="ask fewer at once, or give more prompts")
+    if plan.max_calls is not None and plan.calls > plan.max_calls:
+        raise UsageError(
+            f"this makes {plan.calls} calls, and --max-calls allows {plan.max_calls}",
+            hint="--sample and --repeats make them fewer",
+        )
+
+
+def _tell(asked: AskedServer, plan: ServerPlan, progress: Progress) -> None:
+    levels = f" with each of {len(plan.streams)} --streams" if len(plan.streams) > 1 else ""
+    progress.note(
+        f"{plan.calls} calls: {WARM_UP} to warm up, then {plan.passes} passes over "
+        f"{len(plan.prompts.rows)} prompts{levels}; a failed one is tried {ATTEMPTS} times at most"
+    )
+    sampling, system = asked.teacher.sampling, asked.teacher.system
+    said = "no system message" if not system else f"a system message of {len(system)} characters"
+    progress.note(
+        f"asked {asked.way}: {said}, temperature {sampling.temperature:g}, at most "
+        f"{sampling.max_tokens} tokens"
+    )
+
+
+def _warm_up(client: TeacherClient, asked: AskedServer, row: EvalRow) -> None:
+    trace, answer = client.timed(asked.call(row))
+    if answer is None:
+        what = f"the server did not answer the first call: {reason(trace)}"
+        raise TeacherError(what, where=asked.endpoint.base_url, hint=V1_HINT)
+
+
+def _passes(
+    client: TeacherClient, asked: AskedServer, plan: ServerPlan, progress: Progress
+) -> list[Pass]:
+    made = []
+    with progress.task("measuring", plan.calls - WARM_UP, "calls") as task:
+        for number, streams in itertools.product(range(plan.passes), plan.streams):
+            rows = list(plan.prompts.rows)
+            random.Random(f"{plan.seed}-{number}").shuffle(rows)
+            calls = {row.id: asked.call(row) for row in rows}
+            made.append(ask_all(client, calls, streams, task.advance))
+            if made[-1].stopped is not None:
+                break
+    return made
+
+
+def _figures(plan: ServerPlan, made: Sequence[Pass]) -> dict[str, Measure]:
+    """By name; those of several streams have @s and their number behind it."""
+    figures: dict[str, Measure] = {}
+    for streams in plan.streams:
+        passes = [one for one in made if one.streams == streams and one.answered]
+        each = [list(one.answered.values()) for one in passes]
+        found = percentiles(
+            {
+                "time_to_first_token": [[s for a in one for s in _came(a)[:1]] for one in each],
+                "end_to_end": [[a.answer.total_seconds for a in one] for one in each],
+                "inter_chunk": [[s for a in one for s in _between(a)] for one in each],
+                "time_per_output_token": [
+                    [s for a in one if (s := a.per_token_seconds) is not None] for one in each
+                ],
+            }
+        )
+        rates = [rate for one in passes if (rate := one.tokens_per_second) is not None]
+        if rates and len(rates) == len(passes):
+            found["tokens_per_second"] = measure([[rate] for rate in rates], "tokens/s")
+        behind = "" if streams == 1 else f"@s{streams}"
+        figures |= {f"{name}{behind}": figure for name, figure in found.items()}
+    return figures
+
+
+def _came(one: Streamed) -> tuple[float, ...]:
+    return one.answer.chunk_seconds
+
+
+def _between(one: Streamed) -> list[float]:
+    return [late - early for early, late in itertools.pairwise(one.answer.chunk_seconds)]
+
+
+def _likeness(plan: ServerPlan, made: Sequence[Pass]) -> tuple[dict[str, Any], list[str]]:
+    """Of each prompt its first answer, and notes on all of them."""
+    checker = None if plan.check is None else make_checker(plan.check)
+    given = {row.id: [one.answered[row.id] for one in made if row.id in one.answered]
+             for row in plan.prompts.rows}  # fmt: skip
+    rows = [
+        {**compared(row, said[0].answer.text, checker), "trace_id": said[0].trace.trace_id}
+        for row in plan.prompts.rows
+        if (said := given[row.id])
+    ]
+    unlike = sum(len({one.answer.text for one in said}) > 1 for said in given.values())
+    notes = []
+    every = [one for said in given.values() for one in said]
+    if empty := [one for one in every if not one.answer.text.strip()]:
+        notes.append(f"{_counted(empty, 'answer')} without text: only their end_to_end counts")
+    if unlike:
+        notes.append(f"not the same answer in all passes: {unlike} of {len(rows)} prompts")
+    return likeness_of(rows, checker, unlike, plan.seed), notes
+
+
+def _counts(plan: ServerPlan, made: Sequence[Pass]) -> dict[str, int]:
+    return {
+        "planned": plan.calls - WARM_UP,
+        "answered": sum(len(one.answered) for one in made),
+        "failed": sum(len(one.failed) for one in made),
+    }
+
+
+def _of_calls(plan: ServerPlan, made: Sequence[Pass]) -> list[str]:
+    notes, answered = [], [one for each in made for one in each.answered.values()]
+    if failed := [trace for each in made for trace in each.failed.values()]:
+        notes.append(
+            f"{_counted(failed, 'call')} failed and count for nothing; the first: "
+            f"{reason(failed[0])}"
+        )
+    if again := [one for one in answered if one.trace.attempts > 1]:
+        said = "answered at a later try, whose times these are"
+        notes.append(f"{_counted(again, 'call')} {said}")
+    if cached := sum(one.answer.cached_tokens for one in answered):
+        share = cached / max(sum(one.answer.prompt_tokens for one in answered), 1)
+        notes.append(
+            f"{share:.0%} of the prompts' tokens came from the server's cache: the first token of "
+            "a new prompt comes later"
+        )
+    return notes
+
+
+def _counted(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+def _of_end(plan: ServerPlan, made: Sequence[Pass], stopped: EdgedistillError | None) -> list[str]:
+    if stopped is None:
+        return []
+    counts = _counts(plan, made)
+    return [
+        f"ended after {counts['answered']} of {counts['planned']} answers, and the figures are of "
+        f"these: {stopped.what}"
+    ]
+
+
+def _load(watch: LoadWatch | None) -> tuple[dict[str, Any], str]:
+    """Other work, and what is known of it. A server here is no child of ours, so while it is
+    measured its own work cannot be told from others'."""
+    if watch is None:
+        return {"before": None, "during": None, "busy": None}, (
+            "the server's machine is not listened to: whether other work disturbed these figures "
+            "is not known"
+        )
+    before = watch.stop().before
+    busy = before > BUSY_SHARE
+    told = (
+        "the server is on this machine, and its work cannot be told from others': other work was "
+        "listened to before alone"
+    )
+    if busy:
+        told += (
+            f", and took {before:.0%} of the processor time (more than {BUSY_SHARE:.0%}): these "
+            "figures are no measure of it"
+        )
+    return {"before": before, "during": None, "busy": busy}, told
+
+
+def _conditions(before: Conditions | None) -> dict[str, Any]:
+    if before is None:
+        return {"before": None, "after": None, "joules": None, "throttled": None}
+    after = read_conditions()
+    return {"before": asdict(before), "after": asdict(after), **changes(before, after)}
+
+
+def _model(asked: AskedServer, made: Sequence[Pass]) -> dict[str, Any]:
+    """A server tells no file: only IDs identify what answered."""
+    answered = {one.trace.model_answered for each in made for one in each.answered.values()}
+    return {
+        "name": asked.teacher.model,
+        "file": None,
+        "sha256": None,
+        "bytes": None,
+        "types": {},
+        "bundle": None,
+        "answered": sorted(filter(None, answered)),
+    }
+
+
+def _device(asked: AskedServer) -> dict[str, Any]:
+    known = machine.facts() if asked.here else {"cpu": None, "fingerprint": None}
+    return {
+        "address": asked.endpoint.base_url,
+        **known,
+        "runtime": {"name": "chat-completions server"},
+        "asked_from": machine.fingerprint(),
+    }

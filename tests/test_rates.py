@@ -1,0 +1,99 @@
+"""llama-bench's figures behind a context, and by number of threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import Ran
+
+from edgedistill.errors import RuntimeFailure, UsageError
+from edgedistill.export.gguf import Provenance, write_gguf
+from edgedistill.model_prompt import asked_model
+from edgedistill.progress import Silent
+from edgedistill.rates import More, bench_more, require_depths
+from edgedistill.result_file import read_result
+from edgedistill.runtime import LlamaCpp
+from edgedistill.sitting import Plan, sit
+from edgedistill.student import TOKENIZER_GGUF
+
+CONTEXT = 1024
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.tiny_student(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["max_position_embeddings"] = CONTEXT
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    made_from = Provenance("recipe", "example/Tiny-2M-Instruct", "Apache-2.0", "digest")
+    write_gguf(folder, folder / TOKENIZER_GGUF, folder / "model.gguf", made_from, Silent())
+    return folder / "model.gguf"
+
+
+def test_each_depth_and_number_of_threads_has_its_rates(model: Path) -> None:
+    told: list[int] = []
+    more = More(depths=(64, 512), threads=(1,))
+    found = bench_more(model, more, 1, 2, lambda: told.append(1))
+    names = [f"{test}{at}" for at in ("@d64", "@d512", "@t1") for test in ("pp512", "tg128")]
+    assert list(found) == names
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in found.values())
+    assert len(told) == more.steps == 3
+
+
+def test_a_depth_is_in_the_context(model: Path) -> None:
+    """Where it was not, the tokens behind it would fit."""
+    with LlamaCpp(model, threads=1, context_tokens=512) as loaded:
+        assert loaded.bench(8, 4, 1, depth=504)["tg"][0] > 0
+        with pytest.raises(RuntimeFailure, match="513 tokens do not fit into the context of 512"):
+            loaded.bench(8, 4, 1, depth=505)
+
+
+def test_depths_beyond_the_context(model: Path) -> None:
+    require_depths(model, (0, CONTEXT - 512))
+    said = f"--depths 513: with the 512 .* context of {CONTEXT} tokens\n  give at most 512"
+    with pytest.raises(UsageError, match=said):
+        require_depths(model, (16, 513))
+
+
+def test_the_command(run: Callable[..., Ran], model: Path, tmp_path: Path) -> None:
+    words = ["--depths", "0,256", "--threads", "1", "--repeats", "2"]
+    done = run("bench", str(model), *words, "-o", str(tmp_path / "r.json"))
+    assert done.code == 0, done.err
+    kept = read_result(tmp_path / "r.json")
+    assert list(kept.figures)[:4] == ["pp512", "tg128", "pp512@d256", "tg128@d256"]
+    assert [len(group) for group in kept.figures["pp512@d256"].groups] == [3, 3]
+    assert (kept.settings["threads"], kept.settings["thread_counts"]) == (1, [])
+    assert "tg128@d256" in done.out
+
+
+def test_several_numbers_of_threads_are_beside_the_sittings_own(model: Path) -> None:
+    more = More(threads=(1,))
+    made = sit(asked_model(model, None, None, None), Plan(1, 1, threads=1, more=more), Silent())
+    assert list(made.figures)[:4] == ["pp512", "tg128", "pp512@t1", "tg128@t1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threads", "0"], "0 is below 1"),
+        (["--threads", "2,0"], "0 is below 1"),
+        (["--threads", "two"], "no list of whole numbers"),
+        (["--threads", "1,4096"], "--threads 4096: this process may use"),
+        (["--threads", "4096"], "--threads 4096: this process may use"),
+        (["--depths", "-1"], "-1 is below 0"),
+        (["--depths", "1024"], "--depths 1024: with the 512 tokens"),
+    ],
+)
+def test_bad_words(run: Callable[..., Ran], model: Path, words: list[str], said: str) -> None:
+    done = run("bench", str(model), *words)
+    assert (done.code, said in done.err) == (2, True), done.err
+
+
+def test_depths_are_not_for_a_url(run: Callable[..., Ran]) -> None:
+    done = run("bench", "http://127.0.0.1:9/v1", "--model", "m", "--depths", "16")
+    assert (done.code, "--depths is for a file, and this is a URL" in done.err) == (2, True)
