@@ -38,9 +38,9 @@ class Row:
     name: str
     file: str
     model: str
-    sha256: str
+    sha256: str | None  # None, as the fingerprint, of a server
     device: str
-    fingerprint: str
+    fingerprint: str | None
     made: str
     busy: bool
     figures: dict[str, dict[str, Any]]
@@ -145,7 +145,7 @@ def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
         file=str(ours.file),
         model=result.model["name"],
         sha256=result.model["sha256"],
-        device=result.device["cpu"],
+        device=result.device["cpu"] or result.device["address"],
         fingerprint=result.device["fingerprint"],
         made=result.made,
         busy=bool(result.load["busy"]),

@@ -43,8 +43,8 @@ def value_of(result: Result, name: str) -> dict[str, Any] | None:
     prompts; a bound that is not known is None."""
     unit = FIGURES[name].unit
     if name == "bytes":
-        size = result.model["bytes"]
-        return {"value": size, "low": size, "high": size, "unit": unit}
+        size = result.model["bytes"]  # None: a server tells it of no model
+        return size and {"value": size, "low": size, "high": size, "unit": unit}
     if name in SHARES:
         share = (result.likeness or {}).get(name)
         return None if share is None else {**share, "unit": unit}

@@ -9,6 +9,8 @@ PERCENTILES = ("p50", "p95", "p99")
 TIMED = {
     "time_to_first_token": "first token",
     "inter_token": "inter-token",
+    "inter_chunk": "inter-chunk",
+    "time_per_output_token": "per token",
     "end_to_end": "end to end",
 }
 
@@ -27,6 +29,7 @@ class Figure:
 FIGURES: Mapping[str, Figure] = {
     "tg128": Figure("decode", "tokens/s", more_is_better=True, of_device=True),
     "pp512": Figure("prefill", "tokens/s", more_is_better=True, of_device=True),
+    "tokens_per_second": Figure("all answers", "tokens/s", more_is_better=True, of_device=True),
     **{
         f"{name}_{percentile}": Figure(f"{label} {percentile}", "s", False, of_device=True)
         for name, label in TIMED.items()

@@ -27,7 +27,7 @@ from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ra
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.measures import measure
 from edgedistill.report.comparison import pareto
-from edgedistill.result_file import Result
+from edgedistill.result_file import Result, read_result, write_result
 from edgedistill.result_set import Named
 
 Run = Callable[..., Ran]
@@ -88,6 +88,24 @@ def test_the_best_of_each_column() -> None:
     assert {"tg128", "end_to_end_p50", "inter_token_p95"} <= set(best["fast"])
     assert best["small"] == ["bytes"]
     assert best["base"] == ["agreement", "gold"]
+
+
+def test_a_server_tells_no_size_and_no_machine(tmp_path: Path) -> None:
+    far = sample_result(2, name="far")
+    told = replace(
+        far,
+        model={**far.model, "sha256": None, "bytes": None, "file": None},
+        device={**far.device, "address": "http://far/v1", "cpu": None, "fingerprint": None},
+        load={"before": None, "during": None, "busy": None},
+    )
+    write_result(told, tmp_path / "far.json")
+    found = laid(True, far=read_result(tmp_path / "far.json"))
+    row = next(row for row in found.rows if row.name == "far")
+    assert row.device == "http://far/v1"
+    assert "bytes" not in row.against
+    assert "bytes" not in row.figures
+    assert row.against["tg128"].verdict == UNTOLD
+    assert row.against["agreement"].verdict == ALIKE
 
 
 def test_equal_results_have_no_winner() -> None:

@@ -101,12 +101,15 @@ def _front(figure: Figure, report: Json, narrow: bool) -> None:
     rows = report["rows"]
     set_height(figure, 380)
     axes = figure.subplots()
-    largest = max(row["figures"]["bytes"]["value"] for row in rows)
+    sizes = [
+        (row["figures"].get("bytes") or {"value": 0})["value"] for row in rows
+    ]  # 0: a server's
+    largest = max(*sizes, 1)
     for place, row in enumerate(rows):
         colour, marker, _ = _look(place)
         at = _place(row)
         axes.scatter(
-            *at, s=LARGEST * row["figures"]["bytes"]["value"] / largest + 30, marker=marker,
+            *at, s=LARGEST * sizes[place] / largest + 30, marker=marker,
             edgecolors=colour, facecolors=PAPER if row["busy"] else colour, alpha=0.75,
             linewidths=2, zorder=3,
         )  # fmt: skip
