@@ -20,7 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the results that the tests are made of
 
-from sample_results import changed, first_answers, sample_result  # noqa: E402
+from sample_results import (  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+    changed,
+    first_answers,
+    sample_result,
+)
 
 from edgedistill.compare import compare  # noqa: E402
 from edgedistill.result_file import Result  # noqa: E402
@@ -53,7 +57,9 @@ def _speed(tries: int, noise: float, processes: int) -> dict[str, Any]:
     apart = round(1e8 * noise) + 10_000_000 * processes  # no two settings draw the same noise
 
     def sitting(seed: int, share: float) -> Result:
-        return sample_result(seed + apart, decode=DECODE * share, noise=noise, processes=processes)
+        given = {"decode": DECODE * share, "noise": noise, "processes": processes}
+        made: Result = sample_result(seed + apart, **given)
+        return made
 
     found = {"slower": SLOWER, "equal": 1.0}
     return {
