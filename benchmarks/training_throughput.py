@@ -58,6 +58,11 @@ def main() -> None:
     parser.add_argument("--variants", default=";".join((OURS, *TRL)), help="separated by ;")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one of them, in this process
     given = parser.parse_args()
+    counted = PROFILED_STEPS if PROFILED in (given.only, *given.variants.split(";")) else 1
+    if given.steps < given.warm_up + counted + 1:
+        parser.error(
+            f"--steps: at least {given.warm_up + counted + 1}, {counted} behind the warm-up"
+        )
     if given.only:
         sys.stdout.write(json.dumps(_one(given)) + "\n")
         return
@@ -169,7 +174,7 @@ def _ours(
     from edgedistill.training.trainer import train
 
     lora = LoraSpec(rank=given.rank, alpha=2 * given.rank)
-    spec = DistillSpec(lora=lora, precision=given.precision)
+    spec = DistillSpec(lora=lora, precision=given.precision, compile=given.only == COMPILED)
     epochs = given.steps * given.batch_size / len(rows)
     batches = plan_batches(rows, given.batch_size, epochs, 0)
 

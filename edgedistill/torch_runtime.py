@@ -137,9 +137,9 @@ def deterministic(seed: int) -> None:
     set_seed(seed)
     if device().type == "cuda":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = (
-            False  # a check, and a pass of its own
-        )
+        # That would also write into memory that nobody reads, for debugging.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
 
 

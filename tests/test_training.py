@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
+import weakref
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from edgedistill.distill.model import trained_model
 from edgedistill.methods import DistillSpec, LoraSpec
 from edgedistill.torch_runtime import deterministic
 from edgedistill.training import head, packing
-from edgedistill.training import learner as learner_module
-from edgedistill.training.fused import fuse
+from edgedistill.training.fused import fuse, is_fused
 from edgedistill.training.history import WINDOW, risen
 from edgedistill.training.learner import Learner, Packer, backward, hold_in_bf16, nll_loss
 from edgedistill.training.packing import pack, packed_attention, split
@@ -60,7 +60,8 @@ def test_packed_loss_and_gradients_are_those_of_padded_rows(
 @pytest.mark.parametrize("tuning", ["lora", "rslora", "dora"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fused_layers_change_nothing(name: str, tuning: Any, tmp_path: Path) -> None:
-    spec = SPEC.model_copy(update={"tuning": tuning})
+    # To be compiled is not to be fused; it is not compiled here.
+    spec = SPEC.model_copy(update={"tuning": tuning, "compile": True})
     model = trained_model(family_student(tmp_path, name).folder, spec)
     torch.manual_seed(0)
     for at, parameter in model.named_parameters():
@@ -69,12 +70,37 @@ def test_fused_layers_change_nothing(name: str, tuning: Any, tmp_path: Path) -> 
     rows = rows_of_lengths(25, 9, 40, 9, 31)
     wanted, before = packed_loss(model, rows), gradients(model)
     fuse(model)
-    fused = [m for m in model.modules() if isinstance(m.__dict__.get("forward"), partial)]
-    assert any("lora" in str(type(m)) for m in fused) == (tuning != "dora")
+    fused = [m for m in model.modules() if is_fused(m)]
+    assert any(hasattr(m, "lora_A") for m in fused) == (tuning != "dora")
     assert any("RMSNorm" in str(type(m)) for m in fused) == ("gemma" not in name)
     assert abs(float(packed_loss(model, rows)) - float(wanted)) < 1e-5
     for at, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, before[at], rtol=1e-3, atol=1e-6)
+
+
+def test_a_fused_model_goes_with_its_last_reference(tmp_path: Path) -> None:
+    model = trained_model(tiny_student(tmp_path).folder, SPEC)
+    fuse(model)
+    layer = weakref.ref(model.get_base_model().get_decoder().layers[0])
+    kept = layer()
+    assert kept is not None
+    inner = weakref.ref(kept.mlp.down_proj)
+    del kept
+    gc.disable()
+    try:
+        del model
+        assert inner() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("tokens", [30, 100])
+def test_processes_have_as_many_parts(tokens: int) -> None:
+    rows = rows_of_lengths(25, 60, 40, 90, 31, 17, 70, 44)
+    found = [Packer(tokens, rank, 3)([rows])["parts"] for rank in range(3)]
+    assert len({len(parts) for parts in found}) == 1
+    learnt = sum(float((p["weights"] > 0).sum()) for parts in found for p in parts)
+    assert learnt == sum(row.supervised for row in rows)
 
 
 def test_fused_layers_do_as_peft_says(tmp_path: Path) -> None:
@@ -177,16 +203,13 @@ def test_processes_share_a_batch_and_its_loss(model: Any, count: int) -> None:
         torch.testing.assert_close(gradient / 2, wanted[at], rtol=1e-3, atol=1e-6)
 
 
-def test_frozen_matrices_in_bf16_give_what_autocast_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learner_module, "device", lambda: torch.device("cpu"))
+def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> None:
     folder, batch = tiny_student(tmp_path).folder, Packer(4096)([rows_of_lengths(25, 9, 40)])
     losses = []
     for hold in (False, True):
         model = trained_model(folder, SPEC)
         if hold:
-            hold_in_bf16(model.get_base_model())
+            hold_in_bf16(model.get_base_model(), "cpu")
             kinds = {p.dtype for n, p in model.named_parameters() if "q_proj.base_layer" in n}
             assert kinds == {torch.bfloat16}
         learner = Learner(model, nll_loss)
@@ -194,14 +217,11 @@ def test_frozen_matrices_in_bf16_give_what_autocast_gives(
     assert torch.equal(losses[0], losses[1])
 
 
-def test_a_gpu_holds_all_that_is_frozen_in_bf16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_holds_all_that_is_frozen_in_bf16(tmp_path: Path) -> None:
     model = trained_model(tiny_student(tmp_path).folder, SPEC)
     rows = rows_of_lengths(25, 9, 40)
     plain = backward(Learner(model, nll_loss), Packer(4096)([rows]), lambda loss: None, "bf16")
-    monkeypatch.setattr(learner_module, "device", lambda: torch.device("cuda"))
-    hold_in_bf16(model.get_base_model())
+    hold_in_bf16(model.get_base_model(), "cuda")
     fuse(model)
     kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
@@ -215,7 +235,8 @@ def test_a_gpu_holds_all_that_is_frozen_in_bf16(
 @pytest.mark.gpu
 def test_a_gpu_is_deterministic_and_agrees_with_the_cpu(tmp_path: Path) -> None:
     folder, rows = tiny_student(tmp_path).folder, rows_of_lengths(25, 9, 40, 9, 31)
-    wanted = packed_loss(trained_model(folder, SPEC), rows)
+    plain = SPEC.model_copy(update={"compile": True})  # not fused
+    wanted = packed_loss(trained_model(folder, plain), rows)
     deterministic(0)
     found = []
     for _ in range(2):

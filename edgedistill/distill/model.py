@@ -40,7 +40,7 @@ def trained_model(folder: Path, spec: DistillSpec, start: Path | None = None) ->
     set_seed(spec.seed)
     adapted = _fresh(base, spec) if start is None else _from(base, start)
     if spec.precision == "bf16" and spec.tuning != "qlora":
-        hold_in_bf16(adapted.get_base_model())
+        hold_in_bf16(adapted.get_base_model(), device().type)
     if device().type == "cuda" and not spec.compile:
         fuse(adapted)
     return adapted
@@ -62,7 +62,9 @@ def asked_model(folder: Path, spec: DistillSpec, start: Path | None) -> Any:
     model = load_model(folder)
     model.requires_grad_(False)
     if spec.precision == "bf16" and spec.tuning != "full":
-        hold_in_bf16(model)
+        hold_in_bf16(model, device().type)
+    if device().type == "cuda" and not spec.compile:
+        fuse(model)  # its norms, as in the training that begins with it
     return model
 
 

@@ -37,7 +37,7 @@ def choose_precision(
     """ "fp32" or "bf16"; stage "precision", told to `progress` when it is measured."""
     identity = Identity(
         stage="precision",
-        version=2,
+        version=3,
         spec={
             "tuning": spec.tuning,
             "rank": None if spec.tuning == "full" else spec.lora.rank,
@@ -82,6 +82,7 @@ def _measure(rows: Sequence[TrainingRow], student: Student, spec: DistillSpec) -
     _step(model, batch, "fp32")
     fp32 = tokens / min(_step(model, batch, "fp32")[0] for _ in range(TIMED))
     del model
+    _forget()
     bf16, why = _bf16(learner("bf16"), batch, tokens, tokens / fp32)
     chosen = "bf16" if bf16 > fp32 else "fp32"
     return {**found, "fp32": fp32, "bf16": bf16, "chosen": chosen, "why_not_bf16": why}

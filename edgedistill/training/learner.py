@@ -108,11 +108,11 @@ class Packer:
     def __call__(self, batches: Sequence[Sequence[Any]]) -> dict[str, Any]:
         rows = [row for batch in batches for row in batch]
         total = self._mean_weight * sum(row.units for row in rows)
-        own = rows[self._rank :: self._world]
-        if not own:  # every process takes part in every step
-            own = [rows[0].unweighted()]
-        parts = [self.pack(part) for part in split(own, self._tokens)]
-        return {"parts": parts, "total": total / self._world}
+        shares = [split(rows[at :: self._world], self._tokens) for at in range(self._world)]
+        own, most = shares[self._rank], max(map(len, shares))
+        # Every process takes part in every step and, where layers are shared out, in every part.
+        own += [[rows[0].unweighted()]] * (most - len(own))
+        return {"parts": [self.pack(part) for part in own], "total": total / self._world}
 
     def pack(self, rows: Sequence[Any]) -> Part:
         return pack(rows)
@@ -148,12 +148,12 @@ def _nothing() -> contextlib.nullcontext[None]:
     return contextlib.nullcontext()
 
 
-def hold_in_bf16(model: Any) -> None:
+def hold_in_bf16(model: Any, device_type: str) -> None:
     """Frozen weights in the precision that they are multiplied in: half the memory, and no cast in
     each step. On a CPU matrices alone, which autocast rounds the same way; on a GPU, where moving
     bytes is what most of a step waits for, norms and embeddings too, and what flows between layers
     with them."""
-    if device().type == "cuda":
+    if device_type == "cuda":
         _hold_all_in_bf16(model)
         return
     for module in model.modules():

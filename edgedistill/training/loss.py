@@ -64,7 +64,7 @@ def in_parts(
 
 
 def autocast(where: Any, precision: str) -> Any:
-    """Context that computes in `precision` on the torch device `where`; weights stay fp32."""
+    """Context that computes in `precision` on the torch device `where`, whatever weights are in."""
     import torch
 
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=BF16[precision])

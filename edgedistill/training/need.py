@@ -23,7 +23,8 @@ RUNTIME_BYTES = 700_000_000  # of Python, torch and its kernels
 # 1.05 to 1.5 times what tests/test_need.py counts.
 RESIDUAL, MLP, ATTENTION = 7, 3, 5.5
 WHOLE = 1.3  # where every matrix is trained, its inputs are kept, too
-BF16 = 0.7  # of fp32's bytes: norms and the residual stream stay in fp32
+# Of fp32's bytes: norms and the residual stream stay in fp32 on a CPU; on a GPU it is less.
+BF16 = 0.7
 ADAM = 16  # bytes of a trained parameter: itself, its gradient and two moments
 FOUR_BIT = 0.57  # bytes of a 4-bit weight with its scales
 LOGITS_COPIES = 3

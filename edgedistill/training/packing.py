@@ -126,24 +126,24 @@ def _attend(
     # One kernel for all rows; the padding, on the right, is where no token of a row looks.
     places, shape = packing["places"], (len(lengths), max(lengths))
     padded = (
-        _moved(tensor[0].transpose(0, 1), packing["filled"], places)
+        _gathered(tensor[0].transpose(0, 1), packing["filled"], places)
         .view(*shape, tensor.shape[1], tensor.shape[3])
         .transpose(1, 2)
         for tensor in whole
     )
     found = _causal(module, *padded, **rest).flatten(0, 1)
-    return _moved(found, places, packing["tokens"])[None], None
+    return _gathered(found, places, packing["tokens"])[None], None
 
 
-def _moved(held: Tensor, wanted: Tensor, back: Tensor) -> Tensor:
+def _gathered(held: Tensor, wanted: Tensor, back: Tensor) -> Tensor:
     """held[wanted]; `back` is where each of `held` went, behind the last where nowhere."""
     if len(wanted) == len(back):  # no padding: all are where they were
         return held
-    found: Tensor = _Moved.apply(held, wanted, back)
+    found: Tensor = _Gathered.apply(held, wanted, back)
     return found
 
 
-class _Moved(torch.autograd.Function):  # type: ignore[misc]
+class _Gathered(torch.autograd.Function):  # type: ignore[misc]
     """Reads in both directions: writing to places from a list, a GPU would first have to sort them
     to be deterministic."""
 
