@@ -73,12 +73,13 @@ def remember(result: Result, workspace: Path) -> None:
         StorageError: it cannot be written.
     """
     figures = {name: found for name in FIGURES if (found := value_of(result, name)) is not None}
+    address = result.device["address"]  # all that is known of a server
     line = {
         "made": result.made,
         "model": result.model["name"],
         "sha256": result.model["sha256"],
-        "device": result.device["cpu"],
-        "fingerprint": result.device["fingerprint"],
+        "device": result.device["cpu"] or address,
+        "fingerprint": result.device["fingerprint"] or address,
         "busy": bool(result.load["busy"]),
         "mix": None if result.token_mix is None else result.token_mix["digest"],
         "figures": figures,

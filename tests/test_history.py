@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def store(here: Path) -> Path:
 def test_series_by_model_and_device_in_order_of_time(store: Path) -> None:
     assert values(store) == [[40, 50, 60], [90], [10]]
     assert [series.points[0].busy for series in read_history(store).series] == [False, True, False]
+
+
+def test_two_servers_are_two_series(here: Path) -> None:
+    for address in ("http://one/v1", "http://two/v1"):
+        made = sample_result(1, decode=40, noise=0)
+        device = {**made.device, "address": address, "cpu": None, "fingerprint": None}
+        remember(replace(made, device=device), here / "w")
+    found = read_history(here / "w").series
+    assert [series.device for series in found] == ["http://one/v1", "http://two/v1"]
 
 
 def test_what_a_sitting_lacks_is_left_out(store: Path) -> None:
