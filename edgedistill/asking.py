@@ -5,21 +5,18 @@ Used by the stages `collect` (every prompt) and `distill` (what the teacher thin
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from edgedistill.artifacts import canonical
+from edgedistill.crew import Crew
 from edgedistill.errors import CollectError
 from edgedistill.progress import Progress
 from edgedistill.recipe import CollectSpec, Teacher
 from edgedistill.teacher import Call, TeacherClient, Trace, TraceStore, open_endpoint
 
 STORE = "traces.db"
-POLL_SECONDS = 0.5
-GRACE_SECONDS = 15.0
 SHOWN_REASONS = 3
 RETRY_HINT = "the same command with --retry-failed asks the failed ones again; answers are kept"
 
@@ -95,7 +92,7 @@ def ask_missing(
     with open_endpoint(teacher, progress) as endpoint:
         client = TeacherClient(endpoint, spec.timeout_seconds, spec.attempts, spec.backoff_seconds)
         with client:
-            _ask_all(ordered, _Crew(client, store, judge), spec.concurrency, progress)
+            _ask_all(ordered, _crew(client, store, judge), spec.concurrency, progress)
     return len(ordered)
 
 
@@ -109,71 +106,31 @@ def _cache_friendly(calls: Sequence[Call]) -> list[Call]:
     return [calls[i] for i in order]
 
 
-class _Crew:
-    """Threads that take calls from one queue; each stores an answer before it reports it."""
+def _crew(
+    client: TeacherClient, store: TraceStore, judge: Callable[[Trace], None]
+) -> Crew[Call, Trace]:
+    """Each thread stores an answer before it reports it."""
+    judging = threading.Lock()
 
-    def __init__(
-        self, client: TeacherClient, store: TraceStore, judge: Callable[[Trace], None]
-    ) -> None:
-        self.todo: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Trace | BaseException] = queue.SimpleQueue()
-        self._client = client
-        self._store = store
-        self._judge = judge
-        self._judging = threading.Lock()
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+    def work(call: Call) -> Trace:
+        trace = client.ask(call)
+        # A call that was cut short by the end of the run did not fail.
+        if trace.failure is None or not crew.stopping:
+            store.put(trace)
+            with judging:
+                judge(trace)
+        return trace
 
-    def start(self, count: int) -> None:
-        # Daemons: a call that hangs must not keep a build alive that was told to end.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def next(self) -> Trace:
-        """The next trace; raises what ended a thread."""
-        while True:
-            try:
-                # With a timeout, since Windows does not let Ctrl-C through an endless wait.
-                result = self._done.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                continue
-            if isinstance(result, BaseException):
-                raise result
-            return result
-
-    def stop(self) -> None:
-        """Start no other call, and give those in flight some time."""
-        self._stop.set()
-        self._client.close()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                trace = self._client.ask(self.todo.get_nowait())
-                # A call that was cut short by the end of the run did not fail.
-                if trace.failure is None or not self._stop.is_set():
-                    self._store.put(trace)
-                    with self._judging:
-                        self._judge(trace)
-                self._done.put(trace)
-        except queue.Empty:
-            return
-        except BaseException as error:
-            self._stop.set()
-            self._done.put(error)
+    crew = Crew(work, client.close)
+    return crew
 
 
-def _ask_all(calls: Sequence[Call], crew: _Crew, concurrency: int, progress: Progress) -> None:
-    for call in calls:
-        crew.todo.put(call)
+def _ask_all(
+    calls: Sequence[Call], crew: Crew[Call, Trace], concurrency: int, progress: Progress
+) -> None:
     with progress.task("asking the teacher", len(calls), "calls") as task:
         try:
-            crew.start(min(concurrency, len(calls)))
+            crew.start(calls, min(concurrency, len(calls)))
             for _ in calls:
                 task.advance(1, crew.next().prompt_id)
         except BaseException as error:

@@ -27,6 +27,7 @@ from edgedistill.result_file import Result
 from edgedistill.result_set import Named, read_all, require_comparable
 
 BUSY = "no measure of the machine: other work disturbed it"
+UNHEARD = "a server: whether other work disturbed its machine is not known"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def _is_best(name: str, ours: Named, named: Sequence[Named]) -> bool:
         here = device_of(ours.result)
         rivals = [r for r in rivals if device_of(r) == here and not r.load["busy"]]
     else:
-        rivals = [r for r in rivals if r.model["sha256"] != ours.result.model["sha256"]]
+        own = ours.result.model["sha256"]  # a server tells none
+        rivals = [r for r in rivals if own is None or r.model["sha256"] != own]
     rivals = [rival for rival in rivals if value_of(rival, name) is not None]
     return bool(rivals) and all(_beats(name, ours.result, rival) for rival in rivals)
 
@@ -240,7 +242,9 @@ def _untold(condition: Condition, ours: Named, why: str) -> Judged:
 
 
 def _busy(named: Sequence[Named]) -> list[str]:
-    return [f"{each.name}: {BUSY}" for each in named if each.result.load["busy"]]
+    said = {True: BUSY, None: UNHEARD}
+    busy = {each.name: each.result.load["busy"] for each in named}
+    return [f"{name}: {said[each]}" for name, each in busy.items() if each in said]
 
 
 def _unlike(named: Sequence[Named]) -> list[str]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from edgedistill.crew import Crew
 from edgedistill.errors import EdgedistillError, TeacherError
 from edgedistill.teacher import Call, Endpoint, Trace
 from edgedistill.teacher.answers import Answer
 
-POLL_SECONDS = 0.5
-GRACE_SECONDS = 15.0
 FAILED_IN_A_ROW = 3  # then nothing more is asked
 
 
@@ -75,20 +72,16 @@ def ask_all(
     A server that cannot be used any more ends it, and so do three failed calls in a row; what was
     answered until then is kept, and what is in flight has 15 s to come.
     """
-    crew = _Crew(client, calls)
-    made = Pass(streams, time.perf_counter())
-    crew.start(min(streams, len(calls)))
+    crew, made = _crew(client), Pass(streams, time.perf_counter())
+    crew.start(calls.values(), min(streams, len(calls)))
     in_a_row = 0
     for _ in calls:
-        came = crew.next()
-        if isinstance(came, Trace):
-            made.failed[came.prompt_id] = came
-            in_a_row += 1
-        elif isinstance(came, Streamed):
-            made.answered[came.trace.prompt_id] = came
-            in_a_row = 0
+        try:
+            came = crew.next()
+        except EdgedistillError as error:
+            made.stopped = error
         else:
-            made.stopped = came
+            in_a_row = _take(came, made, in_a_row)
         if in_a_row == FAILED_IN_A_ROW:
             last = reason(list(made.failed.values())[-1])
             made.stopped = TeacherError(
@@ -96,11 +89,20 @@ def ask_all(
                 where=client.endpoint.base_url,
             )
         if made.stopped is not None:
-            for late in crew.stop():
-                made.answered[late.trace.prompt_id] = late
+            late = crew.stop()
+            made.answered |= {s.trace.prompt_id: s for s in late if isinstance(s, Streamed)}
             return made
         told()
     return made
+
+
+def _take(came: Streamed | Trace, made: Pass, in_a_row: int) -> int:
+    """Keep what came; how many in a row have failed with it."""
+    if isinstance(came, Trace):
+        made.failed[came.prompt_id] = came
+        return in_a_row + 1
+    made.answered[came.trace.prompt_id] = came
+    return 0
 
 
 def reason(trace: Trace) -> str:
@@ -108,57 +110,12 @@ def reason(trace: Trace) -> str:
     return ": ".join(filter(None, (trace.failure, trace.failure_detail)))
 
 
-Came = Streamed | Trace | EdgedistillError
+def _crew(client: Timed) -> Crew[Call, Streamed | Trace]:
+    """A call that failed gives its trace alone."""
 
+    def work(call: Call) -> Streamed | Trace:
+        trace, answer = client.timed(call)
+        ended = time.perf_counter()
+        return trace if answer is None else Streamed(trace, answer, ended)
 
-class _Crew:
-    """Threads that take calls from one queue."""
-
-    def __init__(self, client: Timed, calls: Mapping[str, Call]) -> None:
-        self._client = client
-        self._todo: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Came | BaseException] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
-        for call in calls.values():
-            self._todo.put(call)
-
-    def start(self, count: int) -> None:
-        # Daemons: a call that hangs must not keep a command alive that was told to end.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def next(self) -> Came:
-        while True:
-            try:
-                # With a timeout, since Windows does not let Ctrl-C through an endless wait.
-                came = self._done.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                continue
-            if isinstance(came, Streamed | Trace | EdgedistillError):
-                return came
-            raise came
-
-    def stop(self) -> list[Streamed]:
-        """Start no other call; the answers of those in flight."""
-        self._stop.set()
-        self._client.close()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        late = []
-        while not self._done.empty():
-            late.append(self._done.get_nowait())
-        return [one for one in late if isinstance(one, Streamed)]
-
-    def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                trace, answer = self._client.timed(self._todo.get_nowait())
-                ended = time.perf_counter()
-                self._done.put(trace if answer is None else Streamed(trace, answer, ended))
-        except queue.Empty:
-            return
-        except BaseException as error:
-            self._done.put(error)
+    return Crew(work, client.close)

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "hf_config", "hf_student", "hf_tokenizer", "hyperparameters", "importance", "layers",
             "load_watch", "machine", "model_prompt",
             "onnx_builder", "onnx_builder_child", "onnx_child", "onnx_runtime", "onnx_weights",
-            "asking", "own_environment", "paired", "patch", "prompting",
+            "asking", "crew", "own_environment", "paired", "patch", "prompting",
             "quantize_request", "quantized_values", "rates", "report", "result_set", "runtime",
             "runtime_child", "runtimes", "server_prompt", "sizes", "spelling", "splitting",
             "streaming", "student", "student_file", "targets", "teacher", "teacher_targets",

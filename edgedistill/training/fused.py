@@ -91,7 +91,7 @@ class _Adapted(torch.autograd.Function):  # type: ignore[misc]
         inner = rows @ down.T
         plain = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         ctx.save_for_backward(rows, weight, down, up, inner)
-        ctx.scaling, ctx.given = scaling, x.dtype
+        ctx.scaling, ctx.dtype = scaling, x.dtype
         return plain.addmm_(inner, up.T, alpha=scaling).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -102,7 +102,7 @@ class _Adapted(torch.autograd.Function):  # type: ignore[misc]
         of_x = None
         if ctx.needs_input_grad[0]:
             made = (gradient @ weight).addmm_(within, down)
-            of_x = made.view(*given[0].shape[:-1], -1).to(ctx.given)
+            of_x = made.view(*given[0].shape[:-1], -1).to(ctx.dtype)
         of_up = _summed(gradient.T, inner).mul_(ctx.scaling)
         return of_x, None, None, _summed(within.T, rows), of_up, None
 
