@@ -109,8 +109,8 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         model: str | None, recipe: str, workspace: Path, targets: Sequence[str],
         processes: int | None, scaled_down: bool, **own: Any,
     ) -> None:  # fmt: skip
-        """Measure a build on held-out prompts, or any MODEL: a GGUF file, a bundle of one, or the
-        URL of a server (https://HOST/v1, with --model).
+        """Measure a build on held-out prompts, or any MODEL: a GGUF file, an ONNX model folder, a
+        bundle with one of them, or the URL of a server (https://HOST/v1, with --model).
 
         Without MODEL what a build needs is reused from the workspace, or made first. Of a MODEL
         speed is measured, and with --prompts or --recipe how it answers these prompts: how long

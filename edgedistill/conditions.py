@@ -44,13 +44,18 @@ def read_conditions(cpus: Path = CPUS, energy: Path = ENERGY) -> Conditions:
 
 def changes(before: Conditions, after: Conditions) -> dict[str, Any]:
     """What happened between two readings: joules spent, and whether the device throttled."""
-    spent = throttled = None
-    if before.joules is not None and after.joules is not None:
-        # The counter begins anew after some minutes or hours; then nothing is known.
-        spent = after.joules - before.joules if after.joules >= before.joules else None
+    throttled = None
     if before.throttled is not None and after.throttled is not None:
         throttled = after.throttled > before.throttled
-    return {"joules": spent, "throttled": throttled}
+    return {"joules": spent(before.joules, after.joules), "throttled": throttled}
+
+
+def spent(before: float | None, after: float | None) -> float | None:
+    """Joules between two readings. The counter begins anew after some minutes or hours; then
+    nothing is known."""
+    if before is None or after is None or after < before:
+        return None
+    return after - before
 
 
 def _asked(name: str) -> Any:

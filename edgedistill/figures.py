@@ -21,7 +21,7 @@ class Figure:
     disturbs it; else it is of the model, wherever that runs."""
 
     label: str
-    unit: str  # "tokens/s" | "s" | "bytes" | "share", a share being 0..1
+    unit: str  # "tokens/s" | "s" | "J" | "bytes" | "share", a share being 0..1
     more_is_better: bool
     of_device: bool
 
@@ -38,6 +38,7 @@ FIGURES: Mapping[str, Figure] = {
     "cold_start": Figure("cold start", "s", more_is_better=False, of_device=True),
     "load": Figure("load", "s", more_is_better=False, of_device=True),
     "peak_memory": Figure("peak memory", "bytes", more_is_better=False, of_device=True),
+    "energy_per_answer": Figure("energy an answer", "J", more_is_better=False, of_device=True),
     "bytes": Figure("size", "bytes", more_is_better=False, of_device=False),
     "agreement": Figure("agreement", "share", more_is_better=True, of_device=False),
     "gold": Figure("gold", "share", more_is_better=True, of_device=False),
@@ -45,5 +46,5 @@ FIGURES: Mapping[str, Figure] = {
 SHARES = ("agreement", "gold")
 COLUMNS = (
     "tg128", "pp512", "time_to_first_token_p50", "inter_token_p95", "end_to_end_p50", "cold_start",
-    "peak_memory", "bytes", "agreement", "gold",
+    "peak_memory", "energy_per_answer", "bytes", "agreement", "gold",
 )  # fmt: skip

@@ -144,11 +144,13 @@ class Native:
                     _feed(generator, [ids[j]])
         return likely
 
-    def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
+    def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
         """llama-bench's convention (llama.cpp, tools/llama-bench): random tokens, an empty cache
-        each run, one warm-up, neither tokenization nor sampling. Tokens a second of each run."""
-        self._fits(max(pp, tg))
+        each run or one of `depth` tokens (its -d), one warm-up, neither tokenization nor sampling.
+        Tokens a second of each run."""
+        self._fits(depth + max(pp, tg))
         chance = random.Random(0)
+        before = [chance.randrange(self.n_vocab) for _ in range(depth)]
         ids = [chance.randrange(self.n_vocab) for _ in range(max(pp, tg))]
 
         def prompt(generator: Any) -> None:
@@ -158,12 +160,20 @@ class Native:
             for token in ids[:tg]:
                 _feed(generator, [token])
 
-        return {"pp": self._rates(prompt, pp, runs), "tg": self._rates(decode, tg, runs)}
+        generator = self._generator()
+        _feed(generator, before)
+        return {
+            "pp": self._rates(generator, depth, prompt, pp, runs),
+            "tg": self._rates(generator, depth, decode, tg, runs),
+        }
 
-    def _rates(self, work: Callable[[Any], None], tokens: int, runs: int) -> list[float]:
+    def _rates(
+        self, generator: Any, depth: int, work: Callable[[Any], None], tokens: int, runs: int
+    ) -> list[float]:
         rates = []
         for _ in range(runs + 1 if tokens else 0):
-            generator = self._generator()
+            if generator.token_count() > depth:
+                generator.rewind_to(depth)
             started = time.perf_counter()
             work(generator)
             rates.append(tokens / (time.perf_counter() - started))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgedistill import machine
 from edgedistill.errors import UsageError
-from edgedistill.gguf_header import read_header
-from edgedistill.runtime import LlamaCpp
+from edgedistill.model_prompt import context_limit
+from edgedistill.places import Place
+from edgedistill.runtimes import Runtime
 
 PREFILL_TOKENS, DECODE_TOKENS = 512, 128  # llama-bench's default test
 Rates = dict[str, list[float]]  # by figure, tokens/s of each run
@@ -29,28 +29,30 @@ class More:
         return len(self.depths) + len(self.threads)
 
 
-def bench(model: LlamaCpp, runs: int, depth: int = 0, behind: str = "") -> Rates:
+def bench(model: Runtime, runs: int, depth: int = 0, behind: str = "") -> Rates:
     """pp512 and tg128 of a loaded model; `behind` is put behind their names."""
     found = model.bench(PREFILL_TOKENS, DECODE_TOKENS, runs, depth)
     return {f"pp{PREFILL_TOKENS}{behind}": found["pp"], f"tg{DECODE_TOKENS}{behind}": found["tg"]}
 
 
-def bench_more(file: Path, more: More, threads: int, runs: int, told: Callable[[], None]) -> Rates:
+def bench_more(
+    file: Path, more: More, place: Place, threads: int, runs: int, told: Callable[[], None]
+) -> Rates:
     """As `more` says: the depths in one process, and each number of threads in one of its own.
     `told` is called for each depth and number.
 
     Raises:
-        RuntimeFailure: llama.cpp refuses it, or has no memory for so deep a context.
+        RuntimeFailure: the runtime refuses it, or has no memory for so deep a context.
     """
     found: Rates = {}
     if more.depths:
         context = max(more.depths) + PREFILL_TOKENS
-        with LlamaCpp(file, threads=threads, context_tokens=context) as model:
+        with place.open(file, threads=threads, context_tokens=context) as model:
             for depth in more.depths:
                 found |= bench(model, runs, depth, f"@d{depth}")
                 told()
     for count in more.threads:
-        with LlamaCpp(file, threads=count, context_tokens=PREFILL_TOKENS) as model:
+        with place.open(file, threads=count, context_tokens=PREFILL_TOKENS) as model:
             found |= bench(model, runs, behind=f"@t{count}")
         told()
     return found
@@ -60,14 +62,12 @@ def require_depths(file: Path, depths: Sequence[int]) -> None:
     """That the model has learnt contexts as deep.
 
     Raises:
-        UsageError: it has not. ArtifactError: this is no sound GGUF file.
+        UsageError: it has not. ArtifactError: this is no sound model.
     """
     if not depths:
         return
-    header = read_header(file)
-    limit = header.keys.get(f"{header.architecture}.context_length")
-    deepest = max(depths)
-    if isinstance(limit, int) and deepest + PREFILL_TOKENS > limit:
+    limit, deepest = context_limit(file), max(depths)
+    if limit is not None and deepest + PREFILL_TOKENS > limit:
         most = limit - PREFILL_TOKENS
         raise UsageError(
             f"--depths {deepest}: with the {PREFILL_TOKENS} tokens that are timed behind them this "
@@ -77,14 +77,13 @@ def require_depths(file: Path, depths: Sequence[int]) -> None:
         )
 
 
-def require_cores(threads: Sequence[int]) -> None:
+def require_cores(threads: Sequence[int], cores: int) -> None:
     """That each thread has a core: llama.cpp's threads wait for each other in a busy loop, so one
     too many is slow, and many never end.
 
     Raises:
         UsageError: there are fewer cores.
     """
-    cores = machine.facts()["usable_cores"]
     if max(threads, default=0) > cores:
         what = f"--threads {max(threads)}: this process may use {cores} cores"
         raise UsageError(what, hint=f"give at most {cores}")

@@ -1,4 +1,4 @@
-"""One sitting: a model file measured on this machine, into a Result.
+"""One sitting: a model file measured at a place, into a Result.
 
 It is loaded in several processes one behind the other, since two processes differ by more than two
 runs of one; each asks the prompts in an order of its own. Other work on the machine is listened to
@@ -10,31 +10,30 @@ from __future__ import annotations
 import datetime
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedistill import __version__, machine
-from edgedistill.artifacts import digest_of, digest_of_file, tool_versions
+from edgedistill import __version__
+from edgedistill.artifacts import digest_of
 from edgedistill.bench.agreement import bootstrap
 from edgedistill.check_specs import Check
 from edgedistill.checks import Checker, check_identity, make_checker, thrown_by
 from edgedistill.collect import collect
-from edgedistill.conditions import changes, read_conditions
+from edgedistill.conditions import changes, spent
 from edgedistill.curate import curate
 from edgedistill.fidelity import EvalRow, read_rows, shuffled
-from edgedistill.gguf_header import read_header
-from edgedistill.load_watch import BUSY_SHARE, Load, LoadWatch
+from edgedistill.load_watch import BUSY_SHARE, Load
 from edgedistill.measures import Measure, measure
-from edgedistill.model_prompt import Asked
+from edgedistill.model_prompt import Asked, model_facts
+from edgedistill.places import Here, Place
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
 from edgedistill.recipe import Recipe
 from edgedistill.result_file import Result
-from edgedistill.runtime import Generation, LlamaCpp
+from edgedistill.runtime import Generation
 from edgedistill.runtimes import asked_ids
 from edgedistill.tokenmix import read_token_mix
 from edgedistill.workspace import locked
@@ -116,35 +115,38 @@ class _Seen:
     rates: dict[str, list[float]]
     answers: dict[str, tuple[float, Generation]]  # by prompt ID: seconds with tokenization
     peak_memory: int
+    joules: float | None  # spent while the prompts were answered, where the device tells it
 
 
-def sit(asked: Asked, plan: Plan, progress: Progress) -> Result:
-    """Measure a GGUF file here.
+def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
+    """Measure a model file at `place`, or here.
 
     Raises:
-        RuntimeFailure: llama.cpp refuses it. WeightsError: it has no prompt that can be used.
+        RuntimeFailure: the runtime refuses it. WeightsError: it has no prompt that can be used.
         UsageError: a depth is beyond its context, or there are more threads than cores.
     """
     require_depths(asked.file, plan.more.depths)
-    require_cores([plan.threads or 1, *plan.more.threads])
-    threads = plan.threads or machine.threads()
+    place = place or Here()
+    device = place.facts()
+    require_cores([plan.threads or 1, *plan.more.threads], device["usable_cores"])
+    threads = plan.threads or device["threads"]
     rows = plan.prompts.rows if plan.prompts is not None else []
     prompt = asked.prompt() if rows else None
     with progress.task("listening to other work on this machine", None):
-        watch, before = LoadWatch(), read_conditions()
+        watch, before = place.watch(), place.conditions()
     seen = []
     with progress.task(
         "measuring", plan.processes * (len(rows) + 1 + plan.more.steps), "steps"
     ) as task:
         for number in range(plan.processes):
-            seen.append(_process(asked, plan, prompt, threads, number, task))
-    load, after = watch.stop(), read_conditions()
+            seen.append(_process(asked, plan, place, prompt, threads, number, task))
+    load, after = watch.stop(), place.conditions()
     likeness = _likeness(plan, seen)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
-        model=_model(asked),
-        device={"address": "local", **machine.facts(), "runtime": _runtime()},
+        model=model_facts(asked),
+        device={"address": place.address, **device, "runtime": place.runtime(asked.file)},
         load={**asdict(load), "busy": load.busy},
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
         settings={
@@ -175,6 +177,7 @@ def _notes(load: Load, likeness: Mapping[str, Any] | None) -> list[str]:
 def _process(
     asked: Asked,
     plan: Plan,
+    place: Place,
     prompt: StudentPrompt | None,
     threads: int,
     number: int,
@@ -188,7 +191,7 @@ def _process(
         lengths = [len(prompt.prompt_ids(row.prompt, row.history)) for row in rows]
         context = max(SHORT_CONTEXT, max(lengths) + longest)
     started, cold, answers = time.perf_counter(), None, {}
-    with LlamaCpp(asked.file, threads=threads, context_tokens=context) as model:
+    with place.open(asked.file, threads=threads, context_tokens=context) as model:
         ready = time.perf_counter() - started
         stop = model.end_ids()
 
@@ -199,19 +202,21 @@ def _process(
             made = model.generate(ids, longest, stop)
             return time.perf_counter() - begun, made
 
+        energy = place.conditions().joules
         for row in rows:
             if cold is None:  # nothing is warm yet: this answer counts here alone
                 answered(row)
                 cold = time.perf_counter() - started
             answers[row.id] = answered(row)
             task.advance()
+        joules = spent(energy, place.conditions().joules)
         peak = model.peak_memory_bytes()
-    with LlamaCpp(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
+    with place.open(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
         rates = bench(model, plan.runs)
         peak = peak if rows else model.peak_memory_bytes()  # one that has only loaded tells little
     task.advance()
-    rates |= bench_more(asked.file, plan.more, threads, plan.runs, task.advance)
-    return _Seen(ready, cold, rates, answers, peak)
+    rates |= bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance)
+    return _Seen(ready, cold, rates, answers, peak, joules)
 
 
 def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
@@ -223,6 +228,10 @@ def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
     }
     if not seen[0].answers:
         return figures
+    spent_each = [each.joules for each in seen if each.joules is not None]
+    if len(spent_each) == len(seen):  # a process answers its first prompt twice
+        answers = len(seen[0].answers) + 1
+        figures["energy_per_answer"] = measure([[joules / answers] for joules in spent_each], "J")
     figures["cold_start"] = measure([[each.cold_seconds or 0.0] for each in seen], "s")
     whole = [[seconds for seconds, _ in each.answers.values()] for each in seen]
     first = [
@@ -299,30 +308,8 @@ def _share(flags: Sequence[bool], seed: int) -> dict[str, Any] | None:
     return asdict(bootstrap(flags, RESAMPLES, seed)) if flags else None
 
 
-def _model(asked: Asked) -> dict[str, Any]:
-    header = read_header(asked.file)
-    types = Counter(tensor.type for tensor in header.tensors if len(tensor.shape) > 1)
-    bundle = asked.manifest and {
-        "recipe": asked.manifest["spec"]["recipe"]["name"],
-        "target": asked.manifest["spec"]["target"]["name"],
-        "key": asked.manifest["key"],
-    }
-    return {
-        "name": asked.file.stem,
-        "file": asked.file.name,
-        "sha256": digest_of_file(asked.file),
-        "bytes": asked.file.stat().st_size,
-        "types": dict(types.most_common()),
-        "bundle": bundle,
-    }
-
-
 def mix_facts(prompts: Prompts | None) -> dict[str, Any] | None:
     """What was asked, as a result has it."""
     if prompts is None:
         return None
     return {"source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows)}
-
-
-def _runtime() -> dict[str, Any]:
-    return {"name": "llama.cpp", **tool_versions("llama-cpp-python")}

@@ -13,6 +13,7 @@ from conftest import Ran
 from edgedistill.errors import RuntimeFailure, UsageError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.model_prompt import asked_model
+from edgedistill.places import Here
 from edgedistill.progress import Silent
 from edgedistill.rates import More, bench_more, require_depths
 from edgedistill.result_file import read_result
@@ -38,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_depth_and_number_of_threads_has_its_rates(model: Path) -> None:
     told: list[int] = []
     more = More(depths=(64, 512), threads=(1,))
-    found = bench_more(model, more, 1, 2, lambda: told.append(1))
+    found = bench_more(model, more, Here(), 1, 2, lambda: told.append(1))
     names = [f"{test}{at}" for at in ("@d64", "@d512", "@t1") for test in ("pp512", "tg128")]
     assert list(found) == names
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found.values())

@@ -1,0 +1,73 @@
+"""Where a model file is measured: what a sitting asks of a device, and this machine's answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgedistill import machine
+from edgedistill.artifacts import tool_versions
+from edgedistill.conditions import Conditions, read_conditions
+from edgedistill.load_watch import Load, LoadWatch
+from edgedistill.runtimes import LLAMA, ONNX, TRAITS, Opened, open_runtime
+
+
+class Watch(Protocol):
+    """Counts what other work takes of a device until it is stopped."""
+
+    def stop(self) -> Load: ...
+
+
+class Place(Protocol):
+    """A device. `address` says where it is: "local", "ssh://user@host"; it tells results apart."""
+
+    @property
+    def address(self) -> str: ...
+
+    def facts(self) -> dict[str, Any]:
+        """Its hardware and system, as machine.facts has them; fingerprint, usable_cores and threads
+        (the default number of them) among them."""
+
+    def runtime(self, model: Path) -> dict[str, Any]:
+        """`name` and versions of what runs `model` there."""
+
+    def open(self, model: Path, *, threads: int, context_tokens: int) -> Opened:
+        """The model, loaded there in a process of its own.
+
+        Raises:
+            RuntimeFailure: the runtime refuses it or dies. MissingTool: there is none.
+        """
+
+    def conditions(self) -> Conditions:
+        """As the device tells them now."""
+
+    def watch(self) -> Watch:
+        """Listen for a moment to what else runs there, then count it."""
+
+
+class Here:
+    """This machine."""
+
+    address = "local"
+
+    def facts(self) -> dict[str, Any]:
+        return {**machine.facts(), "threads": machine.threads()}
+
+    def runtime(self, model: Path) -> dict[str, Any]:
+        kind = kind_of(model)
+        return {"name": kind, **tool_versions(*TRAITS[kind].tools[:2])}
+
+    def open(self, model: Path, *, threads: int, context_tokens: int) -> Opened:
+        kind = kind_of(model)
+        return open_runtime(kind, model, threads=threads, context_tokens=context_tokens)
+
+    def conditions(self) -> Conditions:
+        return read_conditions()
+
+    def watch(self) -> Watch:
+        return LoadWatch()
+
+
+def kind_of(model: Path) -> str:
+    """The runtime of a model: a folder is ONNX, a file GGUF."""
+    return ONNX if model.is_dir() else LLAMA
