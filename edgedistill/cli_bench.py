@@ -155,14 +155,14 @@ def _is_url(model: str) -> bool:
 
 
 def _kept(result: Result, out: Path | None, workspace: Path, show: Show) -> None:
-    from edgedistill import tables
+    from edgedistill import result_tables
     from edgedistill.history import remember
     from edgedistill.result_file import write_result
 
     if out is not None:
         write_result(result, out)
     remember(result, workspace)
-    show(tables.sitting, json.loads(json.dumps(result.to_json())))
+    show(result_tables.sitting, json.loads(json.dumps(result.to_json())))
 
 
 def _of_file(

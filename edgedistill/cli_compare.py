@@ -1,4 +1,5 @@
-"""The commands that read results again: `compare`, several side by side, and `history`."""
+"""The commands that read results again: `compare`, several side by side, `history`, and `predict`,
+what they say of other devices."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgedistill.cli_options import workspace_option
+from edgedistill.cli_options import names, workspace_option
 from edgedistill.cli_update import Show
 from edgedistill.errors import EdgedistillError, MissingTool, UsageError
 
@@ -29,6 +30,7 @@ def add_to(cli: click.Group, common: Callable[[Any], Any], show: Show) -> None:
     """Add these commands to the command line's group."""
     cli.command("compare")(common(_compare(show)))
     cli.command("history")(common(_history(show)))
+    cli.command("predict")(common(_predict(show)))
 
 
 def _compare(show: Show) -> Callable[..., None]:
@@ -81,16 +83,40 @@ def _history(show: Show) -> Callable[..., None]:
 
         One line for each model and device, and of what prompts were needed for, for each token mix.
         """
-        from edgedistill import tables
+        from edgedistill import result_tables
         from edgedistill.history import read_history
 
         _require_folder(html)
         value = read_history(workspace, figure).to_json()
         if html is not None:
             _write(html, lambda pages: pages.history_page(value))
-        show(tables.history, value)
+        show(result_tables.history, value)
 
     return history
+
+
+def _predict(show: Show) -> Callable[..., None]:
+    @click.argument(
+        "results", metavar="RESULT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+    )
+    @click.option(
+        "--target", "targets", metavar="NAME_OR_PATH", multiple=True,
+        shell_complete=names("target"), help="A target with a roofline; repeatable.",
+    )  # fmt: skip
+    def predict(results: Sequence[Path], targets: Sequence[str]) -> None:
+        """Say how fast measured files should be on other devices: on --target by its profile, and,
+        where one file was measured on several, how far such predictions are off.
+        """
+        from edgedistill import library, result_tables
+        from edgedistill.reached import predict as foretell
+        from edgedistill.result_set import read_all
+        from edgedistill.target import load_target
+
+        devices = [load_target(library.find("target", name)) for name in targets]
+        found = foretell(read_all(results), devices)
+        show(result_tables.predictions, found.to_json())
+
+    return predict
 
 
 def _require_folder(file: Path | None) -> None:
@@ -121,11 +147,11 @@ def _write(html: Path, page: Callable[[Any], str]) -> None:
 
 
 def _printed(found: Compared, style: str, show: Show) -> None:
-    from edgedistill import comparison_text, tables
+    from edgedistill import comparison_text, result_tables
 
     value = found.to_json()
     if style == "table" or click.get_current_context().obj.json:
-        show(tables.compared, value)
+        show(result_tables.compared, value)
     elif style == "json":
         click.echo(json.dumps(value, indent=2))
     else:

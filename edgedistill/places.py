@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from edgedistill import machine
 from edgedistill.artifacts import tool_versions
+from edgedistill.ceilings import Ceilings, measure_ceilings
 from edgedistill.conditions import Conditions, read_conditions
 from edgedistill.load_watch import Load, LoadWatch
 from edgedistill.runtimes import LLAMA, ONNX, TRAITS, Opened, open_runtime
@@ -44,6 +45,10 @@ class Place(Protocol):
     def watch(self) -> Watch:
         """Listen for a moment to what else runs there, then count it."""
 
+    def ceilings(self, threads: int) -> Ceilings | None:
+        """How fast its memory is read and how fast it multiplies; None where nothing there can
+        measure that."""
+
 
 class Here:
     """This machine."""
@@ -66,6 +71,9 @@ class Here:
 
     def watch(self) -> Watch:
         return LoadWatch()
+
+    def ceilings(self, threads: int) -> Ceilings:
+        return measure_ceilings(threads)
 
 
 def kind_of(model: Path) -> str:

@@ -27,8 +27,12 @@ SECTIONS = {  # of a result: what each must hold
     "token_mix": ("source", "digest", "prompts"),
     "check": ("kind",),
     "likeness": ("rows", "agreement", "gold"),
-}
-OPTIONAL = ("token_mix", "check", "likeness")
+    "roofline": (
+        "bandwidth_gb_s", "compute_gflops", "bytes_per_token", "flops_per_token", "decode_share",
+        "prefill_share",
+    ),
+}  # fmt: skip
+OPTIONAL = ("token_mix", "check", "likeness", "roofline")
 SHARE = ("value", "low", "high", "n")
 
 
@@ -37,7 +41,8 @@ class Result:
     """`figures` by name (docs/bench.md says what each is). `load` and `conditions` say what the
     device was in. `token_mix`, `check` and `likeness` are None where no prompts were given. Of a
     server `model` has no file, sha256 or bytes (None), but the model IDs that `answered`; a far
-    one's `load` and `conditions`, and what its `device` is, are None, too."""
+    one's `load` and `conditions`, and what its `device` is, are None, too. `roofline` is None where
+    the device's ceilings were not measured."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str
@@ -50,6 +55,7 @@ class Result:
     token_mix: Mapping[str, Any] | None = None
     check: Mapping[str, Any] | None = None
     likeness: Mapping[str, Any] | None = None
+    roofline: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -121,10 +127,17 @@ def _require_whole(result: Result) -> None:
             raise ValueError(f"{section} is no object")
         if missing := [name for name in names if name not in held]:
             raise ValueError(f"{section} lacks {', '.join(missing)}")
+    _require_numbers(result.roofline or {})
     size = result.model["bytes"]
     if size is not None and (not _is_number(size) or size < 1):
         raise ValueError("model.bytes is no size")
     _require_whole_answers(result.likeness or {"rows": [], "agreement": None, "gold": None})
+
+
+def _require_numbers(roofline: Mapping[str, Any]) -> None:
+    for name in SECTIONS["roofline"] if roofline else ():
+        if not _is_number(roofline[name]) or not roofline[name] > 0:
+            raise ValueError(f"roofline.{name} is no number above 0")
 
 
 def _require_whole_answers(likeness: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from edgedistill.places import Here, Place
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
+from edgedistill.reached import reached
 from edgedistill.recipe import Recipe
 from edgedistill.result_file import Result
 from edgedistill.runtime import Generation
@@ -141,7 +142,9 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         for number in range(plan.processes):
             seen.append(_process(asked, plan, place, prompt, threads, number, task))
     load, after = watch.stop(), place.conditions()
-    likeness = _likeness(plan, seen)
+    with progress.task("measuring memory and arithmetic", None):
+        ceilings = place.ceilings(threads)
+    figures, likeness = _figures(seen), _likeness(plan, seen)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
@@ -154,10 +157,11 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
             "depths": list(plan.more.depths), "thread_counts": list(plan.more.threads),
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
-        figures=_figures(seen),
+        figures=figures,
         token_mix=mix_facts(plan.prompts),
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
+        roofline=None if ceilings is None else reached(asked.file, figures, ceilings),
         notes=_notes(load, likeness),
     )  # fmt: skip
 

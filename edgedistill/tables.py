@@ -13,16 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgedistill import comparison_text
 from edgedistill.console import duration, size
-from edgedistill.history import sparkline
-from edgedistill.report.units import duration as seconds
 
 if TYPE_CHECKING:
     from edgedistill.pipeline import BuildResult
 
 Row = Mapping[str, Any]
-HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
 STATES = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
@@ -88,10 +84,10 @@ def build(value: Row) -> RenderableType:
             parts += _report(target["report"])
         parts.append(_stages(target["stages"]))
         if target["bundle"]:
-            parts.append(_line("bundle", target["bundle"]["folder"]))
+            parts.append(line("bundle", target["bundle"]["folder"]))
             if target["bundle"]["report"]:
-                parts.append(_line("report", target["bundle"]["report"]))
-    parts.append(_line("total", duration(value["seconds"])))
+                parts.append(line("report", target["bundle"]["report"]))
+    parts.append(line("total", duration(value["seconds"])))
     return Group(*parts)
 
 
@@ -111,20 +107,20 @@ def _report(report: Row) -> list[RenderableType]:
         parts.append(_latencies(report["latencies"]))
     if report["speedup_p50"]:
         ratio = f"{report['speedup_p50']:.1f} times the teacher's (end to end, p50)"
-        parts.append(_line("speed", ratio))
+        parts.append(line("speed", ratio))
     if report["estimate"]:
         parts.append(_estimate(report["estimate"]))
     return parts
 
 
 def _agreements(agreements: Sequence[Row]) -> Table:
-    table = _table("agreement with the teacher (95 % interval)", "all", "seen", "unseen")
+    table = table_of("agreement with the teacher (95 % interval)", "all", "seen", "unseen")
     for row in agreements:
-        table.add_row(row["model"], *(_interval(row[k]) for k in ("overall", "seen", "unseen")))
+        table.add_row(row["model"], *(interval(row[k]) for k in ("overall", "seen", "unseen")))
     return table
 
 
-def _interval(share: Row | None) -> str:
+def interval(share: Row | None) -> str:
     if share is None:
         return "-"
     value, low, high = (100 * share[key] for key in ("value", "low", "high"))
@@ -132,7 +128,7 @@ def _interval(share: Row | None) -> str:
 
 
 def _chain(links: Sequence[Row]) -> Table:
-    table = _table("step", "mean KLD", "p99 KLD", "top-1", "agreement", "gate")
+    table = table_of("step", "mean KLD", "p99 KLD", "top-1", "agreement", "gate")
     for link in links:
         table.add_row(
             f"{link['step']} ({link['before']} to {link['after']}{_prompts(link)})",
@@ -150,7 +146,9 @@ def _prompts(link: Row) -> str:
 
 
 def _latencies(latencies: Sequence[Row]) -> Table:
-    table = _table("latency", "first token p50", "end to end p50 / p95 / p99", "tokens/s", "memory")
+    table = table_of(
+        "latency", "first token p50", "end to end p50 / p95 / p99", "tokens/s", "memory"
+    )
     for row in latencies:
         whole = " / ".join(f"{1000 * row['end_to_end'][key]:.0f}" for key in ("p50", "p95", "p99"))
         memory = row["peak_memory_bytes"]
@@ -165,7 +163,7 @@ def _latencies(latencies: Sequence[Row]) -> Table:
 
 
 def _estimate(estimate: Row) -> Text:
-    return _line(
+    return line(
         "estimate",
         f"{estimate['tokens_per_second']:.0f} tokens/s, first token "
         f"{1000 * estimate['time_to_first_token']:.0f} ms, end to end "
@@ -174,7 +172,7 @@ def _estimate(estimate: Row) -> Text:
 
 
 def _stages(stages: Sequence[Row]) -> Table:
-    table = _table("stage", "wall", "peak memory", "", "folder")
+    table = table_of("stage", "wall", "peak memory", "", "folder")
     for row in stages:
         table.add_row(
             row["stage"],
@@ -187,7 +185,7 @@ def _stages(stages: Sequence[Row]) -> Table:
 
 
 def recipes(rows: Sequence[Row]) -> Table:
-    table = _table("recipe", "", "what it does", "teacher", "student", "check")
+    table = table_of("recipe", "", "what it does", "teacher", "student", "check")
     for row in rows:
         said = escape(row.get("description") or "") or "[red]does not validate[/]"
         names = (escape(row.get(key, "")) for key in ("teacher", "student", "check"))
@@ -196,7 +194,7 @@ def recipes(rows: Sequence[Row]) -> Table:
 
 
 def targets(rows: Sequence[Row]) -> Table:
-    table = _table("target", "", "device", "runtime", "formats", "latency", "memory (MB)")
+    table = table_of("target", "", "device", "runtime", "formats", "latency", "memory (MB)")
     for row in rows:
         if "problem" in row:
             table.add_row(row["name"], row["origin"], "[red]does not validate[/]")
@@ -211,7 +209,7 @@ def targets(rows: Sequence[Row]) -> Table:
 
 
 def target(rows: Sequence[Row]) -> Table:
-    table = _table("field", "value", "what it is", "where the value comes from")
+    table = table_of("field", "value", "what it is", "where the value comes from")
     table.columns[0].no_wrap = True  # a name in two parts can be neither found nor copied
     for row in rows:
         value = row["value"]
@@ -227,7 +225,7 @@ def validated(value: Row) -> Text:
 
 
 def status(value: Row) -> RenderableType:
-    table = _table("folder", "", "size", "age", "used by")
+    table = table_of("folder", "", "size", "age", "used by")
     for row in value["folders"]:
         table.add_row(
             row["folder"].replace("\\", "/").rpartition("/")[2],
@@ -236,23 +234,23 @@ def status(value: Row) -> RenderableType:
             duration(row["age_seconds"]),
             ", ".join(row["recipes"]) or "[dim]no recipe here[/]",
         )
-    plan = _table("a build would", "stage", "folder")
+    plan = table_of("a build would", "stage", "folder")
     for stage, state, folder in value["plan"]:
         would = "reuse" if state == "reused" else "[bold]start at[/]"
         plan.add_row(would, stage, folder.replace("\\", "/").rpartition("/")[2])
     return Group(
-        _line("workspace", f"{value['workspace']}{', a build runs' if value['in_use'] else ''}"),
-        _line("teacher answers", size(value["traces_bytes"])),
+        line("workspace", f"{value['workspace']}{', a build runs' if value['in_use'] else ''}"),
+        line("teacher answers", size(value["traces_bytes"])),
         *([table] if value["folders"] else []),
         plan,
-        *[_line("the build ends", error) for error in value["ends"]],
-        *[_line("left out, does not validate", problem) for problem in value["problems"]],
+        *[line("the build ends", error) for error in value["ends"]],
+        *[line("left out, does not validate", problem) for problem in value["problems"]],
     )
 
 
 def swept(value: Row) -> Table:
     """A sweep's trials."""
-    table = _table("", "learning rate", "rank", "epochs", "steps", "agreement", "NLL", "time", "")
+    table = table_of("", "learning rate", "rank", "epochs", "steps", "agreement", "NLL", "time", "")
     for place, trial in enumerate(value["trials"]):
         last = trial["exams"][-1] if trial["exams"] else None
         done = trial["steps"] if trial["stopped_at"] is None else trial["stopped_at"]
@@ -274,13 +272,13 @@ def swept(value: Row) -> Table:
 
 def learning_curve(value: Row) -> Table:
     """Agreement by training rows."""
-    table = _table("training rows", "steps", "agreement (95 % interval)", "NLL", "time")
+    table = table_of("training rows", "steps", "agreement (95 % interval)", "NLL", "time")
     for point in value["points"]:
-        row = f"{point['rows']:,}", str(point["steps"]), _interval(point["agreement"])
+        row = f"{point['rows']:,}", str(point["steps"]), interval(point["agreement"])
         table.add_row(*row, f"{point['nll']:.3f}", duration(point["seconds"]))
     forecast = value["forecast"]
     if not forecast["refused"]:
-        shown = _interval(forecast["agreement"])
+        shown = interval(forecast["agreement"])
         table.add_row(f"{forecast['rows']:,} (forecast)", "-", shown, "-", "-")
     return table
 
@@ -295,7 +293,7 @@ def removal(value: Row) -> RenderableType:
 
 
 def findings(rows: Sequence[Row]) -> Table:
-    table = _table("", "what", "state", "found", "what to do")
+    table = table_of("", "what", "state", "found", "what to do")
     area = ""
     for row in rows:
         first = row["area"] if row["area"] != area else ""
@@ -305,79 +303,12 @@ def findings(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _table(*headers: str) -> Table:
+def table_of(*headers: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in headers:
         table.add_column(header, overflow="fold")
     return table
 
 
-def _line(label: str, text: str) -> Text:
+def line(label: str, text: str) -> Text:
     return Text.assemble((f"{label}: ", "bold"), text)
-
-
-def sitting(value: Row) -> RenderableType:
-    """What one sitting measured of a model file, or of a server."""
-    model, device = value["model"], value["device"]
-    title = f"\n{model['name']} at {device['address']}"
-    if model["bytes"] is not None:
-        title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
-    parts: list[RenderableType] = [Text(title, style="bold"), _figures(value["figures"])]
-    likeness = value["likeness"] or {}
-    for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
-        if likeness.get(name):
-            parts.append(_line(told, f"given to {_interval(likeness[name])} of the prompts"))
-    parts += [Text(f"note: {note}", style="yellow") for note in value["notes"]]
-    return Group(*parts)
-
-
-def _figures(figures: Row) -> Table:
-    table = _table("", "figure", "95 % of other sittings", "of values")
-    for name, each in figures.items():
-        count = sum(map(len, each["groups"]))
-        span = "not known"
-        if each["low"] is not None:
-            span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
-        table.add_row(name, _amount(each["value"], each["unit"]), span, str(count))
-    return table
-
-
-def _amount(value: float, unit: str) -> str:
-    if unit == "s":
-        return seconds(value)
-    return size(int(value)) if unit == "bytes" else f"{value:.1f} {unit}"
-
-
-def compared(value: Row) -> RenderableType:
-    """Results side by side; what else there is to say below."""
-    table = _table(*("\n".join(lines) for lines in comparison_text.headers(value)))
-    table.columns[0].min_width = 12  # or rich takes all its room for the figures
-    for row in value["rows"]:
-        lines = ["\n".join(cell) for cell in comparison_text.cells(value, row)]
-        table.add_row(*(escape(cell) for cell in lines), end_section=True)
-    notes = [Text(f"note: {note}", style="yellow") for note in value["notes"]]
-    found = zip(value["judged"], comparison_text.conditions(value), strict=True)
-    judged = [Text(line, style=HOLDS[each["holds"]]) for each, line in found]
-    said = Text(comparison_text.legend(value), style="dim")
-    return Group(Text(comparison_text.caption(value)), table, said, *notes, *judged)
-
-
-def history(value: Row) -> RenderableType:
-    """A figure over time: one line for each model and device."""
-    table = _table("model", "device", value["figure"], "sittings", "first", "last", "last made")
-    for series in value["series"]:
-        points = series["points"]
-        first, last = (comparison_text.amount(points[i]["value"], value["unit"]) for i in (0, -1))
-        busy = sum(point["busy"] for point in points)
-        table.add_row(
-            escape(series["model"]),
-            escape(series["device"]),
-            sparkline([point["value"] for point in points]),
-            f"{len(points)}, {busy} busy" if busy else str(len(points)),
-            first,
-            last,
-            f"{points[-1]['made'][:10]}" + (f", mix {series['mix']}" if series["mix"] else ""),
-        )
-    torn = f"{value['torn']} torn lines of {value['store']} were left out"
-    notes = [Text(f"note: {torn}", style="yellow")] if value["torn"] else []
-    return Group(table, *notes)

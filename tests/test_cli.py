@@ -33,6 +33,7 @@ COMMANDS = (
         "learning-curve",
         "compare",
         "history",
+        "predict",
         "lora",
         "adapt",
         "update",

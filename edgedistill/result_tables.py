@@ -1,0 +1,142 @@
+"""How results of `bench MODEL` are shown: each function takes what `--json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from edgedistill import comparison_text
+from edgedistill.console import size
+from edgedistill.history import sparkline
+from edgedistill.report.units import duration as seconds
+from edgedistill.tables import interval, line, table_of
+
+Row = Mapping[str, Any]
+HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
+
+
+def sitting(value: Row) -> RenderableType:
+    """What one sitting measured of a model file, or of a server."""
+    model, device = value["model"], value["device"]
+    title = f"\n{model['name']} at {device['address']}"
+    if model["bytes"] is not None:
+        title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
+    parts: list[RenderableType] = [Text(title, style="bold"), _figures(value["figures"])]
+    likeness = value["likeness"] or {}
+    for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
+        if likeness.get(name):
+            parts.append(line(told, f"given to {interval(likeness[name])} of the prompts"))
+    if value["roofline"]:
+        parts.append(_roofline(value["roofline"]))
+    parts += notes_of(value["notes"])
+    return Group(*parts)
+
+
+def _roofline(roof: Row) -> Text:
+    return line(
+        "ceilings",
+        f"{roof['bandwidth_gb_s']:.1f} GB/s, of which decoding reaches {roof['decode_share']:.0%}; "
+        f"{roof['compute_gflops']:.0f} GFLOP/s in float32, of which prefill reaches "
+        f"{roof['prefill_share']:.0%}",
+    )
+
+
+def notes_of(notes: Sequence[str]) -> list[Text]:
+    return [Text(f"note: {note}", style="yellow") for note in notes]
+
+
+def _figures(figures: Row) -> Table:
+    table = table_of("", "figure", "95 % of other sittings", "of values")
+    for name, each in figures.items():
+        count = sum(map(len, each["groups"]))
+        span = "not known"
+        if each["low"] is not None:
+            span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
+        table.add_row(name, _amount(each["value"], each["unit"]), span, str(count))
+    return table
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "s":
+        return seconds(value)
+    return size(int(value)) if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def compared(value: Row) -> RenderableType:
+    """Results side by side; what else there is to say below."""
+    table = table_of(*("\n".join(lines) for lines in comparison_text.headers(value)))
+    table.columns[0].min_width = 12  # or rich takes all its room for the figures
+    for row in value["rows"]:
+        lines = ["\n".join(cell) for cell in comparison_text.cells(value, row)]
+        table.add_row(*(escape(cell) for cell in lines), end_section=True)
+    notes = notes_of(value["notes"])
+    found = zip(value["judged"], comparison_text.conditions(value), strict=True)
+    judged = [Text(line, style=HOLDS[each["holds"]]) for each, line in found]
+    said = Text(comparison_text.legend(value), style="dim")
+    return Group(Text(comparison_text.caption(value)), table, said, *notes, *judged)
+
+
+def history(value: Row) -> RenderableType:
+    """A figure over time: one line for each model and device."""
+    table = table_of("model", "device", value["figure"], "sittings", "first", "last", "last made")
+    for series in value["series"]:
+        points = series["points"]
+        first, last = (comparison_text.amount(points[i]["value"], value["unit"]) for i in (0, -1))
+        busy = sum(point["busy"] for point in points)
+        table.add_row(
+            escape(series["model"]),
+            escape(series["device"]),
+            sparkline([point["value"] for point in points]),
+            f"{len(points)}, {busy} busy" if busy else str(len(points)),
+            first,
+            last,
+            f"{points[-1]['made'][:10]}" + (f", mix {series['mix']}" if series["mix"] else ""),
+        )
+    torn = f"{value['torn']} torn lines of {value['store']} were left out"
+    return Group(table, *notes_of([torn] if value["torn"] else []))
+
+
+def predictions(value: Row) -> RenderableType:
+    """What was reached, what is predicted elsewhere, and how far such predictions were off."""
+    table = table_of("result", "memory", "decode", "reached", "float32", "prefill", "reached")
+    for each in value["reached"]:
+        table.add_row(
+            escape(each["result"]),
+            f"{each['bandwidth_gb_s']:.1f} GB/s",
+            f"{each['decode']:.1f} tokens/s",
+            f"{each['decode_share']:.0%}",
+            f"{each['compute_gflops']:.0f} GFLOP/s",
+            f"{each['prefill']:.0f} tokens/s",
+            f"{each['prefill_share']:.0%}",
+        )
+    parts: list[RenderableType] = [table]
+    for name, rows in (("predicted for", value["targets"]), ("checked on", value["checked"])):
+        if rows:
+            parts.append(_predicted(name, rows))
+    if value["checked"]:
+        worst = (value["worst_decode_error"], value["worst_prefill_error"])
+        said = "largest error: decode {:+.0%}, prefill {:+.0%}".format(*worst)
+        parts.append(Text(said, style="bold"))
+    return Group(*parts, *notes_of(value["notes"]))
+
+
+def _predicted(name: str, rows: Sequence[Row]) -> Table:
+    table = table_of("model", "by its share at", name, "decode", "off", "prefill", "off")
+    for each in rows:
+        table.add_row(
+            *(escape(each[key]) for key in ("model", "by", "on")),
+            f"{each['decode']:.1f} tokens/s",
+            _off(each["decode_error"]),
+            f"{each['prefill']:.0f} tokens/s",
+            _off(each["prefill_error"]),
+        )
+    return table
+
+
+def _off(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:+.0%}"
