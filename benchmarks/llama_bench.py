@@ -43,7 +43,10 @@ def main() -> None:
             else:
                 ours = _ours(model, given.threads)
                 pairs.append((ours, _theirs(given.program, model, given.threads)))
-    rows = [_row(model, pairs, found[given.models[0]]) for model, pairs in found.items()]
+    rows = [
+        row_of(model.name, model.stat().st_size, pairs, found[given.models[0]], "llama_bench")
+        for model, pairs in found.items()
+    ]
     result = {"machine": machine.facts(), "threads": given.threads, "rows": rows}
     print(json.dumps(result, indent=2))
 
@@ -60,10 +63,15 @@ def _theirs(program: Path, model: Path, threads: int) -> Rates:
     return {"pp" if test["n_prompt"] else "tg": float(test["avg_ts"]) for test in tests}
 
 
-def _row(
-    model: Path, pairs: list[tuple[Rates, Rates]], first: list[tuple[Rates, Rates]]
+def row_of(
+    name: str,
+    size: int,
+    pairs: list[tuple[Rates, Rates]],
+    first: list[tuple[Rates, Rates]],
+    peer: str,
 ) -> dict[str, object]:
-    row: dict[str, object] = {"model": model.name, "bytes": model.stat().st_size}
+    """A model's rates in both programs by rounds, and beside those of the `first` model."""
+    row: dict[str, object] = {"model": name, "bytes": size}
     for test in ("pp", "tg"):
         of_first = [
             mine[test] / its[test]
@@ -72,7 +80,7 @@ def _row(
         ]
         row[test] = {
             "ours": round(statistics.median(ours[test] for ours, _ in pairs), 1),
-            "llama_bench": round(statistics.median(theirs[test] for _, theirs in pairs), 1),
+            peer: round(statistics.median(theirs[test] for _, theirs in pairs), 1),
             **_spread("ratio", [ours[test] / theirs[test] for ours, theirs in pairs]),
             **_spread("of_first", of_first),
         }

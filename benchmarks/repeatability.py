@@ -1,0 +1,92 @@
+"""Do the intervals that `bench MODEL` states hold? The same model in several sittings.
+
+    python benchmarks/repeatability.py MODEL --keep FOLDER [--prompts FILE] [--sittings 10]
+
+Each sitting is one whole `bench MODEL`, kept in FOLDER as a result file, so that a killed run goes
+on behind the last whole one. Prints JSON: of each figure its mean over sittings, its spread (the
+standard deviation as a share of the mean), half its stated interval as a share of the value (the
+median over sittings), and its coverage: of all pairs of sittings, how often the interval of the
+earlier one holds the later one's value. Disturbed sittings are counted, and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from edgedistill import machine
+from edgedistill.measures import Measure
+from edgedistill.model_prompt import asked_model
+from edgedistill.progress import Silent
+from edgedistill.result_file import Result, read_result, write_result
+from edgedistill.sitting import Plan, prompts_of, sit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--system")
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--sittings", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    given.keep.mkdir(parents=True, exist_ok=True)
+    prompts = None if given.prompts is None else prompts_of(given.prompts, given.sample)
+    asked = asked_model(given.model, None, given.system, given.max_tokens)
+    results = []
+    for number in range(given.sittings):
+        file = given.keep / f"sitting-{number:02d}.json"
+        if not file.is_file():
+            print(f"sitting {number + 1} of {given.sittings}", file=sys.stderr)
+            write_result(sit(asked, Plan(given.repeats, prompts=prompts), Silent()), file)
+        results.append(read_result(file))
+    print(json.dumps(summary(results), indent=2))
+
+
+def summary(results: Sequence[Result]) -> dict[str, Any]:
+    """What the sittings say of each figure, and of all together."""
+    calm = [result for result in results if not result.load["busy"]]
+    figures = {name: [r.figures[name] for r in calm] for name in results[0].figures}
+    rows = {name: _figure(each) for name, each in figures.items() if len(each) > 1}
+    pairs = sum(row["pairs"] for row in rows.values())
+    held = sum(row["held"] for row in rows.values())
+    return {
+        "machine": machine.facts(),
+        "model": results[0].model["name"],
+        "sittings": len(calm),
+        "disturbed": len(results) - len(calm),
+        "figures": rows,
+        "coverage": round(held / pairs, 3) if pairs else None,
+    }
+
+
+def _figure(sittings: Sequence[Measure]) -> dict[str, Any]:
+    values = [each.value for each in sittings]
+    mean = statistics.fmean(values)
+    held = [
+        earlier.low <= later.value <= earlier.high for earlier, later in combinations(sittings, 2)
+    ]
+    halves = [each.share for each in sittings if not math.isnan(each.share)]
+    return {
+        "mean": mean,
+        "unit": sittings[0].unit,
+        "spread": round(statistics.stdev(values) / mean, 4) if mean else 0.0,
+        "half_interval": round(statistics.median(halves), 4) if halves else None,
+        "coverage": round(sum(held) / len(held), 3),
+        "held": sum(held),
+        "pairs": len(held),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The benchmark that asks whether stated intervals hold, on made sittings."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from sample_results import sample_result
+
+ROOT = Path(__file__).resolve().parents[1]
+summary = runpy.run_path(str(ROOT / "benchmarks" / "repeatability.py"))["summary"]
+
+
+def test_intervals_of_one_noise_hold() -> None:
+    found = summary([sample_result(seed) for seed in range(20)])
+    assert found["sittings"] == 20
+    assert found["coverage"] > 0.9
+    assert found["figures"]["tg128"]["pairs"] == 190
+
+
+def test_sittings_that_drift_apart_are_told() -> None:
+    drift = [sample_result(i, decode=40 + 3 * i, noise=0.001) for i in range(5)]
+    decode = summary(drift)["figures"]["tg128"]
+    assert decode["coverage"] < 0.3
+    assert decode["spread"] > 0.08
+
+
+def test_disturbed_sittings_are_left_out() -> None:
+    found = summary([sample_result(i, busy=i == 1) for i in range(3)])
+    assert (found["sittings"], found["disturbed"]) == (2, 1)
