@@ -13,11 +13,11 @@ from edgedistill.cli_options import TRAINING, recipe_option, target_option, work
 from edgedistill.cli_update import Show, listening, loaded
 
 if TYPE_CHECKING:
-    from edgedistill.errors import EdgedistillError
     from edgedistill.progress import Progress
     from edgedistill.recipe import Recipe
     from edgedistill.result_file import Result
     from edgedistill.sitting import Prompts
+    from edgedistill.streaming import Stop
 
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
 OF_FILE = ("threads", "depths")
@@ -188,7 +188,7 @@ def _of_file(
 
 def _of_server(
     context: click.Context, url: str, recipe: str | None, workspace: Path, own: dict[str, Any]
-) -> tuple[Result, EdgedistillError | None]:
+) -> tuple[Result, Stop | None]:
     from edgedistill.server_prompt import asked_server
     from edgedistill.server_sitting import ServerPlan, sit_at
 

@@ -17,7 +17,7 @@ from edgedistill import __version__, machine
 from edgedistill.check_specs import Check
 from edgedistill.checks import check_identity, make_checker
 from edgedistill.conditions import Conditions, changes, read_conditions
-from edgedistill.errors import EdgedistillError, TeacherError, UsageError
+from edgedistill.errors import TeacherError, UsageError
 from edgedistill.fidelity import EvalRow
 from edgedistill.load_watch import BUSY_SHARE, LoadWatch
 from edgedistill.measures import Measure, measure
@@ -25,7 +25,7 @@ from edgedistill.progress import Progress
 from edgedistill.result_file import Result
 from edgedistill.server_prompt import AskedServer, settings_of
 from edgedistill.sitting import Prompts, compared, likeness_of, mix_facts, percentiles
-from edgedistill.streaming import Pass, Streamed, ask_all, reason
+from edgedistill.streaming import Pass, Stop, Streamed, ask_all, reason
 from edgedistill.teacher import TeacherClient
 
 TIMEOUT_SECONDS, ATTEMPTS, BACKOFF_SECONDS = 120.0, 3, 1.0
@@ -56,11 +56,12 @@ class ServerSitting:
     """What was measured, and why it ended before all was; None: it did not."""
 
     result: Result
-    stopped: EdgedistillError | None
+    stopped: Stop | None
 
 
 def sit_at(asked: AskedServer, plan: ServerPlan, progress: Progress) -> ServerSitting:
-    """Measure a server. One that fails midway gives a result of what was answered until then.
+    """Measure a server. One that fails midway, and Ctrl-C, give a result of what was answered
+    until then.
 
     Raises:
         UsageError: more calls than `plan.max_calls`, or more streams than prompts.
@@ -234,13 +235,14 @@ def _counted(things: Sequence[object], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
-def _of_end(plan: ServerPlan, made: Sequence[Pass], stopped: EdgedistillError | None) -> list[str]:
+def _of_end(plan: ServerPlan, made: Sequence[Pass], stopped: Stop | None) -> list[str]:
     if stopped is None:
         return []
     counts = _counts(plan, made)
+    why = "interrupted" if isinstance(stopped, KeyboardInterrupt) else stopped.what
     return [
         f"ended after {counts['answered']} of {counts['planned']} answers, and the figures are of "
-        f"these: {stopped.what}"
+        f"these: {why}"
     ]
 
 

@@ -13,6 +13,7 @@ from edgedistill.teacher import Call, Endpoint, Trace
 from edgedistill.teacher.answers import Answer
 
 FAILED_IN_A_ROW = 3  # then nothing more is asked
+Stop = EdgedistillError | KeyboardInterrupt
 
 
 class Timed(Protocol):
@@ -51,7 +52,7 @@ class Pass:
     begun: float
     answered: dict[str, Streamed] = field(default_factory=dict)
     failed: dict[str, Trace] = field(default_factory=dict)
-    stopped: EdgedistillError | None = None
+    stopped: Stop | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -69,19 +70,18 @@ def ask_all(
 ) -> Pass:
     """Ask calls (by prompt ID) in their order, `streams` in flight; `told` is called for each.
 
-    A server that cannot be used any more ends it, and so do three failed calls in a row; what was
-    answered until then is kept, and what is in flight has 15 s to come.
+    A server that cannot be used any more ends it, and so do three failed calls in a row, and
+    Ctrl-C; what was answered until then is kept, and what is in flight has 15 s to come.
     """
     crew, made = _crew(client), Pass(streams, time.perf_counter())
     crew.start(calls.values(), min(streams, len(calls)))
     in_a_row = 0
     for _ in calls:
         try:
-            came = crew.next()
-        except EdgedistillError as error:
+            in_a_row = _take(crew.next(), made, in_a_row)
+            told()
+        except (EdgedistillError, KeyboardInterrupt) as error:
             made.stopped = error
-        else:
-            in_a_row = _take(came, made, in_a_row)
         if in_a_row == FAILED_IN_A_ROW:
             last = reason(list(made.failed.values())[-1])
             made.stopped = TeacherError(
@@ -92,7 +92,6 @@ def ask_all(
             late = crew.stop()
             made.answered |= {s.trace.prompt_id: s for s in late if isinstance(s, Streamed)}
             return made
-        told()
     return made
 
 

@@ -16,7 +16,7 @@ from fakes import KEY, MODEL, FakeTeacher
 from edgedistill.check_specs import TextCheck
 from edgedistill.errors import TeacherError, UsageError
 from edgedistill.fidelity import EvalRow
-from edgedistill.progress import Silent
+from edgedistill.progress import Silent, SilentTask, Task
 from edgedistill.result_file import read_result, write_result
 from edgedistill.server_prompt import asked_server
 from edgedistill.server_sitting import ServerPlan, ServerSitting, sit_at
@@ -174,6 +174,31 @@ def test_what_was_answered_before_a_server_died_is_kept(streams: int) -> None:
     behind = "" if streams == 1 else "@s3"
     groups = done.result.figures[f"end_to_end_p50{behind}"].groups
     assert sum(map(len, groups)) == counts["answered"]
+
+
+class Interrupted(Silent):
+    """Ctrl-C while the eighth answer is told."""
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return InterruptedTask()
+
+
+class InterruptedTask(SilentTask):
+    left = 8
+
+    def advance(self, amount: float = 1, shown: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_what_was_answered_before_ctrl_c_is_kept() -> None:
+    with FakeTeacher() as teacher:
+        asked = asked_server(teacher.base_url, MODEL, "A_KEY", max_tokens=9)
+        done = sit_at(asked, ServerPlan(prompts(), passes=2), Interrupted())
+    assert isinstance(done.stopped, KeyboardInterrupt)
+    assert done.result.settings["calls"]["answered"] >= 8
+    assert done.result.notes[-1].endswith("the figures are of these: interrupted")
 
 
 def test_three_failed_calls_in_a_row_end_it() -> None:
