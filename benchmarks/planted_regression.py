@@ -1,8 +1,13 @@
 """Does `compare --fail-if` find a planted regression, and leave equal builds alone?
 
     python benchmarks/planted_regression.py [--tries 200]
+    python benchmarks/planted_regression.py --real FOLDER
 
-Results are made, not measured: by the noise model of edgedistill/measures.py (a pace for each
+With --real every two sittings that repeatability.py has kept there, of one model on one machine,
+are taken for a baseline and a candidate: as they are (equal builds), and with each decode rate of
+the candidate 5 % less and 3 points of its right answers wrong. Their noise is real.
+
+Without it results are made, not measured: by the noise model of edgedistill/measures.py (a pace for each
 process, values around it) and with answers of which some change for no reason. A true sitting also
 differs from another by what no process of its own shows, such as a warmer machine: that is not in
 here.
@@ -11,9 +16,11 @@ here.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +33,11 @@ from sample_results import (  # type: ignore[import-not-found,unused-ignore]  # 
     sample_result,
 )
 
+from edgedistill.bench.agreement import bootstrap  # noqa: E402
 from edgedistill.compare import compare  # noqa: E402
+from edgedistill.measures import measure  # noqa: E402
 from edgedistill.result_file import Result  # noqa: E402
-from edgedistill.result_set import Named  # noqa: E402
+from edgedistill.result_set import Named, read_all  # noqa: E402
 
 DECODE, SLOWER = 40.0, 0.95
 LOST = 0.03  # points of agreement
@@ -41,7 +50,12 @@ ANSWERS = ("agreement < baseline", "agreement < baseline - 0.02", "agreement < b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=200)
-    tries = parser.parse_args().tries
+    parser.add_argument("--real", type=Path)
+    given = parser.parse_args()
+    if given.real is not None:
+        print(json.dumps(_real(read_all([given.real])), indent=2))
+        return
+    tries = given.tries
     speed = [
         {"process_noise": noise, "processes": count, **_speed(tries, noise, count)}
         for noise in NOISES
@@ -49,6 +63,38 @@ def main() -> None:
     ]
     answers = [{"prompts": count, **_answers(tries, count)} for count in PROMPTS]
     print(json.dumps({"tries": tries, "decode": speed, "agreement": answers}, indent=2))
+
+
+def _real(kept: list[Named]) -> dict[str, Any]:
+    """What each condition flags of all ordered pairs of undisturbed sittings."""
+    calm = [each.result for each in kept if not each.result.load["busy"]]
+    pairs = list(itertools.permutations(calm, 2))
+    planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(pairs)]
+    conditions = SPEED if calm[0].likeness is None else (*SPEED, *ANSWERS)
+    return {
+        "machine": calm[0].device["cpu"],
+        "sittings": len(calm),
+        "disturbed": len(kept) - len(calm),
+        "pairs": len(pairs),
+        "prompts": len((calm[0].likeness or {"rows": []})["rows"]),
+        "equal": _flagged(conditions, pairs),
+        "worse": _flagged(conditions, planted),
+    }
+
+
+def _worse(result: Result, seed: int) -> Result:
+    """5 % slower in decode, and 3 points of its answers wrong that were right."""
+    tg = result.figures["tg128"]
+    slower = measure([[rate * SLOWER for rate in group] for group in tg.groups], tg.unit)
+    made = replace(result, figures={**result.figures, "tg128": slower})
+    if result.likeness is None:
+        return made
+    rows = [dict(row) for row in result.likeness["rows"]]
+    right = [row for row in rows if row.get("same")]
+    for row in random.Random(seed).sample(right, min(len(right), round(LOST * len(rows)))):
+        row["same"] = False
+    share = asdict(bootstrap([bool(row["same"]) for row in rows if "same" in row], 2000, 0))
+    return replace(made, likeness={**result.likeness, "rows": rows, "agreement": share})
 
 
 def _speed(tries: int, noise: float, processes: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Do the intervals that `bench MODEL` states hold? The same model in several sittings.
 
-    python benchmarks/repeatability.py MODEL --keep FOLDER [--prompts FILE] [--sittings 10]
+    python benchmarks/repeatability.py MODEL --keep FOLDER [--recipe NAME] [--sittings 10]
 
 Each sitting is one whole `bench MODEL`, kept in FOLDER as a result file, so that a killed run goes
 on behind the last whole one. Prints JSON: of each figure its mean over sittings, its spread (the
@@ -21,34 +21,36 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from edgedistill import machine
+from edgedistill import library, machine
 from edgedistill.measures import Measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
+from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.sitting import Plan, prompts_of, sit
+from edgedistill.sitting import Plan, held_out_of, sit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", type=Path)
     parser.add_argument("--keep", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--recipe", help="its held-out prompts are asked")
+    parser.add_argument("--workspace", type=Path, default=Path(".edgedistill"))
     parser.add_argument("--sample", type=int)
-    parser.add_argument("--system")
-    parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--sittings", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
-    prompts = None if given.prompts is None else prompts_of(given.prompts, given.sample)
-    asked = asked_model(given.model, None, given.system, given.max_tokens)
+    held = given.recipe and load_recipe(library.find("recipe", given.recipe))
+    asked = asked_model(given.model, held and held.student, None, None)
+    prompts = held and held_out_of(held, given.sample, given.workspace, Silent())
+    plan = Plan(given.repeats, prompts=prompts, check=held and held.check)
     results = []
     for number in range(given.sittings):
         file = given.keep / f"sitting-{number:02d}.json"
         if not file.is_file():
             print(f"sitting {number + 1} of {given.sittings}", file=sys.stderr)
-            write_result(sit(asked, Plan(given.repeats, prompts=prompts), Silent()), file)
+            write_result(sit(asked, plan, Silent()), file)
         results.append(read_result(file))
     print(json.dumps(summary(results), indent=2))
 
