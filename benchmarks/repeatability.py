@@ -41,10 +41,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
-    held = given.recipe and load_recipe(library.find("recipe", given.recipe))
-    asked = asked_model(given.model, held and held.student, None, None)
-    prompts = held and held_out_of(held, given.sample, given.workspace, Silent())
-    plan = Plan(given.repeats, prompts=prompts, check=held and held.check)
+    asked, plan = asked_model(given.model, None, None, None), Plan(given.repeats)
+    if given.recipe is not None:
+        held = load_recipe(library.find("recipe", given.recipe))
+        asked = asked_model(given.model, held.student, None, None)
+        prompts = held_out_of(held, given.sample, given.workspace, Silent())
+        plan = Plan(given.repeats, prompts=prompts, check=held.check)
     results = []
     for number in range(given.sittings):
         file = given.keep / f"sitting-{number:02d}.json"
