@@ -8,9 +8,9 @@ are taken for a baseline and a candidate: as they are (equal builds), and with e
 the candidate 5 % less and 3 points of its right answers wrong. Their noise is real.
 
 Without it results are made, not measured: by the noise model of edgedistill/measures.py (a pace
-for each process, values around it) and with answers of which some change for no reason. A true sitting also
-differs from another by what no process of its own shows, such as a warmer machine: that is not in
-here.
+for each process, values around it) and with answers of which some change for no reason. A true
+sitting also differs from another by what no process of its own shows, such as a warmer machine:
+that is not in here.
 """
 
 from __future__ import annotations

@@ -53,11 +53,12 @@ def notes_of(notes: Sequence[str]) -> list[Text]:
 def _figures(figures: Row) -> Table:
     table = table_of("", "figure", "95 % of other sittings", "of values")
     for name, each in figures.items():
-        count = sum(map(len, each["groups"]))
+        count = str(sum(map(len, each["groups"])))
+        count += f", {len(each['outliers'])} far off" if each["outliers"] else ""
         span = "not known"
         if each["low"] is not None:
             span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
-        table.add_row(name, _amount(each["value"], each["unit"]), span, str(count))
+        table.add_row(name, _amount(each["value"], each["unit"]), span, count)
     return table
 
 

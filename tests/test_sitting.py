@@ -10,10 +10,12 @@ import pytest
 import tiny
 from conftest import Ran
 
+from edgedistill import result_tables
 from edgedistill.check_specs import TextCheck
 from edgedistill.errors import ArtifactError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.history import read_history
+from edgedistill.measures import measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
 from edgedistill.result_file import Result, read_result, write_result
@@ -131,6 +133,12 @@ def test_bad_words(
 ) -> None:
     done = run("bench", *words)
     assert (done.code, said in done.err) == (code, True), done.err
+
+
+def test_values_far_off_are_counted() -> None:
+    groups = [[1.0, 1.01, 0.99, 1.02], [1.0, 1.01, 0.98, 9.0]]
+    table = result_tables._figures({"load": vars(measure(groups, "s"))})
+    assert list(table.columns[3].cells) == ["8, 1 far off"]
 
 
 def test_a_file_that_is_no_model(run: Callable[..., Ran], here: Path) -> None:
