@@ -4,14 +4,37 @@ whether it slowed itself down. What a system does not tell is None, never a gues
 
 from __future__ import annotations
 
+import re
+import statistics
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-CPUS = Path("/sys/devices/system/cpu")
-ENERGY = Path("/sys/class/powercap")  # RAPL: microjoules, readable by root alone on most systems
+from edgedistill.linux_files import Files, fields, number, read_files
+
+# Where Linux tells them; energy (RAPL) is readable by root alone on most systems. Of energy the
+# packages are read, not the parts that are counted in them.
+FILES = (
+    "/sys/class/power_supply/*/type",
+    "/sys/class/power_supply/*/scope",
+    "/sys/class/power_supply/*/online",
+    "/sys/class/power_supply/*/status",
+    "/sys/class/power_supply/*/capacity",
+    "/sys/class/hwmon/hwmon*/temp*_input",
+    "/sys/class/thermal/thermal_zone*/temp",
+    "/sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq",
+    "/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count",
+    "/sys/class/powercap/intel-rapl:[0-9]/energy_uj",
+    "/proc/cpuinfo",
+)
+BATTERY = "dumpsys battery"  # Android, which lets nobody read those files
+COMMANDS = (BATTERY,)
+MEGAHERTZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.M)
+PLAUSIBLE = range(1_000, 150_000)  # a sensor's millidegrees; others are not connected
 
 
 @dataclass(frozen=True)
@@ -28,17 +51,33 @@ class Conditions:
     joules: float | None
 
 
-def read_conditions(cpus: Path = CPUS, energy: Path = ENERGY) -> Conditions:
+def read_conditions(root: Path = Path("/")) -> Conditions:
     """As this machine tells them now."""
+    if sys.platform.startswith("linux"):
+        return conditions_of(read_files(FILES, root))
     battery = _asked("sensors_battery")
     frequency = _asked("cpu_freq")
     return Conditions(
         power=None if battery is None else "mains" if battery.power_plugged else "battery",
         battery_percent=None if battery is None else float(battery.percent),
-        temperature_c=_hottest(_asked("sensors_temperatures") or {}),
+        temperature_c=None,
         frequency_mhz=float(frequency.current) if frequency and frequency.current else None,
-        throttled=_sum(cpus.glob("cpu*/thermal_throttle/core_throttle_count")),
-        joules=_joules(energy),
+        throttled=None,
+        joules=None,
+    )
+
+
+def conditions_of(files: Files) -> Conditions:
+    """As a Linux system tells them in `files` (those of FILES, and what COMMANDS print)."""
+    power, percent = _power(files)
+    micro = _sum(_numbers(files, "/sys/class/powercap/"))
+    return Conditions(
+        power=power,
+        battery_percent=percent,
+        temperature_c=_hottest(files),
+        frequency_mhz=_frequency(files),
+        throttled=_sum(_numbers(files, "/sys/devices/system/cpu/", "core_throttle_count")),
+        joules=None if micro is None else micro / 1e6,
     )
 
 
@@ -66,24 +105,54 @@ def _asked(name: str) -> Any:
         return None
 
 
-def _hottest(chips: dict[str, Any]) -> float | None:
-    found = [reading.current for readings in chips.values() for reading in readings]
-    return max(map(float, found), default=None)
+def _power(files: Files) -> tuple[str | None, float | None]:
+    """Of a device with a battery: what feeds it, and how full that is in percent."""
+    told = fields(files.get(BATTERY, ""))
+    if "level" in told:
+        plugged = any(told.get(f"{way} powered") == "true" for way in ("ac", "usb", "wireless"))
+        return ("mains" if plugged else "battery"), float(told["level"])
+    supplies = {name.rpartition("/")[0] for name in files if "/power_supply/" in name}
+    kinds = {at: files.get(f"{at}/type", "").strip() for at in sorted(supplies)}
+    # A mouse's battery has the scope Device.
+    cells = [at for at in kinds if kinds[at] == "Battery" and "Device" not in files.get(f"{at}/scope", "")]
+    if not cells:
+        return None, None
+    status = files.get(f"{cells[0]}/status", "").strip()
+    online = any(number(files, f"{at}/online") == 1 for at in kinds if kinds[at] != "Battery")
+    known = online or status in ("Charging", "Full", "Not charging", "Discharging")
+    plugged = online or status in ("Charging", "Full", "Not charging")
+    percent = number(files, f"{cells[0]}/capacity")
+    power = ("mains" if plugged else "battery") if known else None
+    return power, None if percent is None else float(percent)
 
 
-def _sum(files: Any) -> int | None:
-    counts = [count for file in files if (count := _number(file)) is not None]
-    return sum(counts) if counts else None
+def _hottest(files: Files) -> float | None:
+    """Of the sensors that drivers name, else of the thermal zones."""
+    for folder in ("/sys/class/hwmon/", "/sys/class/thermal/"):
+        found = [value for value in _numbers(files, folder) if value in PLAUSIBLE]
+        if found:
+            return max(found) / 1000
+    battery = fields(files.get(BATTERY, "")).get("temperature", "")
+    return float(battery) / 10 if battery.isdigit() else None
 
 
-def _joules(folder: Path) -> float | None:
-    """Of the packages, not of the parts that are counted in them."""
-    micro = _sum(folder.glob("intel-rapl:[0-9]/energy_uj"))
-    return None if micro is None else micro / 1e6
+def _frequency(files: Files) -> float | None:
+    kilohertz = list(_numbers(files, "/sys/devices/system/cpu/", "scaling_cur_freq"))
+    if kilohertz:
+        return statistics.fmean(kilohertz) / 1000
+    told = MEGAHERTZ.findall(files.get("/proc/cpuinfo", ""))
+    return statistics.fmean(map(float, told)) if told else None
 
 
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text("ascii"))
-    except (OSError, ValueError):
-        return None
+def _numbers(files: Files, folder: str, name: str = "") -> Iterable[int]:
+    """Of the files in `folder` whose names end with `name`."""
+    for file in files:
+        if file.startswith(folder) and file.endswith(name):
+            value = number(files, file)
+            if value is not None:
+                yield value
+
+
+def _sum(values: Iterable[int]) -> int | None:
+    held = list(values)
+    return sum(held) if held else None

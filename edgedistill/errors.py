@@ -12,6 +12,7 @@ EdgedistillError                exit 1
  +- TrainingError               a training row or run breaks a promise (no stop token, NaN)
  |   +- Diverged                the loss is not finite, or rises above where it began
  +- RuntimeFailure              a native child process refused, died or hung
+ +- DeviceError                 a device cannot be reached, has vanished, or lacks what is needed
  +- StorageError                the disk is full or a file cannot be written
  +- ArtifactError               a stage folder does not hold what its manifest says
  +- TargetError                 what a target asks for cannot be made of this student
@@ -134,6 +135,10 @@ class Diverged(TrainingError):
 
 class RuntimeFailure(EdgedistillError):
     """A native runtime in its child process refused, died or hung."""
+
+
+class DeviceError(EdgedistillError):
+    """A device elsewhere cannot be reached or used, or was lost on the way."""
 
 
 class StorageError(EdgedistillError):

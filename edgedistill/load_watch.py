@@ -21,15 +21,17 @@ TELLS_OF_CHILDREN = sys.platform.startswith("linux")  # elsewhere psutil gives 0
 @dataclass(frozen=True)
 class Load:
     """Shares of the time of all cores: `before` the measuring, and `during` it, both by other
-    processes than ours. `during` is None where a system does not tell what ended children took."""
+    processes than ours. None is what a system does not tell: some phones nothing, and others not
+    what ended children took."""
 
-    before: float
+    before: float | None
     during: float | None
 
     @property
-    def busy(self) -> bool:
-        """Whether other work may have disturbed the figures."""
-        return max(self.before, self.during or 0.0) > BUSY_SHARE
+    def busy(self) -> bool | None:
+        """Whether other work may have disturbed the figures; None where nothing is known."""
+        known = [share for share in (self.before, self.during) if share is not None]
+        return max(known) > BUSY_SHARE if known else None
 
 
 class LoadWatch:
@@ -38,16 +40,16 @@ class LoadWatch:
     def __init__(self, seconds: float = LISTENING_SECONDS) -> None:
         start = _spent()
         time.sleep(seconds)
-        self._before = _share(start, _spent())
+        self._before = others_share(start, _spent())
         self._start = _spent()
 
     def stop(self) -> Load:
         """What was seen. Children of ours that have ended count as ours."""
-        return Load(self._before, _share(self._start, _spent()) if TELLS_OF_CHILDREN else None)
+        return Load(self._before, others_share(self._start, _spent()) if TELLS_OF_CHILDREN else None)
 
 
 @dataclass(frozen=True)
-class _Spent:
+class Spent:
     """Seconds of processor time since some moment: of all cores, by anyone, and by us."""
 
     all: float
@@ -55,13 +57,23 @@ class _Spent:
     ours: float
 
 
-def _spent() -> _Spent:
+def _spent() -> Spent:
     times = psutil.cpu_times()
     # Linux counts a guest's time in user and nice, too.
     counted = [name for name in times._fields if not name.startswith("guest")]
     whole = sum(getattr(times, name) for name in counted)
     idle = times.idle + getattr(times, "iowait", 0.0)
-    return _Spent(whole, whole - idle, _ours())
+    return Spent(whole, whole - idle, _ours())
+
+
+def spent_in(stat: str, ours: float) -> Spent | None:
+    """What the text of a Linux system's /proc/stat tells, in its ticks, as `ours` is; None where
+    it tells nothing."""
+    line = next((line.split()[1:] for line in stat.splitlines() if line.startswith("cpu ")), [])
+    ticks = [float(each) for each in line[:8]]  # user to steal; guests are in user
+    if len(ticks) < 5:
+        return None
+    return Spent(sum(ticks), sum(ticks) - ticks[3] - ticks[4], ours)
 
 
 def _ours() -> float:
@@ -79,7 +91,7 @@ def _ours() -> float:
     return total
 
 
-def _share(start: _Spent, end: _Spent) -> float:
+def others_share(start: Spent, end: Spent) -> float:
     """Others' share of the cores' time, 0 to 1."""
     others = (end.busy - start.busy) - (end.ours - start.ours)
     return min(1.0, max(0.0, others / max(end.all - start.all, 1e-9)))

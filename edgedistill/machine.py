@@ -11,12 +11,14 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from edgedistill.artifacts import digest_of, tool_versions
+from edgedistill.linux_files import fields
 
 # CPU features that decide which kernels llama.cpp and torch take (Linux names).
 FEATURES = (
@@ -41,7 +43,7 @@ def facts() -> dict[str, Any]:
         "os": _system(),
         "python": platform.python_version(),
         "versions": tool_versions(*PACKAGES),
-        "fingerprint": _digest(hardware),
+        "fingerprint": hardware_digest(hardware, platform.system()),
     }
 
 
@@ -50,7 +52,7 @@ def fingerprint() -> str:
 
     Versions and kernel builds are left out: tools are part of a stage's identity already.
     """
-    return _digest(_hardware())
+    return hardware_digest(_hardware(), platform.system())
 
 
 def threads() -> int:
@@ -85,10 +87,11 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, **ours}
 
 
-def _digest(hardware: dict[str, Any]) -> str:
+def hardware_digest(hardware: Mapping[str, Any], system: str) -> str:
+    """The fingerprint of a device of this hardware and kind of system (Linux, Darwin, Windows)."""
     # Installed memory moves by a few MB with the kernel; the GB do not.
     shaping = {**hardware, "memory_bytes": round(hardware["memory_bytes"] / 1e9)}
-    return digest_of({**shaping, "system": platform.system()})[:12]
+    return digest_of({**shaping, "system": system})[:12]
 
 
 def _hardware() -> dict[str, Any]:
@@ -123,14 +126,10 @@ def _cpu() -> tuple[str, list[str]]:
 
 def cpu_of(cpuinfo: str) -> tuple[str, list[str]]:
     """Model name and known features of the first core in the text of Linux' `/proc/cpuinfo`."""
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        key, separator, value = line.partition(":")
-        if separator:
-            fields.setdefault(key.strip().lower(), value.strip())
+    known = fields(cpuinfo)
     named = ("model name", "hardware", "cpu part")  # ARM kernels often give only the part's number
-    name = next((fields[key] for key in named if fields.get(key)), "unknown")
-    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    name = next((known[key] for key in named if known.get(key)), "unknown")
+    flags = set((known.get("flags") or known.get("features") or "").split())
     return name, [feature for feature in FEATURES if feature in flags]
 
 

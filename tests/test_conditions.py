@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgedistill.conditions import changes, read_conditions
-from edgedistill.load_watch import TELLS_OF_CHILDREN, Load, LoadWatch, _share, _Spent, _spent
+from edgedistill.load_watch import TELLS_OF_CHILDREN, Load, LoadWatch, Spent, _spent, others_share, spent_in
 
 
 def system(folder: Path, joules: float, throttled: int) -> dict[str, Path]:
@@ -42,15 +42,18 @@ def test_what_a_system_does_not_tell_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "during", "busy"),
-    [(0.0, 0.0, False), (0.2, 0.0, True), (0.0, 0.2, True), (0.01, None, False)],
+    [
+        (0.0, 0.0, False), (0.2, 0.0, True), (0.0, 0.2, True), (0.01, None, False),
+        (None, None, None),
+    ],  # fmt: skip
 )
 def test_a_busy_machine_is_called_busy(before: float, during: float | None, busy: bool) -> None:
     assert Load(before, during).busy is busy
 
 
 def test_others_share_is_without_ours() -> None:
-    assert _share(_Spent(0, 0, 0), _Spent(10, 8, 6)) == pytest.approx(0.2)
-    assert _share(_Spent(0, 0, 0), _Spent(10, 6, 7)) == 0  # ticks of two clocks
+    assert others_share(Spent(0, 0, 0), Spent(10, 8, 6)) == pytest.approx(0.2)
+    assert others_share(Spent(0, 0, 0), Spent(10, 6, 7)) == 0  # ticks of two clocks
 
 
 @pytest.mark.skipif(not TELLS_OF_CHILDREN, reason="the system does not tell of ended children")

@@ -35,9 +35,10 @@ def test_facts_are_plain_json_of_a_real_machine() -> None:
 
 def test_fingerprint_ignores_a_few_megabytes_and_sees_another_cpu() -> None:
     here = {"cpu": "A", "memory_bytes": 16_000_000_000}
-    digest = machine._digest(here)
-    assert machine._digest({**here, "memory_bytes": 16_001_000_000}) == digest
-    assert machine._digest({**here, "cpu": "B"}) != digest
+    digest = machine.hardware_digest(here, "Linux")
+    assert machine.hardware_digest({**here, "memory_bytes": 16_001_000_000}, "Linux") == digest
+    assert machine.hardware_digest({**here, "cpu": "B"}, "Linux") != digest
+    assert machine.hardware_digest(here, "Darwin") != digest
 
 
 def test_a_child_takes_no_module_from_the_folder_it_is_started_in(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From the pinned source archive to the compiled child, once per processor, in the user's cache."""
+"""From the pinned source archive to the compiled runner, once per processor, in the user's cache."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 from edgedistill import machine
-from edgedistill.artifacts import digest_of_file, storing, write_atomic
-from edgedistill.emulator import CHILD, PARTS
+from edgedistill.artifacts import digest_of, digest_of_file, storing, write_atomic
 from edgedistill.errors import RuntimeFailure, WeightsError
 from edgedistill.progress import Progress
+from edgedistill.runner import ARM, Build, compilers, own_parts
 from edgedistill.weights.cache import locked
 from edgedistill.weights.network import download_source
 
-NAME = "llama.cpp for aarch64"
-CROSS = "aarch64-linux-gnu"
+NAME, RUNNER = "llama.cpp", "runner"
 LLAMA = "vendor/llama.cpp/"
 # What the libraries are made from; the rest (tests, docs, models) is most of the archive.
 NEEDED = (
@@ -37,6 +35,8 @@ NEEDED = (
 # "[12/76]" of ninja, "[ 16%]" of make.
 STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)|%)\]")
 LAST_LINES = 12
+# What x86-64-v3 is, in the words of ggml's CMakeLists.txt.
+X86_OPTIONS = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
 # The user's own flags are meant for this machine's processor.
 FLAGS = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "ASFLAGS")
 FetchSource = Callable[[str, Path], Path]
@@ -46,12 +46,13 @@ def compiled(
     folder: Path,
     version: str,
     sha256: str,
-    march: str,
+    build: Build,
     progress: Progress,
     fetch: FetchSource = download_source,
 ) -> Path:
-    """The child for `march`; it appears only when it is whole, and is checked against its digest.
-    Sources and objects stay in `folder`: for another processor only the kernels compile again.
+    """The runner for `build`; it appears only when it is whole, and is checked against its digest.
+    Sources and objects stay in `folder`: for another processor of one architecture only the kernels
+    compile again, and after a change of ours only our part.
 
     Raises:
         WeightsError: the sources cannot be fetched, or are not the pinned ones.
@@ -61,35 +62,35 @@ def compiled(
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock", NAME, progress):
-            child = child_of(folder, march)
-            if not whole(child):
+            runner = runner_of(folder, build)
+            if not whole(runner):
                 source = _source(folder, version, sha256, fetch, progress)
-                _publish(_compile(folder, source, march, progress), child)
-    return child
+                _publish(_compile(folder, source, version, build, progress), runner)
+    return runner
 
 
-def child_of(folder: Path, march: str) -> Path:
-    return folder / f"{CHILD}-{march}"
+def runner_of(folder: Path, build: Build) -> Path:
+    return folder / f"{RUNNER}-{build.march}-{digest_of(own_parts())[:12]}"
 
 
-def whole(child: Path) -> bool:
-    """Whether the child is there, byte for byte as it was compiled."""
-    record = _record(child)
-    if not child.is_file() or not record.is_file():
+def whole(runner: Path) -> bool:
+    """Whether the runner is there, byte for byte as it was compiled."""
+    record = _record(runner)
+    if not runner.is_file() or not record.is_file():
         return False
-    return digest_of_file(child) == record.read_text("ascii").strip()
+    return digest_of_file(runner) == record.read_text("ascii").strip()
 
 
-def _record(child: Path) -> Path:
-    return child.with_name(f"{child.name}.sha256")
+def _record(runner: Path) -> Path:
+    return runner.with_name(f"{runner.name}.sha256")
 
 
-def _publish(made: Path, child: Path) -> None:
-    """The digest first: a child without it, or with another's, is made again."""
-    write_atomic(_record(child), digest_of_file(made).encode("ascii"))
+def _publish(made: Path, runner: Path) -> None:
+    """The digest first: a runner without it, or with another's, is made again."""
+    write_atomic(_record(runner), digest_of_file(made).encode("ascii"))
     with made.open("rb+") as stream:
         os.fsync(stream.fileno())
-    os.replace(made, child)
+    os.replace(made, runner)
 
 
 def _source(
@@ -125,16 +126,24 @@ def _unpack(archive: Path, into: Path) -> None:
                 (into / name).write_bytes(stream.read())
 
 
-def _compile(folder: Path, source: Path, march: str, progress: Progress) -> Path:
-    build, own = folder / "build", _own(folder)
-    _forget_another(build, own)
-    configure = ["cmake", "-S", str(own), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DLLAMA_CPP={source}", f"-DGGML_CPU_ARM_ARCH={march}"]
-    configure += ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    configure += [f"-DCMAKE_C_COMPILER={CROSS}-gcc", f"-DCMAKE_CXX_COMPILER={CROSS}-g++"]
-    make = ["cmake", "--build", str(build), "--target", CHILD]
+def _compile(
+    folder: Path, source: Path, version: str, build: Build, progress: Progress
+) -> Path:
+    place, own = folder / f"build-{build.architecture}", _own(folder)
+    _forget_another(place, own)
+    c, cxx = compilers(build.architecture)
+    configure = ["cmake", "-S", str(own), "-B", str(place), "-DCMAKE_BUILD_TYPE=Release"]
+    configure += [f"-DLLAMA_CPP={source}", f"-DRUNNER_MARCH={build.march}"]
+    configure += [f"-DRUNNER_SOURCES=llama-cpp-python {version}"]
+    configure += [f"-DCMAKE_C_COMPILER={c}", f"-DCMAKE_CXX_COMPILER={cxx}"]
+    configure += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={build.architecture}"]
+    if build.architecture == ARM:
+        configure += [f"-DGGML_CPU_ARM_ARCH={build.march}"]
+    else:
+        configure += [f"-DGGML_{name}=ON" for name in X86_OPTIONS]
+    make = ["cmake", "--build", str(place), "--target", RUNNER]
     make += ["--parallel", str(machine.threads())]
-    with progress.task(f"compile {NAME} ({march})", 100, "%") as task:
+    with progress.task(f"compile {NAME} for {build.march}", 100, "%") as task:
         done = 0.0
 
         def told(line: str) -> None:
@@ -146,7 +155,7 @@ def _compile(folder: Path, source: Path, march: str, progress: Progress) -> Path
 
         _run(configure, told)
         _run(make, told)
-    return build / CHILD
+    return place / RUNNER
 
 
 def _own(folder: Path) -> Path:
@@ -154,16 +163,16 @@ def _own(folder: Path) -> Path:
     one compilation to the next, and the cache outlives them."""
     own = folder / "own"
     own.mkdir(exist_ok=True)
-    for name in PARTS:
-        write_atomic(own / name, files("edgedistill.emulator").joinpath(name).read_bytes())
+    for name, text in own_parts().items():
+        write_atomic(own / name, text.encode("utf-8"))
     return own
 
 
-def _forget_another(build: Path, own: Path) -> None:
+def _forget_another(place: Path, own: Path) -> None:
     """CMake refuses a build folder that was configured for another place, or was moved."""
-    settings = build / "CMakeCache.txt"
+    settings = place / "CMakeCache.txt"
     if settings.is_file() and f"={own}\n" not in settings.read_text("utf-8", "replace"):
-        shutil.rmtree(build)
+        shutil.rmtree(place)
 
 
 def _run(command: list[str], told: Callable[[str], None]) -> None:
@@ -191,5 +200,6 @@ def _run(command: list[str], told: Callable[[str], None]) -> None:
         raise RuntimeFailure(
             f"{NAME} does not compile (exit code {process.returncode}); the last lines:{said}",
             where=" ".join(command[:2]),
-            hint="bench.emulated_prompts: 0 in the recipe goes on without it",
+            hint="a build goes on without it with bench.emulated_prompts: 0 in its recipe; "
+            "bench --device takes a runner that you compiled with --runner FILE",
         )

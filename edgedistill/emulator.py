@@ -1,33 +1,24 @@
 """aarch64 without the hardware: llama.cpp's ARM kernels under QEMU's user-mode emulation.
 
-The same llama.cpp as on this machine (the sources of the installed llama-cpp-python) is compiled
-once for a device's processor, into one static program (child.cpp) that answers the requests of
-runtime_child.py. QEMU executes each instruction as the processor's manual has it, so answers are
-those of the real kernels; its speed says nothing about a device, and none is ever reported.
+The same llama.cpp as on this machine is compiled once for a device's processor (runner/). QEMU
+executes each instruction as the processor's manual has it, so answers are those of the real
+kernels; its speed says nothing about a device, and none is ever reported.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
+from edgedistill import runner
 from edgedistill.artifacts import digest_of
 from edgedistill.errors import MissingTool
 from edgedistill.progress import Progress
-from edgedistill.weights.cache import cache_folder
+from edgedistill.runner import ARM, Build
 
-PACKAGE = "llama-cpp-python"
-# sha256 of the source archive, by version: the two llama.cpp that are compared must be one.
-SOURCES: Mapping[str, str] = {
-    "0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
-}
-PARTS = ("CMakeLists.txt", "child.cpp")
-CHILD = "child"
 PROGRAMS = ("qemu-aarch64", "aarch64-linux-gnu-g++", "cmake", "make")
 INSTALL = "Debian, Ubuntu: apt install qemu-user-static g++-aarch64-linux-gnu cmake make"
 REQUEST_SECONDS = 2 * 3600.0  # an answer of the 135M student takes a minute, of larger ones hours
@@ -39,6 +30,10 @@ class Processor:
 
     march: str
     cpu: str
+
+    @property
+    def build(self) -> Build:
+        return Build(ARM, self.march)
 
 
 # By a target's device_class. Which repacked kernels llama.cpp takes hangs on these features
@@ -65,10 +60,10 @@ def emulator_problem() -> str | None:
     """What is missing here to emulate aarch64, with what to do; None when nothing is."""
     if platform.system() != "Linux":
         return f"QEMU's user-mode emulation needs Linux, this is {platform.system()}"
-    version = _installed()
-    if version not in SOURCES:
-        known = ", ".join(SOURCES)
-        return f"{PACKAGE} is {version or 'not installed'}; aarch64 sources are pinned for {known}"
+    version = runner.installed()
+    if version not in runner.SOURCES:
+        known, package = ", ".join(runner.SOURCES), runner.PACKAGE
+        return f"{package} is {version or 'not installed'}; aarch64 sources are pinned for {known}"
     missing = [name for name in PROGRAMS if _program(name) is None]
     return f"{', '.join(missing)} not found ({INSTALL})" if missing else None
 
@@ -78,17 +73,15 @@ def identity(device_class: str) -> str | None:
     processor = PROCESSORS.get(device_class)
     if processor is None or emulator_problem() is not None:
         return None
-    return digest_of([_sources(), processor.march, processor.cpu])
+    return digest_of([runner.sources(), processor.march, processor.cpu])
 
 
 def cached(device_class: str, cache: Path | None = None) -> Emulator | None:
     """The emulator of a device class where it was compiled before, else None."""
     if identity(device_class) is None:
         return None
-    from edgedistill.emulator.building import child_of, whole
-
-    child = child_of(_folder(cache), PROCESSORS[device_class].march)
-    return _emulator(device_class, child) if whole(child) else None
+    found = runner.cached(PROCESSORS[device_class].build, cache)
+    return None if found is None else _emulator(device_class, found)
 
 
 def prepare_aarch64(device_class: str, progress: Progress, cache: Path | None = None) -> Emulator:
@@ -103,36 +96,16 @@ def prepare_aarch64(device_class: str, progress: Progress, cache: Path | None = 
     """
     if identity(device_class) is None:
         raise MissingTool(emulator_problem() or f"there is no processor for '{device_class}'")
-    from edgedistill.emulator.building import compiled
-
-    version, march = _installed(), PROCESSORS[device_class].march
-    child = compiled(_folder(cache), version, SOURCES[version], march, progress)
-    return _emulator(device_class, child)
+    made = runner.prepare(PROCESSORS[device_class].build, progress, cache)
+    return _emulator(device_class, made)
 
 
-def _sources() -> str:
-    """Digest of llama.cpp's sources and of ours."""
-    own = {name: files(__name__).joinpath(name).read_text("utf-8") for name in PARTS}
-    return digest_of([SOURCES[_installed()], own])
-
-
-def _folder(cache: Path | None) -> Path:
-    return (cache or cache_folder().parent) / "emulator" / _sources()[:16]
-
-
-def _emulator(device_class: str, child: Path) -> Emulator:
+def _emulator(device_class: str, made: Path) -> Emulator:
     processor, qemu = PROCESSORS[device_class], _program("qemu-aarch64")
     assert qemu is not None
-    return Emulator((qemu, "-cpu", processor.cpu, str(child)), processor)
+    return Emulator((qemu, "-cpu", processor.cpu, str(made), "--untimed"), processor)
 
 
 def _program(name: str) -> str | None:
     """Debian calls the static one differently; either runs a static program."""
     return shutil.which(f"{name}-static") or shutil.which(name)
-
-
-def _installed() -> str:
-    try:
-        return importlib.metadata.version(PACKAGE).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return ""

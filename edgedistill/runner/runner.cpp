@@ -1,23 +1,32 @@
-// llama.cpp behind the requests of runtime_child.py, as one static program for another processor:
-// a JSON request a line on stdin, a JSON answer a line on what was stdout. Each request does what
-// the function of that name does there, with the same batches, so that two processors differ by
-// their kernels alone. What is about time (bench) or about this machine is left out on purpose.
+// llama.cpp behind the requests of runtime_child.py, as one static program for another device: a
+// JSON request a line on stdin, a JSON answer a line on what was stdout. Each request does what the
+// function of that name does there, with the same batches, so that two devices differ by their
+// kernels and their speed alone.
+//
+//     runner              answers requests until its stdin is closed
+//     runner --untimed    the same, without anything about time: an emulated processor has no speed
+//     runner --version    prints what it was made from, and ends
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <fstream>
+#include <functional>
 #include <iostream>
 #include <mutex>
+#include <random>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -25,6 +34,14 @@
 #include "llama.h"
 
 using json = nlohmann::ordered_json;
+
+// What CMakeLists.txt was told; a runner of the user's own may know neither.
+#ifndef RUNNER_SOURCES
+#define RUNNER_SOURCES ""
+#endif
+#ifndef RUNNER_MARCH
+#define RUNNER_MARCH ""
+#endif
 
 // The same as in runtime_child.py.
 constexpr int BATCH = 512;
@@ -40,10 +57,16 @@ struct FileRefused {
 };
 
 std::string loading;  // what llama.cpp said about the buffers it put the weights into
+bool timed = true;
+
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 class Native {
 public:
     Native(const std::string & path, int threads, int context_tokens) {
+        const double started = now();
         model = llama_model_load_from_file(path.c_str(), llama_model_default_params());
         if (!model) {
             throw Refused("llama.cpp cannot load this file");
@@ -61,12 +84,13 @@ public:
         }
         n_ctx = llama_n_ctx(context);
         batch = llama_batch_init(BATCH, 0, 1);
+        load_seconds = now() - started;
     }
 
     json facts() const {
         char text[256];
         llama_model_desc(model, text, sizeof text);
-        return {
+        json found = {
             {"n_vocab", n_vocab},
             {"n_ctx", n_ctx},
             {"description", text},
@@ -80,6 +104,10 @@ public:
             {"kernels", llama_print_system_info()},
             {"buffers", loading},
         };
+        if (timed) {
+            found["load_seconds"] = load_seconds;
+        }
+        return found;
     }
 
     json end_ids() const {
@@ -126,9 +154,13 @@ public:
         fits(ids.size() + max_tokens);
         known(ids);
         std::vector<llama_token> made;
+        std::vector<double> token_seconds;
+        const double started = now();
         clear();
         prefill(ids, ids.size(), ids.size() - 1);
         llama_token token = likely(-1);
+        const double first = now();
+        double ended = first;
         while (!stop.count(token)) {
             made.push_back(token);
             if ((int) made.size() >= max_tokens) {
@@ -136,16 +168,36 @@ public:
             }
             decode(&token, 1, ids.size() + made.size() - 1, 0, 1);
             token = likely(-1);
+            const double tick = now();
+            token_seconds.push_back(tick - ended);
+            ended = tick;
         }
-        // An emulated processor has no speed: the times are there for the shape, as zeros.
-        return {
+        json found = {
             {"ids", made},
             {"text", made.empty() ? "" : detokenize(made)},
             {"stopped", stop.count(token) > 0},
-            {"time_to_first_token", 0.0},
-            {"total_seconds", 0.0},
-            {"decode_seconds", 0.0},
+            {"time_to_first_token", timed ? first - started : 0.0},
+            {"total_seconds", timed ? ended - started : 0.0},
+            {"decode_seconds", timed ? ended - first : 0.0},
         };
+        if (timed) {
+            found["token_seconds"] = token_seconds;
+        }
+        return found;
+    }
+
+    // llama-bench's convention, as in runtime_child.py.
+    json bench(int pp, int tg, int runs, int depth) {
+        fits(depth + std::max(pp, tg));
+        const std::vector<uint8_t> before = filled(chosen(depth));
+        const auto prompt = [&] { prefill(chosen(pp), pp, pp - 1, depth); };
+        const auto decoding = [&] {
+            for (int position = depth; position < depth + tg; position++) {
+                decode(chosen(1).data(), 1, position, 0, 1);
+                llama_synchronize(context);
+            }
+        };
+        return {{"pp", rates(prompt, pp, runs, before)}, {"tg", rates(decoding, tg, runs, before)}};
     }
 
     json logits(const std::vector<llama_token> & ids, int first, const std::string & into) {
@@ -189,15 +241,63 @@ private:
     llama_batch batch = {};
     int n_vocab = 0;
     int n_ctx = 0;
+    double load_seconds = 0.0;
+    std::minstd_rand chance;
 
     void clear() {
         llama_memory_clear(llama_get_memory(context), false);
     }
 
-    // Decode the first `count` of `ids`; logits are computed for position `wanted` alone.
-    void prefill(const std::vector<llama_token> & ids, int count, int wanted) {
+    std::vector<llama_token> chosen(int count) {
+        std::vector<llama_token> ids(count);
+        std::generate(ids.begin(), ids.end(), [this] { return (llama_token) (chance() % n_vocab); });
+        return ids;
+    }
+
+    // Tokens a second of each run behind the first one, which warms up.
+    std::vector<double> rates(const std::function<void()> & work, int tokens, int runs,
+                              const std::vector<uint8_t> & before) {
+        std::vector<double> found;
+        for (int run = 0; tokens > 0 && run <= runs; run++) {
+            restore(before);
+            const double started = now();
+            work();
+            llama_synchronize(context);
+            if (run > 0) {
+                found.push_back(tokens / (now() - started));
+            }
+        }
+        return found;
+    }
+
+    // The cache's state behind these tokens, computed once for all runs; empty for no tokens.
+    std::vector<uint8_t> filled(const std::vector<llama_token> & ids) {
+        std::vector<uint8_t> state;
+        if (ids.empty()) {
+            return state;
+        }
+        clear();
+        prefill(ids, ids.size(), ids.size() - 1);
+        state.resize(llama_state_seq_get_size(context, 0));
+        if (llama_state_seq_get_data(context, state.data(), state.size(), 0) != state.size()) {
+            throw Refused("llama.cpp cannot keep its state behind " + std::to_string(ids.size()) + " tokens");
+        }
+        return state;
+    }
+
+    void restore(const std::vector<uint8_t> & state) {
+        clear();
+        if (!state.empty() && !llama_state_seq_set_data(context, state.data(), state.size(), 0)) {
+            throw Refused("llama.cpp cannot take back the state that it gave");
+        }
+    }
+
+    // Decode the first `count` of `ids` from position `behind`; logits are computed for the one at
+    // `wanted` in `ids` alone.
+    void prefill(const std::vector<llama_token> & ids, int count, int wanted, int behind = 0) {
         for (int start = 0; start < count; start += BATCH) {
-            decode(&ids[start], std::min(BATCH, count - start), start, wanted - start, wanted - start + 1);
+            const int size = std::min(BATCH, count - start);
+            decode(&ids[start], size, behind + start, wanted - start, wanted - start + 1);
         }
     }
 
@@ -289,6 +389,24 @@ static void say(ggml_log_level level, const char * text, void *) {
     [[maybe_unused]] const ssize_t written = write(2, text, std::strlen(text));
 }
 
+// Largest resident size so far. Linux' own count is of this program; rusage's is also of the one
+// that became it.
+static json peak_memory_bytes() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+        if (line.rfind("VmHWM:", 0) == 0) {
+            return std::stoll(line.substr(6)) * 1024;
+        }
+    }
+    struct rusage used = {};
+    getrusage(RUSAGE_SELF, &used);
+#ifdef __APPLE__
+    return used.ru_maxrss;
+#else
+    return used.ru_maxrss * 1024;
+#endif
+}
+
 static json answer(Native *& native, const json & given) {
     const std::string name = given.at("do");
     if (name == "load") {
@@ -316,10 +434,28 @@ static json answer(Native *& native, const json & given) {
     if (name == "logits") {
         return native->logits(given.at("ids"), given.at("first"), given.at("into"));
     }
-    throw Refused("this is not done on an emulated processor");
+    if (name == "bench" && timed) {
+        const int depth = given.value("depth", 0);
+        return native->bench(given.at("pp"), given.at("tg"), given.at("runs"), depth);
+    }
+    if (name == "peak_memory_bytes" && timed) {
+        return peak_memory_bytes();
+    }
+    throw Refused(timed ? "this runner does not know '" + name + "'" : "this is not done on an emulated processor");
 }
 
-int main() {
+int main(int count, char ** words) {
+    const std::string option = count > 1 ? words[1] : "";
+    if (option == "--version") {
+        const json made = {{"runner", "edgedistill"}, {"sources", RUNNER_SOURCES}, {"march", RUNNER_MARCH}};
+        std::cout << made.dump() << std::endl;
+        return 0;
+    }
+    if (count > 2 || !(option.empty() || option == "--untimed")) {
+        std::cerr << "usage: runner [--untimed | --version]" << std::endl;
+        return 2;
+    }
+    timed = option.empty();
     std::FILE * answers = fdopen(dup(1), "w");
     dup2(2, 1);  // native code prints where it likes; answers have a handle of their own
     std::signal(SIGINT, SIG_IGN);  // the parent decides what Ctrl-C means
