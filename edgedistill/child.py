@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from edgedistill import machine
 from edgedistill.errors import MissingTool, RuntimeFailure
@@ -45,7 +45,8 @@ class Program:
 
 class Child:
     """The process, its pipes, and what it printed; `model` is what an error names as its place.
-    `command` starts another process that speaks the same requests."""
+    `command` starts another process that speaks the same requests; with `greeting`, what it prints
+    until a line that begins with that is no answer, and `greeted` is what stands behind it."""
 
     def __init__(
         self,
@@ -53,10 +54,13 @@ class Child:
         model: Path,
         request_seconds: float = REQUEST_SECONDS,
         command: Sequence[str] | None = None,
+        greeting: str | None = None,
     ) -> None:
         self._program = program
         self._model = model
         self._request_seconds = request_seconds
+        self._greeting = greeting
+        self.greeted = ""
         # A file, not a pipe: nobody has to read it, and it is there when the process has died.
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -74,9 +78,26 @@ class Child:
         stream = self._process.stdout
         assert stream is not None
         with stream:
+            if self._greeting is not None:
+                self._hear(stream, self._greeting.encode())
             for line in stream:
                 self._answers.put(line)
         self._answers.put(b"")
+
+    def _hear(self, stream: IO[bytes], greeting: bytes) -> None:
+        """Read up to the greeting: shells elsewhere print what they like before."""
+        for line in stream:
+            if line.startswith(greeting):
+                self.greeted = line[len(greeting) :].decode("utf-8", "replace").strip()
+                return
+
+    @property
+    def closed(self) -> bool:
+        return self._printed.closed
+
+    @property
+    def running(self) -> bool:
+        return not self.closed and self._process.poll() is None
 
     def ask(self, do: str, **given: Any) -> Any:
         """The child's answer to one request.
@@ -86,7 +107,7 @@ class Child:
             MissingTool: one of its packages is not installed. OSError: what the system refused.
         """
         runtime = self._program.runtime
-        if self._printed.closed:
+        if self.closed:
             raise RuntimeFailure(f"{runtime} was asked to {do} after it was closed")
         stream = self._process.stdin
         assert stream is not None

@@ -13,6 +13,7 @@ from edgedistill.cli_options import TRAINING, recipe_option, target_option, work
 from edgedistill.cli_update import Show, listening, loaded
 
 if TYPE_CHECKING:
+    from edgedistill.devices.address import Address
     from edgedistill.progress import Progress
     from edgedistill.recipe import Recipe
     from edgedistill.result_file import Result
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edgedistill.streaming import Stop
 
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
-OF_FILE = ("threads", "depths")
+OF_FILE = ("threads", "depths", "device", "keep_on_device", "runner")
 OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
 NEEDS_MODEL = ("prompts", "sample", "system", "max_tokens", "repeats", "out", *OF_FILE, *OF_URL)
 GIVEN = click.core.ParameterSource.COMMANDLINE
@@ -77,6 +78,19 @@ OWN = (
     click.option(
         "--depths", metavar="N[,N...]", callback=counts(0), default="0", show_default=True,
         help="A file: pp512 and tg128 behind so many tokens of context, too.",
+    ),
+    click.option(
+        "--device", metavar="ADDRESS", default="local", show_default=True,
+        help="A file: where it is measured: ssh://[user@]host[:port], adb://[serial] or "
+        "emulated://phone.",
+    ),
+    click.option(
+        "--keep-on-device", is_flag=True,
+        help="--device: leave the model and the runner there, for the next time.",
+    ),
+    click.option(
+        "--runner", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="--device: a runner that you compiled for it, instead of ours.",
     ),
     click.option(
         "--repeats", metavar="N", type=click.IntRange(2, 100), default=3, show_default=True,
@@ -168,6 +182,7 @@ def _kept(result: Result, out: Path | None, workspace: Path, show: Show) -> None
 def _of_file(
     context: click.Context, model: str, recipe: str | None, workspace: Path, own: dict[str, Any]
 ) -> tuple[Result, None]:
+    from edgedistill.devices import place_at
     from edgedistill.model_prompt import asked_model
     from edgedistill.rates import More
     from edgedistill.sitting import Plan, sit
@@ -176,6 +191,7 @@ def _of_file(
     held = None if recipe is None else loaded(recipe)
     student = None if held is None else held.student
     asked = asked_model(Path(model), student, own["system"], own["max_tokens"])
+    at = _address(context, own, held)
     with listening() as progress:
         prompts = _prompts(held, workspace, own, progress)
         check = None if held is None else held.check
@@ -183,7 +199,21 @@ def _of_file(
         one = threads[0] if len(threads) == 1 else None
         more = More(tuple(filter(None, own["depths"])), threads if one is None else ())
         plan = Plan(own["repeats"], threads=one, more=more, prompts=prompts, check=check)
-        return sit(asked, plan, progress), None
+        with place_at(at, asked.file, own["runner"], own["keep_on_device"], progress) as place:
+            return sit(asked, plan, progress, place), None
+
+
+def _address(context: click.Context, own: dict[str, Any], recipe: Recipe | None) -> Address:
+    from edgedistill.devices.address import EMULATED, LOCAL, read_address
+
+    at = read_address(own["device"])
+    if at.scheme in (LOCAL, EMULATED):
+        _refuse(context, ("keep_on_device", "runner"), "a --device with ssh:// or adb://")
+    if at.scheme == EMULATED:
+        _refuse(context, ("threads", "depths"), "a device that has a speed, and this is emulated")
+        if recipe is None and own["prompts"] is None:
+            raise click.UsageError("an emulated device has no speed: give --prompts or --recipe")
+    return at
 
 
 def _of_server(

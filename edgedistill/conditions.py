@@ -4,9 +4,9 @@ whether it slowed itself down. What a system does not tell is None, never a gues
 
 from __future__ import annotations
 
+import platform
 import re
 import statistics
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class Conditions:
 
 def read_conditions(root: Path = Path("/")) -> Conditions:
     """As this machine tells them now."""
-    if sys.platform.startswith("linux"):
+    if platform.system() == "Linux":
         return conditions_of(read_files(FILES, root))
     battery = _asked("sensors_battery")
     frequency = _asked("cpu_freq")
@@ -114,7 +114,11 @@ def _power(files: Files) -> tuple[str | None, float | None]:
     supplies = {name.rpartition("/")[0] for name in files if "/power_supply/" in name}
     kinds = {at: files.get(f"{at}/type", "").strip() for at in sorted(supplies)}
     # A mouse's battery has the scope Device.
-    cells = [at for at in kinds if kinds[at] == "Battery" and "Device" not in files.get(f"{at}/scope", "")]
+    cells = [
+        at
+        for at in kinds
+        if kinds[at] == "Battery" and "Device" not in files.get(f"{at}/scope", "")
+    ]
     if not cells:
         return None, None
     status = files.get(f"{cells[0]}/status", "").strip()

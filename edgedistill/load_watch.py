@@ -28,10 +28,14 @@ class Load:
     during: float | None
 
     @property
+    def others(self) -> float | None:
+        """The larger of the two that are known."""
+        return max((each for each in (self.before, self.during) if each is not None), default=None)
+
+    @property
     def busy(self) -> bool | None:
         """Whether other work may have disturbed the figures; None where nothing is known."""
-        known = [share for share in (self.before, self.during) if share is not None]
-        return max(known) > BUSY_SHARE if known else None
+        return None if self.others is None else self.others > BUSY_SHARE
 
 
 class LoadWatch:
@@ -45,7 +49,9 @@ class LoadWatch:
 
     def stop(self) -> Load:
         """What was seen. Children of ours that have ended count as ours."""
-        return Load(self._before, others_share(self._start, _spent()) if TELLS_OF_CHILDREN else None)
+        return Load(
+            self._before, others_share(self._start, _spent()) if TELLS_OF_CHILDREN else None
+        )
 
 
 @dataclass(frozen=True)

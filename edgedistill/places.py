@@ -12,6 +12,10 @@ from edgedistill.conditions import Conditions, read_conditions
 from edgedistill.load_watch import Load, LoadWatch
 from edgedistill.runtimes import LLAMA, ONNX, TRAITS, Opened, open_runtime
 
+# Whose seconds a place's figures are: counted here around each request; the device's own, because
+# the way to it takes time, too; or nobody's, because it is emulated and has no speed.
+HERE, THERE, NONE = "here", "there", "none"
+
 
 class Watch(Protocol):
     """Counts what other work takes of a device until it is stopped."""
@@ -24,6 +28,10 @@ class Place(Protocol):
 
     @property
     def address(self) -> str: ...
+
+    @property
+    def clock(self) -> str:
+        """HERE, THERE or NONE."""
 
     def facts(self) -> dict[str, Any]:
         """Its hardware and system, as machine.facts has them; fingerprint, usable_cores and threads
@@ -54,6 +62,7 @@ class Here:
     """This machine."""
 
     address = "local"
+    clock = HERE
 
     def facts(self) -> dict[str, Any]:
         return {**machine.facts(), "threads": machine.threads()}

@@ -57,7 +57,8 @@ class LlamaCpp:
 
     `facts`: n_vocab, n_ctx, description, size (bytes of tensors), parameters, threads,
     load_seconds, bos, eos, add_bos, add_eos. `command` starts another child that speaks the same
-    requests, such as `emulator.Emulator.command`.
+    requests, such as `emulator.Emulator.command`; `child` is one that was started elsewhere, where
+    the model is the file `path`.
 
     Raises (every method):
         RuntimeFailure: llama.cpp refused, died, or gave no answer within `request_seconds`.
@@ -73,14 +74,16 @@ class LlamaCpp:
         request_seconds: float = REQUEST_SECONDS,
         command: Sequence[str] = CHILD,
         adapter: Path | None = None,
+        child: Child | None = None,
+        path: str | None = None,
     ) -> None:
         if adapter is not None:
             require_fit(adapter, model)
-        self._child = Child(LLAMA_CPP, model, request_seconds, command)
+        self._child = child or Child(LLAMA_CPP, model, request_seconds, command)
         try:
             self.facts: Mapping[str, Any] = self._child.ask(
                 "load",
-                path=str(model),
+                path=path or str(model),
                 threads=threads or machine.threads(),
                 context_tokens=context_tokens,
                 **({} if adapter is None else {"adapter": str(adapter)}),

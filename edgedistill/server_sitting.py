@@ -254,7 +254,7 @@ def _load(watch: LoadWatch | None) -> tuple[dict[str, Any], str]:
             "the server's machine is not listened to: whether other work disturbed these figures "
             "is not known"
         )
-    before = watch.stop().before
+    before = watch.stop().before or 0.0
     busy = before > BUSY_SHARE
     told = (
         "the server is on this machine, and its work cannot be told from others': other work was "

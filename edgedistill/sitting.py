@@ -27,7 +27,7 @@ from edgedistill.fidelity import EvalRow, read_rows, shuffled
 from edgedistill.load_watch import BUSY_SHARE, Load
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked, model_facts
-from edgedistill.places import Here, Place
+from edgedistill.places import HERE, NONE, THERE, Here, Place
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
@@ -42,6 +42,11 @@ from edgedistill.workspace import locked
 SHORT_CONTEXT = 256
 NO_MORE = More()
 RESAMPLES = 2000
+CLOCKS = {  # what a result says of its seconds
+    HERE: (),
+    THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
+    NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     threads = plan.threads or device["threads"]
     rows = plan.prompts.rows if plan.prompts is not None else []
     prompt = asked.prompt() if rows else None
-    with progress.task("listening to other work on this machine", None):
+    with progress.task(f"listening to other work ({place.address})", None):
         watch, before = place.watch(), place.conditions()
     seen = []
     with progress.task(
@@ -144,7 +149,8 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     load, after = watch.stop(), place.conditions()
     with progress.task("measuring memory and arithmetic", None):
         ceilings = place.ceilings(threads)
-    figures, likeness = _figures(seen), _likeness(plan, seen)
+    figures = {} if place.clock == NONE else _figures(seen)
+    likeness = _likeness(plan, seen)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
@@ -162,7 +168,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=None if ceilings is None else reached(asked.file, figures, ceilings),
-        notes=_notes(load, likeness),
+        notes=[*CLOCKS[place.clock], *_notes(load, likeness)],
     )  # fmt: skip
 
 
@@ -170,7 +176,7 @@ def _notes(load: Load, likeness: Mapping[str, Any] | None) -> list[str]:
     notes = []
     if load.busy:
         notes.append(
-            f"other work took {max(load.before, load.during or 0):.0%} of this machine's "
+            f"other work took {load.others:.0%} of this machine's "
             f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
         )
     if likeness is not None and likeness["unlike"]:
@@ -196,7 +202,7 @@ def _process(
         context = max(SHORT_CONTEXT, max(lengths) + longest)
     started, cold, answers = time.perf_counter(), None, {}
     with place.open(asked.file, threads=threads, context_tokens=context) as model:
-        ready = time.perf_counter() - started
+        ready = _seconds(place, started, model.facts.get("load_seconds", 0.0))
         stop = model.end_ids()
 
         def answered(row: EvalRow) -> tuple[float, Generation]:
@@ -204,16 +210,18 @@ def _process(
             assert prompt is not None
             ids = asked_ids(model, prompt.render(row.prompt, row.history))
             made = model.generate(ids, longest, stop)
-            return time.perf_counter() - begun, made
+            return _seconds(place, begun, made.total_seconds), made
 
         energy = place.conditions().joules
         for row in rows:
             if cold is None:  # nothing is warm yet: this answer counts here alone
-                answered(row)
-                cold = time.perf_counter() - started
+                first, _ = answered(row)
+                cold = _seconds(place, started, ready + first)
             answers[row.id] = answered(row)
             task.advance()
         joules = spent(energy, place.conditions().joules)
+        if place.clock == NONE:
+            return _Seen(ready, cold, {}, answers, 0, None)
         peak = model.peak_memory_bytes()
     with place.open(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
         rates = bench(model, plan.runs)
@@ -221,6 +229,11 @@ def _process(
     task.advance()
     rates |= bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance)
     return _Seen(ready, cold, rates, answers, peak, joules)
+
+
+def _seconds(place: Place, since: float, told: float) -> float:
+    """Since that moment by our clock, or what the device told where that is the place's clock."""
+    return time.perf_counter() - since if place.clock == HERE else told
 
 
 def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from edgedistill.conditions import changes, read_conditions
-from edgedistill.load_watch import TELLS_OF_CHILDREN, Load, LoadWatch, Spent, _spent, others_share, spent_in
+from edgedistill.load_watch import (
+    TELLS_OF_CHILDREN,
+    Load,
+    LoadWatch,
+    Spent,
+    _spent,
+    others_share,
+)
 
 
 def system(folder: Path, joules: float, throttled: int) -> dict[str, Path]:
@@ -43,9 +50,12 @@ def test_what_a_system_does_not_tell_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "during", "busy"),
     [
-        (0.0, 0.0, False), (0.2, 0.0, True), (0.0, 0.2, True), (0.01, None, False),
+        (0.0, 0.0, False),
+        (0.2, 0.0, True),
+        (0.0, 0.2, True),
+        (0.01, None, False),
         (None, None, None),
-    ],  # fmt: skip
+    ],
 )
 def test_a_busy_machine_is_called_busy(before: float, during: float | None, busy: bool) -> None:
     assert Load(before, during).busy is busy

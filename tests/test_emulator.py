@@ -17,15 +17,15 @@ import tiny
 
 from edgedistill import emulator
 from edgedistill.artifacts import digest_of_file
-from edgedistill.emulator.building import compiled
 from edgedistill.errors import MissingTool, RuntimeFailure, WeightsError
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import kl_divergence
 from edgedistill.progress import Silent
+from edgedistill.runner.building import compiled, runner_of
 from edgedistill.runtime import CHILD, LlamaCpp, quantize_file
 from edgedistill.student import TOKENIZER_GGUF
 
-MARCH = emulator.PROCESSORS["phone"].march
+BUILD = emulator.PROCESSORS["phone"].build
 PROMPT = "<|im_start|>user\nthe others in the canoe, näïve 🙂<|im_end|>\n"
 
 
@@ -49,7 +49,7 @@ class Index:
 
 def test_other_sources_than_the_pinned_ones_are_not_used(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="must have sha256 0000"):
-        compiled(tmp_path, "1.0", "0000", MARCH, Silent(), Index())
+        compiled(tmp_path, "1.0", "0000", BUILD, Silent(), Index())
     assert {path.name for path in tmp_path.iterdir()} == {"lock"}
 
 
@@ -60,26 +60,26 @@ def test_what_does_not_compile_is_told_with_its_last_lines(tmp_path: Path) -> No
     kept = tmp_path / "kept"
     for _ in range(2):  # the unpacked sources are kept
         with pytest.raises(RuntimeFailure, match="these are not the sources"):
-            compiled(kept, "1.0", pinned, MARCH, Silent(), index)
+            compiled(kept, "1.0", pinned, BUILD, Silent(), index)
         # As if edgedistill had been elsewhere: CMake refuses such a build folder.
-        settings = (kept / "build" / "CMakeCache.txt").read_text("utf-8")
+        settings = (kept / "build-aarch64" / "CMakeCache.txt").read_text("utf-8")
         assert str(kept / "own") in settings
         there = settings.replace(str(kept / "own"), str(tmp_path / "elsewhere"))
-        (kept / "build" / "CMakeCache.txt").write_text(there, "utf-8")
+        (kept / "build-aarch64" / "CMakeCache.txt").write_text(there, "utf-8")
     assert index.asked == 2
     unpacked = {path.name for path in (tmp_path / "kept" / "source").rglob("*") if path.is_file()}
     assert unpacked == {"CMakeLists.txt", "a.cpp"}
 
 
 def test_a_whole_child_is_used_and_a_damaged_one_is_not(tmp_path: Path) -> None:
-    child, index = tmp_path / f"child-{MARCH}", Index()
+    child, index = runner_of(tmp_path, BUILD), Index()
     child.write_bytes(b"a program")
     (tmp_path / f"{child.name}.sha256").write_text(digest_of_file(child), "ascii")
-    assert compiled(tmp_path, "1.0", "0000", MARCH, Silent(), index) == child
+    assert compiled(tmp_path, "1.0", "0000", BUILD, Silent(), index) == child
     assert index.asked == 0
     child.write_bytes(b"a progrem")
     with pytest.raises(WeightsError):
-        compiled(tmp_path, "1.0", "0000", MARCH, Silent(), index)
+        compiled(tmp_path, "1.0", "0000", BUILD, Silent(), index)
 
 
 def test_no_processor_for_a_laptop(tmp_path: Path) -> None:

@@ -66,28 +66,28 @@ class Shell:
                 code = process.wait(seconds)
             return self._told(step, code, printed, complained)
 
-    def send(
-        self, script: str, step: str, source: BinaryIO, told: Callable[[int], None]
-    ) -> Said:
+    def send(self, script: str, step: str, source: BinaryIO, told: Callable[[int], None]) -> Said:
         """As `run`, with the rest of `source` for its stdin; `told` gets the bytes of each part
         that went on its way."""
         with self._started(script) as (process, printed, complained):
-            with _ended_when_stalled(process) as moved, contextlib.suppress(OSError):
-                with _stream(process.stdin) as stream:
-                    while chunk := source.read(CHUNK):
-                        stream.write(chunk)
-                        stream.flush()
-                        moved()
-                        told(len(chunk))
+            with _ended_when_stalled(process) as moved:
+                for chunk in iter(lambda: source.read(CHUNK), b""):
+                    try:
+                        _stream(process.stdin).write(chunk)
+                        _stream(process.stdin).flush()
+                    except OSError:  # a closed pipe: what the other side said tells why
+                        break
+                    moved()
+                    told(len(chunk))
+            with contextlib.suppress(OSError):
+                _stream(process.stdin).close()
             code: int | None = None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(STALL_SECONDS)
             return self._told(step, code, printed, complained)
 
     @contextlib.contextmanager
-    def _started(
-        self, script: str
-    ) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO, BinaryIO]]:
+    def _started(self, script: str) -> Iterator[tuple[subprocess.Popen[bytes], BinaryIO, BinaryIO]]:
         # Files, not pipes: nobody has to read them, whatever a device prints.
         with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as complained:
             process = subprocess.Popen(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgedistill.devices.address import Address
@@ -27,11 +26,9 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Ssh:
-    """One device by its address. `options` go to ssh before ours, which lets tests have a key and
-    known hosts of their own."""
+    """One device by its address."""
 
     at: Address
-    options: Sequence[str] = ()
 
     folder = '"$HOME"/.cache/edgedistill'
 
@@ -45,7 +42,7 @@ class Ssh:
         program = shutil.which("ssh")
         if program is None:
             raise MissingTool("ssh is not installed", hint="install the OpenSSH client")
-        words = [program, "-T", *self.options]
+        words = [program, "-T"]
         for option in OPTIONS:
             words += ["-o", option]
         words += ["-p", str(self.at.port)] if self.at.port else []

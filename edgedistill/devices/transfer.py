@@ -75,7 +75,9 @@ class Store:
         """
         folder = self.shell.transport.folder
         parents = f"{folder.rpartition('/')[0]} {folder}"
-        said = self.shell.run(FOLDER_SCRIPT.format(parents=parents, folder=folder), "making a folder")
+        said = self.shell.run(
+            FOLDER_SCRIPT.format(parents=parents, folder=folder), "making a folder"
+        )
         lines = said.out.splitlines()
         self._made = [line[5:] for line in lines if line.startswith("made ")]
         self.folder = next((line[3:] for line in lines if line.startswith("at ")), folder)
@@ -130,7 +132,11 @@ class Store:
         lines = [f"cd {quote(self.folder)} || exit 1"]
         lines += [f"rm -f {files} || exit 1"] if files else []
         made = [folder for folder in reversed(self._made) if folder != self.folder]
-        lines += ["cd /", *(f"rmdir {quote(at)} 2>/dev/null" for at in (self.folder, *made)), "true"]
+        lines += [
+            "cd /",
+            *(f"rmdir {quote(at)} 2>/dev/null" for at in (self.folder, *made)),
+            "true",
+        ]
         try:
             said = self.shell.run("\n".join(lines), "removing what was copied")
         except EdgedistillError as error:

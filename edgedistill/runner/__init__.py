@@ -31,7 +31,7 @@ ARCHITECTURES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}  # a
 # llama.cpp picks kernels at run time only from shared libraries (GGML_CPU_ALL_VARIANTS), which a
 # static program has none of. So one level for all: AVX2, FMA, F16C and BMI, in CPUs since 2013.
 X86_MARCH = "x86-64-v3"
-X86_NEEDS = ("avx2", "fma", "f16c", "bmi2")  # of it, as /proc/cpuinfo names them
+X86_NEEDS = ("avx2", "fma", "f16c")  # of it, as /proc/cpuinfo names them; BMI comes with them
 # In the order of emulator.PROCESSORS, so that one compilation serves both.
 ARM_FEATURES = {"asimddp": "dotprod", "i8mm": "i8mm", "asimdhp": "fp16"}
 
@@ -77,7 +77,9 @@ def problem(build: Build) -> str | None:
     missing = [name for name in (compiler, "cmake", "make") if shutil.which(name) is None]
     if not missing:
         return None
-    package = "g++" if compiler == "g++" else f"g++-{build.architecture.replace('_', '-')}-linux-gnu"
+    package = (
+        "g++" if compiler == "g++" else f"g++-{build.architecture.replace('_', '-')}-linux-gnu"
+    )
     return f"{', '.join(missing)} not found (Debian, Ubuntu: apt install {package} cmake make)"
 
 

@@ -1,4 +1,4 @@
-"""From the pinned source archive to the compiled runner, once per processor, in the user's cache."""
+"""From the pinned source archive to the compiled runner, once per processor, in the cache."""
 
 from __future__ import annotations
 
@@ -126,9 +126,7 @@ def _unpack(archive: Path, into: Path) -> None:
                 (into / name).write_bytes(stream.read())
 
 
-def _compile(
-    folder: Path, source: Path, version: str, build: Build, progress: Progress
-) -> Path:
+def _compile(folder: Path, source: Path, version: str, build: Build, progress: Progress) -> Path:
     place, own = folder / f"build-{build.architecture}", _own(folder)
     _forget_another(place, own)
     c, cxx = compilers(build.architecture)
