@@ -46,6 +46,7 @@ class Adb:
 
 REASONS = (
     ("unauthorized", "the device does not trust this computer", ALLOW),
+    ("authorizing", "the device does not trust this computer yet", ALLOW),
     ("offline", "the device is offline", "unplug it and plug it in again, or adb reconnect"),
     ("not found", "adb does not see the device", WIRELESS),
     ("no devices", "adb does not see the device", WIRELESS),

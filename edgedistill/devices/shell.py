@@ -108,7 +108,8 @@ class Shell:
         out, err = _text(printed), _text(complained)
         found = _between(out)
         if found is None:
-            error = self.transport.blame(err or out, code)
+            # What stands before our first line is a login shell's.
+            error = self.transport.blame(f"{err}\n{out.partition(BEGIN)[0]}", code)
             error.what = f"{step}: {error.what}"
             raise error
         return Said(found[0], found[1], err)

@@ -22,11 +22,23 @@ HASHING_SECONDS = 1800.0
 TRIES = 3  # of a connection that breaks again without a byte that went through
 FREE = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%\s")  # KiB, as POSIX has the columns of df -Pk
 WAIT_SECONDS = 1.0  # before the second try, and twice as long before each further one
+# What the folder is in may be ours, too; a file in it says so, for whoever removes it.
 FOLDER_SCRIPT = """\
-for d in {parents}; do
-  [ -d "$d" ] || {{ mkdir "$d" && echo "made $d"; }} || exit 1
-done
-cd {folder} && echo "at $PWD"
+new=
+[ -d {parent} ] || {{ mkdir {parent} && new=1; }} || exit 1
+[ -d {folder} ] || mkdir {folder} || exit 1
+cd {folder} || exit 1
+[ -z "$new" ] || : > parent.ours
+echo "at $PWD"
+"""
+CLEAN_SCRIPT = """\
+cd {folder} || exit 1
+rm -f {files} || exit 1
+new=
+[ "$(ls -A)" = parent.ours ] && new=1 && rm -f parent.ours
+cd ..
+rmdir {folder} 2>/dev/null && [ -n "$new" ] && rmdir "$PWD"
+true
 """
 STATE_SCRIPT = """\
 size() {{ stat -c %s "$1" 2>/dev/null || wc -c < "$1"; }}
@@ -64,7 +76,6 @@ class Store:
     shell: Shell
     progress: Progress
     folder: str = ""
-    _made: list[str] = field(default_factory=list)  # folders that were not there before
     _ours: dict[str, bool] = field(default_factory=dict)  # name -> whether it may be removed
 
     def open(self) -> None:
@@ -74,15 +85,11 @@ class Store:
             DeviceError: that fails.
         """
         folder = self.shell.transport.folder
-        parents = f"{folder.rpartition('/')[0]} {folder}"
-        said = self.shell.run(
-            FOLDER_SCRIPT.format(parents=parents, folder=folder), "making a folder"
-        )
-        lines = said.out.splitlines()
-        self._made = [line[5:] for line in lines if line.startswith("made ")]
-        self.folder = next((line[3:] for line in lines if line.startswith("at ")), folder)
+        script = FOLDER_SCRIPT.format(parent=folder.rpartition("/")[0], folder=folder)
+        said = self.shell.run(script, "making a folder")
         if said.code != 0:
             raise self._error(f"no folder can be made there: {said.reason}")
+        self.folder = said.out.strip().rpartition("at ")[2]
 
     def put(self, file: Path, label: str, *, executable: bool = False) -> str:
         """The path there of a copy of `file`, sent as far as it is not there yet.
@@ -93,7 +100,6 @@ class Store:
         """
         name, size, step = digest_of_file(file), file.stat().st_size, f"copying {label}"
         mode = "700" if executable else "600"
-        self._ours.setdefault(name, True)
         for _ in range(2):  # what lies there may be damaged, or have been written to by two at once
             state = self._state(name, step)
             self._ours[name] = not state.kept
@@ -128,17 +134,10 @@ class Store:
 
     def _removed(self, names: Sequence[str]) -> str | None:
         """Why these files could not be removed; None when they were."""
-        files = " ".join(f"{name} {name}.part" for name in names)
-        lines = [f"cd {quote(self.folder)} || exit 1"]
-        lines += [f"rm -f {files} || exit 1"] if files else []
-        made = [folder for folder in reversed(self._made) if folder != self.folder]
-        lines += [
-            "cd /",
-            *(f"rmdir {quote(at)} 2>/dev/null" for at in (self.folder, *made)),
-            "true",
-        ]
+        files = " ".join(f"{name} {name}.part" for name in names) or "-- none"
+        script = CLEAN_SCRIPT.format(folder=quote(self.folder), files=files)
         try:
-            said = self.shell.run("\n".join(lines), "removing what was copied")
+            said = self.shell.run(script, "removing what was copied")
         except EdgedistillError as error:
             return error.what
         return None if said.code == 0 else said.reason
@@ -194,7 +193,7 @@ class Store:
             raise StorageError(
                 f"no space for {label}: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB free",
                 where=f"{self.shell.address}: {self.folder}",
-                hint="make space there and try again: what was copied is used",
+                hint="make space there, and try again",
             )
 
     def _state(self, name: str, step: str) -> State:
