@@ -27,7 +27,7 @@ from edgedistill.result_file import Result
 from edgedistill.result_set import Named, read_all, require_comparable
 
 BUSY = "no measure of the machine: other work disturbed it"
-UNHEARD = "a server: whether other work disturbed its machine is not known"
+UNHEARD = "whether other work disturbed its device is not known"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
         file=str(ours.file),
         model=result.model["name"],
         sha256=result.model["sha256"],
-        device=result.device["cpu"] or result.device["address"],
+        device=_device(result),
         fingerprint=result.device["fingerprint"],
         made=result.made,
         busy=bool(result.load["busy"]),
@@ -154,6 +154,14 @@ def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
         best=[name for name in figures if _is_best(name, ours, named)],
         against=against,
     )
+
+
+def _device(result: Result) -> str:
+    """In words: its processor, and where it is when that is elsewhere."""
+    cpu, address = result.device["cpu"], str(result.device["address"])
+    if cpu is None:
+        return address
+    return str(cpu) if address == "local" else f"{cpu} ({address})"
 
 
 def _is_best(name: str, ours: Named, named: Sequence[Named]) -> bool:

@@ -73,13 +73,18 @@ def remember(result: Result, workspace: Path) -> None:
         StorageError: it cannot be written.
     """
     figures = {name: found for name in FIGURES if (found := value_of(result, name)) is not None}
-    address = result.device["address"]  # all that is known of a server
+    address = result.device["address"]
+    device, fingerprint = result.device["cpu"], result.device["fingerprint"]
+    if device is None:  # of a server the address is all that is known
+        device = fingerprint = address
+    elif address != "local":  # other kernels and another clock than those of a sitting there
+        device, fingerprint = f"{device} ({address})", f"{fingerprint} {address}"
     line = {
         "made": result.made,
         "model": result.model["name"],
         "sha256": result.model["sha256"],
-        "device": result.device["cpu"] or address,
-        "fingerprint": result.device["fingerprint"] or address,
+        "device": device,
+        "fingerprint": fingerprint,
         "busy": bool(result.load["busy"]),
         "mix": None if result.token_mix is None else result.token_mix["digest"],
         "figures": figures,

@@ -25,8 +25,10 @@ def sitting(value: Row) -> RenderableType:
     model, device = value["model"], value["device"]
     title = f"\n{model['name']} at {device['address']}"
     if model["bytes"] is not None:
-        title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {device['cpu']}"
-    parts: list[RenderableType] = [Text(title, style="bold"), _figures(value["figures"])]
+        title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {_device(device)}"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    if value["figures"]:
+        parts.append(_figures(value["figures"]))
     likeness = value["likeness"] or {}
     for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
         if likeness.get(name):
@@ -35,6 +37,12 @@ def sitting(value: Row) -> RenderableType:
         parts.append(_roofline(value["roofline"]))
     parts += notes_of(value["notes"])
     return Group(*parts)
+
+
+def _device(device: Row) -> str:
+    """Its processor, and where it is when that is elsewhere."""
+    at = device["address"]
+    return str(device["cpu"]) if at == "local" else f"{device['cpu']} ({at})"
 
 
 def _roofline(roof: Row) -> Text:

@@ -18,7 +18,8 @@ from queue import SimpleQueue
 VERSION, MOST = 0x01000001, 1 << 18  # of a payload; from this version on there is no checksum
 HEADER = struct.Struct("<6I")
 CNXN, AUTH, OPEN, OKAY, CLSE, WRTE = (
-    int.from_bytes(name, "little") for name in (b"CNXN", b"AUTH", b"OPEN", b"OKAY", b"CLSE", b"WRTE")
+    int.from_bytes(name, "little")
+    for name in (b"CNXN", b"AUTH", b"OPEN", b"OKAY", b"CLSE", b"WRTE")
 )
 FRAME = struct.Struct("<BI")
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)

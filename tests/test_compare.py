@@ -102,7 +102,7 @@ def test_a_server_tells_no_size_and_no_machine(tmp_path: Path) -> None:
     found = laid(True, far=read_result(tmp_path / "far.json"))
     row = next(row for row in found.rows if row.name == "far")
     assert row.device == "http://far/v1"
-    assert "far: a server: whether other work disturbed its machine is not known" in found.notes
+    assert "far: whether other work disturbed its device is not known" in found.notes
     assert "bytes" not in row.against
     assert "bytes" not in row.figures
     assert row.against["tg128"].verdict == UNTOLD
