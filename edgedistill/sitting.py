@@ -168,17 +168,19 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=None if ceilings is None else reached(asked.file, figures, ceilings),
-        notes=[*CLOCKS[place.clock], *_notes(load, likeness)],
+        notes=[*CLOCKS[place.clock], *_notes(load, likeness, place.clock != NONE)],
     )  # fmt: skip
 
 
-def _notes(load: Load, likeness: Mapping[str, Any] | None) -> list[str]:
+def _notes(load: Load, likeness: Mapping[str, Any] | None, timed: bool) -> list[str]:
     notes = []
     if load.busy:
         notes.append(
             f"other work took {load.others:.0%} of this machine's "
             f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
         )
+    if load.busy is None and timed:
+        notes.append("the device does not tell whether other work disturbed these figures")
     if likeness is not None and likeness["unlike"]:
         notes.append(f"{likeness['unlike']} answers were not the same in all processes")
     return notes

@@ -40,7 +40,7 @@ class LocalShell:
         path = f"PATH={self.home}/bin:{os.environ['PATH']}"  # where tests put programs of their own
         return ["env", f"HOME={self.home}", path, *self.sh, "-c", script]
 
-    def blame(self, said: str, code: int | None) -> DeviceError:
+    def blame(self, said: str) -> DeviceError:
         return DeviceError(f"lost ({said.strip()})", where=self.address)
 
 

@@ -59,12 +59,12 @@ def left(home: Path) -> list[str]:
 def test_a_copy_is_whole_and_then_gone(tmp_path: Path, file: Path, sh: Sequence[str]) -> None:
     if shutil.which(sh[0]) is None:
         pytest.skip(f"{sh[0]} is not installed")
-    there = store(tmp_path / "a home", sh=sh)
+    there = store(tmp_path / "at a home", sh=sh)
     copy = Path(there.put(file, "model", executable=True))
     assert copy.read_bytes() == file.read_bytes()
     assert copy.stat().st_mode & 0o777 == 0o700
     there.clean()
-    assert left(tmp_path / "a home") == []
+    assert left(tmp_path / "at a home") == []
 
 
 def test_a_connection_that_breaks_twice_goes_on_where_it_was(tmp_path: Path, file: Path) -> None:

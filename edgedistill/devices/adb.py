@@ -32,7 +32,7 @@ class Adb:
     def words(self, script: str) -> list[str]:
         return [self.program, "-s", self.serial, "shell", "-T", script]
 
-    def blame(self, said: str, code: int | None) -> DeviceError:
+    def blame(self, said: str) -> DeviceError:
         last = said.strip().splitlines()[-1:] or ["adb ended without a word"]
         for sign, what, hint in REASONS:
             if sign in said:
@@ -80,7 +80,7 @@ def connected(serial: str) -> Adb:
         )  # fmt: skip
     found = Adb(chosen, program)
     if state != "device":
-        raise found.blame(state, None)
+        raise found.blame(state)
     return found
 
 

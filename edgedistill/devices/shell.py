@@ -20,6 +20,7 @@ from typing import BinaryIO
 from edgedistill.devices.transport import Transport
 from edgedistill.errors import EdgedistillError
 
+SILENT = "no answer came in time"
 BEGIN, END = "edgedistill-begins", "edgedistill-ends"
 ANSWER_SECONDS = 120.0
 STALL_SECONDS = 60.0  # without a byte that goes through
@@ -109,7 +110,8 @@ class Shell:
         found = _between(out)
         if found is None:
             # What stands before our first line is a login shell's.
-            error = self.transport.blame(f"{err}\n{out.partition(BEGIN)[0]}", code)
+            said = f"{err}\n{out.partition(BEGIN)[0]}"
+            error = self.transport.blame(f"{said}\n{SILENT}" if code is None else said)
             error.what = f"{step}: {error.what}"
             raise error
         return Said(found[0], found[1], err)

@@ -50,7 +50,7 @@ class Ssh:
         # The login shell may be any: it only has to start sh with one quoted word.
         return [*words, "--", self.at.name, f"exec sh -c {shlex.quote(script)}"]
 
-    def blame(self, said: str, code: int | None) -> DeviceError:
+    def blame(self, said: str) -> DeviceError:
         by_hand = self._by_hand()
         for sign, what, hint in REASONS:
             if sign in said:

@@ -89,7 +89,7 @@ class Store:
         said = self.shell.run(script, "making a folder")
         if said.code != 0:
             raise self._error(f"no folder can be made there: {said.reason}")
-        self.folder = said.out.strip().rpartition("at ")[2]
+        self.folder = said.out.strip().removeprefix("at ")
 
     def put(self, file: Path, label: str, *, executable: bool = False) -> str:
         """The path there of a copy of `file`, sent as far as it is not there yet.

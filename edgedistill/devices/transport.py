@@ -27,6 +27,5 @@ class Transport(Protocol):
             MissingTool: the program is not installed.
         """
 
-    def blame(self, said: str, code: int | None) -> EdgedistillError:
-        """Why the device was not reached, or was lost, from the last words of the program and its
-        exit code (None: it was ended, since nothing came for too long)."""
+    def blame(self, said: str) -> EdgedistillError:
+        """Why the device was not reached, or was lost, from the last words of the program."""
