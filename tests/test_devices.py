@@ -269,8 +269,9 @@ def test_a_device_that_is_lost_while_it_measures(tmp_path: Path, model: Path) ->
         runs = place.open(model, threads=1, context_tokens=256)
         shell.sh = ("false",)
         runs._child._process.kill()  # type: ignore[attr-defined]
-        with pytest.raises(DeviceError, match="lost while the runner was asked to tokenize"):
+        with pytest.raises(DeviceError, match="while the runner was asked to tokenize") as lost:
             runs.tokenize("a")
+    assert "what this sitting has measured is lost" in str(lost.value)
 
 
 def test_an_onnx_model_is_measured_here_alone(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """The last hand-over of a target that is not at hand: the quantized file on the kernels of its
-processor, emulated (emulator/). Near-ties fall the other way there, so fidelity belongs to a file
+processor, emulated (emulator.py). Near-ties fall the other way there, so fidelity belongs to a file
 and a kernel. An emulator is slow, so this is measured on a few held-out prompts, each of them kept
 as soon as it is done; its speed says nothing about the device and is not looked at.
 """

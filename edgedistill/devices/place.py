@@ -25,6 +25,8 @@ from edgedistill.runtime import LLAMA_CPP, LlamaCpp
 from edgedistill.runtimes import LLAMA, Opened
 
 GREETING = "edgedistill-runner"
+REQUEST_SECONDS = 3600.0  # pp512 of a large model on a small board, again and again
+LOST = "what this sitting has measured is lost, what was copied is used by the next one"
 NOT_EXECUTABLE, SIGNALS = 126, 128  # exit codes of a shell
 REASONS = {4: "an instruction that its processor lacks", 31: "a call that its system forbids"}
 
@@ -77,7 +79,7 @@ class DeviceChild(Child):
     def __init__(self, model: Path, shell: Shell, readings: Readings, script: str) -> None:
         self._shell, self._readings = shell, readings
         command = shell.transport.words(script)
-        super().__init__(LLAMA_CPP, model, command=command, greeting=GREETING)
+        super().__init__(LLAMA_CPP, model, REQUEST_SECONDS, command, GREETING)
 
     def ask(self, do: str, **given: Any) -> Any:
         """As Child.ask.
@@ -93,6 +95,7 @@ class DeviceChild(Child):
             if (lost := self._shell.lost()) is None:
                 raise
             lost.what = f"lost while the runner was asked to {do}: {lost.what}"
+            lost.hint = f"{lost.hint}; {LOST}" if lost.hint else LOST
             raise lost from failure
 
     def close(self) -> None:
