@@ -60,7 +60,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it. JSON has no nan: the bounds of an unknown interval are null."""
-        figures = {name: _written(asdict(each)) for name, each in self.figures.items()}
+        figures = {name: written(asdict(each)) for name, each in self.figures.items()}
         return {"kind": KIND, "version": VERSION, **asdict(self), "figures": figures}
 
 
@@ -91,7 +91,7 @@ def read_result(file: Path) -> Result:
     try:
         if not isinstance(value["figures"], Mapping):
             raise ValueError("figures is no object")
-        figures = {name: _figure(name, each) for name, each in value["figures"].items()}
+        figures = {name: read_measure(name, each) for name, each in value["figures"].items()}
         result = Result(**{**known, "figures": figures})
         _require_whole(result)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
@@ -99,9 +99,13 @@ def read_result(file: Path) -> Result:
     return result
 
 
-def _figure(name: str, value: Any) -> Measure:
-    """A figure whose parts are what they should be: a file is also written by hand. An interval
-    that is not known has nan for its ends."""
+def read_measure(name: str, value: Any) -> Measure:
+    """A figure of a file whose parts are what they should be: it is also written by hand. An
+    interval that is not known has nan for its ends.
+
+    Raises:
+        ValueError, TypeError, AttributeError: they are not.
+    """
     unknown = {end: math.nan for end in BOUNDS if value.get(end, math.nan) is None}
     found = Measure(**{**value, **unknown})
     values = [found.value, *(each for group in found.groups for each in group)]
@@ -151,7 +155,8 @@ def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
             raise ValueError(f"likeness.{name} is no share with its interval")
 
 
-def _written(figure: dict[str, Any]) -> dict[str, Any]:
+def written(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure as a file has it: JSON has no nan."""
     unknown = {name: None for name in BOUNDS if math.isnan(figure[name])}
     return {**figure, **unknown}
 
