@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgedistill import machine
-from edgedistill.errors import RuntimeFailure, UsageError
+from edgedistill.errors import RuntimeFailure, UsageError, did_you_mean
 from edgedistill.measures import Measure, measure, percentile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,22 +37,19 @@ class Side:
         return {name: measure(held, "s", "p50") for name, held in groups.items()}
 
 
-def measure_once(side: Side, only: Sequence[str], seconds: float) -> None:
-    """All hot paths, or those whose name contains one of `only`, in one new process.
+def measure_once(side: Side, tests: Sequence[str], seconds: float) -> None:
+    """Hot paths, named as `find` does, in one new process.
 
     Raises:
         RuntimeFailure: one of them failed, or another edgedistill was measured.
-        UsageError: none has such a name.
     """
     with tempfile.TemporaryDirectory(prefix="edgedistill-benchmarks-") as folder:
         file = Path(folder) / "rounds.json"
         done = subprocess.run(
-            [*_command(only), f"--benchmark-max-time={seconds}", f"--benchmark-json={file}"],
+            [*_command(tests), f"--benchmark-max-time={seconds}", f"--benchmark-json={file}"],
             cwd=folder, env=_environment(side.tree), capture_output=True, text=True,
             encoding="utf-8", errors="replace",
         )  # fmt: skip
-        if done.returncode == 5:  # pytest's: nothing was collected
-            raise UsageError(f"no hot path is named like {', '.join(only)}", hint="see --list")
         if done.returncode != 0 or not file.is_file():
             lines = "\n  ".join((done.stdout + done.stderr).splitlines()[-LAST_LINES:])
             raise RuntimeFailure(f"the hot paths of {side.name} failed:\n  {lines}")
@@ -61,29 +58,46 @@ def measure_once(side: Side, only: Sequence[str], seconds: float) -> None:
     if measured != side.tree.resolve():
         raise RuntimeFailure(f"the edgedistill of {measured} was measured, not that of {side.tree}")
     side.processes.append(
-        {each["name"].removeprefix("test_"): _thinned(each["stats"]["data"])
+        {_name(each["name"]): _thinned(each["stats"]["data"])
          for each in found["benchmarks"]}
     )  # fmt: skip
 
 
-def names() -> list[str]:
-    """All hot paths."""
+def find(only: Sequence[str]) -> dict[str, str]:
+    """By name the hot paths whose name contains one of `only`, or all: each as pytest names it, so
+    that no process loads what is not measured.
+
+    Raises:
+        UsageError: a word of `only` is in no name.
+    """
     done = subprocess.run(
-        [*_command(()), "--collect-only", "-q"], cwd=HOT_PATHS, env=_environment(ROOT),
-        capture_output=True, text=True, encoding="utf-8", errors="replace",
+        [*_command([str(HOT_PATHS)]), "--collect-only", "-q"], cwd=HOT_PATHS,
+        env=_environment(ROOT), capture_output=True, text=True, encoding="utf-8",
+        errors="replace",
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if "::" in line]
     if done.returncode != 0 or not lines:
         said = (done.stdout + done.stderr)[-900:]
         raise RuntimeFailure(f"the hot paths cannot be read:\n  {said}")
-    return [line.split("::")[-1].removeprefix("test_") for line in lines]
+    found = {}
+    for line in lines:
+        file, _, test = line.partition("::")
+        found[_name(test)] = f"{HOT_PATHS / Path(file).name}::{test}"
+    for word in only:
+        if not any(word in name for name in found):
+            hint = did_you_mean(word, {name.split("[")[0] for name in found}) or "see --list"
+            raise UsageError(f"no hot path or script is named like {word!r}", hint=hint)
+    return {k: v for k, v in found.items() if not only or any(word in k for word in only)}
 
 
-def _command(only: Sequence[str]) -> list[str]:
-    words = [sys.executable, "-m", "pytest", str(HOT_PATHS), "-o", "addopts=", "-p"]
-    words += ["no:cacheprovider", "--timeout=0", "--benchmark-disable-gc", "--benchmark-warmup=on"]
-    words += ["--benchmark-warmup-iterations=1", "--benchmark-min-rounds=5"]
-    return [*words, *(["-k", " or ".join(only)] if only else [])]
+def _name(test: str) -> str:
+    return test.removeprefix("test_")
+
+
+def _command(tests: Sequence[str]) -> list[str]:
+    words = [sys.executable, "-m", "pytest", *tests, "-o", "addopts=", "-p", "no:cacheprovider"]
+    words += ["--timeout=0", "--benchmark-disable-gc", "--benchmark-warmup=on"]
+    return [*words, "--benchmark-warmup-iterations=1", "--benchmark-min-rounds=5"]
 
 
 def _environment(tree: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from hot_path_runs import ROOT, Side, checked_out, measure_once, names
+from hot_path_runs import ROOT, Side, checked_out, find, measure_once
 from judging import ALIKE, LEAST_EFFECT, SLOWER, UNTOLD, Judged, judge
 from run_files import Run, find_baseline
 from side_by_side import SCRIPTS, Script, at_hand, read_inputs, run_script, skipped
@@ -75,7 +75,7 @@ def _at_least_two(text: str) -> int:
 
 
 def _listed() -> str:
-    lines = ["hot paths:", *(f"  {name}" for name in names()), "scripts:"]
+    lines = ["hot paths:", *(f"  {name}" for name in find(())), "scripts:"]
     for script in SCRIPTS:
         needs = f" ({', '.join(script.needs)})" if script.needs else ""
         lines.append(f"  {script.name}{needs}{', takes hours' if script.slow else ''}")
@@ -129,6 +129,7 @@ def _hot_paths(given: argparse.Namespace, run: Run, file: Path) -> bool:
     only = [name for name in given.only if name not in scripts]
     if given.only and not only:
         return False
+    tests = list(find(only).values())
     with contextlib.ExitStack() as held:
         sides = [Side("this checkout", ROOT)]
         if given.against is not None:
@@ -140,7 +141,7 @@ def _hot_paths(given: argparse.Namespace, run: Run, file: Path) -> bool:
         for number in range(given.processes):
             for side in sides if number % 2 == 0 else sides[::-1]:
                 _tell(f"process {number + 1} of {given.processes}: {side.name}")
-                measure_once(side, only, given.seconds)
+                measure_once(side, tests, given.seconds)
             run.benchmarks = sides[0].figures()
             run.against_benchmarks = sides[-1].figures() if len(sides) > 1 else {}
             run.write(file)

@@ -129,6 +129,8 @@ def _verdict(name: str, low: float, high: float) -> str:
 
 def _by_prompt(field: str, ours: Result, baseline: Result) -> Difference:
     before, after = flags_of(baseline, field), flags_of(ours, field)
+    if not before or not after:
+        return Difference(UNTOLD, "a bundle does not hold its answers, prompt by prompt")
     if before.keys() != after.keys():
         return Difference(UNTOLD, "not the same prompts have an answer to compare with")
     order = sorted(before)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ class Result:
     device was in. `token_mix`, `check` and `likeness` are None where no prompts were given. Of a
     server `model` has no file, sha256 or bytes (None), but the model IDs that `answered`; a far
     one's `load` and `conditions`, and what its `device` is, are None, too. `roofline` is None where
-    the device's ceilings were not measured."""
+    the device's ceilings were not measured. `token_mix.dataset` is the digest of the dataset whose
+    held-out prompts were asked, all of them; of a bundle, which tells its prompts by that alone,
+    `token_mix.digest` is None. `model.bundle`: see bundle_result."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str
@@ -93,7 +95,7 @@ def read_result(file: Path) -> Result:
             raise ValueError("figures is no object")
         figures = {name: read_measure(name, each) for name, each in value["figures"].items()}
         result = Result(**{**known, "figures": figures})
-        _require_whole(result)
+        require_whole(result)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise _refused(file, f"it is damaged: {error}") from error
     return result
@@ -121,8 +123,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _require_whole(result: Result) -> None:
-    """What every reader of a result counts on."""
+def require_whole(result: Result) -> None:
+    """What every reader of a result counts on.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not there.
+    """
     for section, names in SECTIONS.items():
         held = getattr(result, section)
         if held is None and section in OPTIONAL:
@@ -135,6 +141,7 @@ def _require_whole(result: Result) -> None:
     size = result.model["bytes"]
     if size is not None and (not _is_number(size) or size < 1):
         raise ValueError("model.bytes is no size")
+    _require_whole_chain((result.model.get("bundle") or {}).get("chain") or [])
     _require_whole_answers(result.likeness or {"rows": [], "agreement": None, "gold": None})
 
 
@@ -142,6 +149,15 @@ def _require_numbers(roofline: Mapping[str, Any]) -> None:
     for name in SECTIONS["roofline"] if roofline else ():
         if not _is_number(roofline[name]) or not roofline[name] > 0:
             raise ValueError(f"roofline.{name} is no number above 0")
+
+
+def _require_whole_chain(links: Sequence[Mapping[str, Any]]) -> None:
+    for link in links:
+        shares = [link["agreement_before"], link["agreement_after"]]
+        _ = link["before"], link["after"]
+        known = [*shares, *filter(None, [link["mean_kld"], link["prompts"]])]
+        if not all(map(_is_number, known)):
+            raise ValueError("a link of model.bundle.chain has something that is no number")
 
 
 def _require_whole_answers(likeness: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
+            "bundle_result",
             "ceilings", "ceilings_child", "check_child", "checks", "child", "comparison_text",
             "conditions",
             "converter", "converter_child", "differences", "emulator", "fail_if", "history",
