@@ -345,9 +345,9 @@ def test_a_file_that_is_no_result(
     [
         ([], 2, "Missing argument 'RESULT...'"),
         (["none.json"], 1, "none.json: it cannot be read: No such file"),
-        (["empty"], 2, "this folder has no result in it"),
-        (["bundle"], 1, "this is a bundle"),
-        (["base.json", "--baseline", "empty"], 2, "takes one result file, not a folder"),
+        (["empty"], 2, "this folder has no result (*.json)"),
+        (["bundle"], 1, "this is no bundle"),
+        (["base.json", "--baseline", "empty"], 2, "takes one result file or bundle"),
         (["base.json", "--html", "no/page.html"], 2, "there is no folder no; make it first"),
         (["base.json", "--fail-if", "tg128 < baseline"], 2, "needs --baseline FILE"),
         (["base.json", "--fail-if", "tg128 < x"], 2, "at character 9"),

@@ -90,7 +90,8 @@ def test_curate(benchmark: Any) -> None:
         split(rows, spec.split)
         return len(rejected)
 
-    assert benchmark(curated) > PROMPTS // 10
+    # 60 are no JSON, and 240 repeat a prompt whose answer is kept.
+    assert benchmark(curated) == 300
 
 
 def test_sql_execution(benchmark: Any) -> None:
