@@ -160,15 +160,19 @@ def _runtime(bench: Mapping[str, Any]) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _damaged(file, error) from error
+    except ValueError as error:
+        raise _damaged(file, f"it is incomplete, cut off or damaged: {error}") from error
     if not isinstance(value, dict):
         raise _damaged(file, "it holds no object")
     return value
 
 
 def _damaged(file: Path, error: Exception | str) -> ArtifactError:
-    what = getattr(error, "strerror", None) or (error if isinstance(error, str) else repr(error))
+    what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, OSError):
+        what = error.strerror or what
     return ArtifactError(
         f"this part of a bundle cannot be used: {what}", where=str(file),
         hint="build the bundle again, or measure its model: edgedistill bench FOLDER --out FILE",
