@@ -23,6 +23,8 @@ LAST_LINES = 8
 NEEDED = re.compile(r"\{([A-Z0-9_]+)\}")
 INPUTS = {  # what a script may be given: what it is
     "MODEL": "a GGUF file, such as the model of a bundle in dist/",
+    "ONNX_MODEL": "a folder of an ONNX model",
+    "SITTINGS": "a folder for result files",
     "OLD_F16": "the GGUF file of a finished export-* folder",
     "NEW_F16": "that of another training of the same student",
     "OLD_BUNDLE": "a folder of dist/",
@@ -37,6 +39,7 @@ INPUTS = {  # what a script may be given: what it is
     "TEXT": "any UTF-8 text, such as a book",
     "LLAMA_BENCH": "the program llama-bench of llama.cpp",
     "LLAMA_IMATRIX": "the program llama-imatrix of llama.cpp",
+    "BENCHMARK_E2E": "benchmark/python/benchmark_e2e.py of an onnxruntime-genai checkout",
     "CONVERTER": "convert_hf_to_gguf.py of a llama.cpp checkout",
 }
 PROGRAMS = {"LLAMA_BENCH": "llama-bench", "LLAMA_IMATRIX": "llama-imatrix"}
@@ -64,6 +67,8 @@ SCRIPTS = (
     Script("planted_regression"),
     Script("decode_rate", ("{MODEL}",)),
     Script("llama_bench", ("{LLAMA_BENCH}", "{MODEL}")),
+    Script("genai_benchmark", ("{BENCHMARK_E2E}", "{ONNX_MODEL}"), ("pandas", "tqdm")),
+    Script("repeatability", ("{MODEL}", "--keep", "{SITTINGS}"), slow=True),
     Script("export_memory", ("{STUDENT}", "{CONVERTER}"), ("sentencepiece",)),
     Script("imatrix_against_llama_cpp", ("{LLAMA_IMATRIX}", "{CHECKPOINT}", "{TEXT}")),
     Script("update_sizes", ("{OLD_F16}", "{NEW_F16}")),

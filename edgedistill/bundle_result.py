@@ -102,7 +102,8 @@ def _result(folder: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]
         made=manifest["started"].replace("Z", "+00:00"),
         edgedistill=manifest["tools"]["edgedistill"],
         model={
-            "name": Path(name).stem if name in files else name, "file": name, "sha256": _sha256(files, name),
+            "name": Path(name).stem if name in files else name, "file": name,
+            "sha256": _sha256(files, name),
             "bytes": int(report["model_bytes"]), "types": {report["format"]: None},
             "bundle": bundle_facts(folder, manifest),
         },
@@ -147,8 +148,9 @@ def _sha256(outputs: Mapping[str, Any], name: str) -> str:
     """Of the model's file, or as model_prompt has it of a folder: over those of its files."""
     if name in outputs:
         return str(outputs[name]["sha256"])
-    inside = {file.removeprefix(f"{name}/"): each["sha256"] for file, each in outputs.items()}
-    return digest_of({file: inside[file] for file in sorted(inside) if file not in outputs})
+    start = f"{name}/"
+    inside = {file: each["sha256"] for file, each in outputs.items() if file.startswith(start)}
+    return digest_of({file.removeprefix(start): sha for file, sha in sorted(inside.items())})
 
 
 def _runtime(bench: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,8 @@ from edgedistill.bundle_result import NOT_TIMED, TIMED, bundle_facts, read_bundl
 from edgedistill.compare import compare, read_for_comparison
 from edgedistill.differences import UNTOLD
 from edgedistill.errors import ArtifactError
+from edgedistill.model_prompt import Asked, model_facts
+from edgedistill.recipe import StudentSpec
 from edgedistill.report.chain_chart import SITTING, models
 from edgedistill.result_file import Result
 
@@ -178,3 +181,23 @@ def test_one_without_a_report(bundle: Path) -> None:
     (bundle / "report.json").unlink()
     with pytest.raises(ArtifactError, match="No such file"):
         read_bundle(bundle)
+
+
+def test_a_folder_has_the_sha256_of_its_measurement(here: Path) -> None:
+    """So that a bundle and a result of its ONNX model are known to be of the same files."""
+    inside = {"model.onnx": b"weights", "genai_config.json": b"{}", "deep/x.bin": b"x"}
+    for name, data in inside.items():
+        file = here / "dist" / "student-onnx" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    facts = model_facts(Asked(here / "dist" / "student-onnx", StudentSpec(weights="x")))
+    outputs = {
+        f"student-onnx/{name}": {"sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in inside.items()
+    }
+    outputs["model.onnx"] = {"sha256": "of another file"}
+    bundle = write_bundle(
+        here / "b", outputs=outputs, facts={"model": "student-onnx", "format": "int4"}
+    )
+    found = read_bundle(bundle).model
+    assert (found["name"], found["sha256"]) == (facts["name"], facts["sha256"])
