@@ -51,11 +51,15 @@ def _compare(show: Show) -> Callable[..., None]:
         help="How it is printed.",
     )  # fmt: skip
     @html_option
+    @click.option(
+        "--workspace", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False),
+        help="With --html: also how these models did in the sittings that it remembers.",
+    )  # fmt: skip
     def compare(
         results: Sequence[Path], baseline: Path | None, fail_if: Sequence[str],
-        ignore_intervals: bool, style: str, html: Path | None,
+        ignore_intervals: bool, style: str, html: Path | None, workspace: Path | None,
     ) -> None:  # fmt: skip
-        """Lay results side by side: files of bench MODEL --out, or folders of them.
+        """Lay results side by side: files of bench MODEL --out, bundles, or folders of them.
 
         A figure is marked as the best, and a --fail-if holds, only beyond the intervals. A
         condition that cannot be told (a busy machine, another device) ends with exit code 1.
@@ -64,10 +68,12 @@ def _compare(show: Show) -> Callable[..., None]:
         from edgedistill.compare import read_for_comparison
 
         _require_folder(html)
+        if workspace is not None and html is None:
+            raise UsageError("--workspace is for --html: it draws what the workspace remembers")
         named, base = read_for_comparison(results, baseline)
         found = lay_out(named, base, fail_if, ignore_intervals=ignore_intervals)
         if html is not None:
-            _draw(found, named, html)
+            _draw(found, named, html, workspace)
         _printed(found, style, show)
         _exit(found)
 
@@ -77,8 +83,12 @@ def _compare(show: Show) -> Callable[..., None]:
 def _history(show: Show) -> Callable[..., None]:
     @click.argument("figure", required=False, default="tg128")
     @workspace_option
+    @click.option(
+        "--by", type=click.Choice(("time", "commit")), default="time", show_default=True,
+        help="Against when it was measured, or the commit that the workspace was at.",
+    )  # fmt: skip
     @html_option
-    def history(figure: str, workspace: Path, html: Path | None) -> None:
+    def history(figure: str, workspace: Path, by: str, html: Path | None) -> None:
         """Show a FIGURE of every sitting of bench MODEL over time (by default tg128).
 
         One line for each model and device, and of what prompts were needed for, for each token mix.
@@ -87,7 +97,7 @@ def _history(show: Show) -> Callable[..., None]:
         from edgedistill.history import read_history
 
         _require_folder(html)
-        value = read_history(workspace, figure).to_json()
+        value = read_history(workspace, figure, by_commit=by == "commit").to_json()
         if html is not None:
             _write(html, lambda pages: pages.history_page(value))
         show(result_tables.history, value)
@@ -124,11 +134,12 @@ def _require_folder(file: Path | None) -> None:
         raise UsageError(f"--html: there is no folder {file.parent}; make it first")
 
 
-def _draw(found: Compared, named: Sequence[Named], html: Path) -> None:
-    from edgedistill.compare import distributions
+def _draw(found: Compared, named: Sequence[Named], html: Path, workspace: Path | None) -> None:
+    from edgedistill.compare import courses, distributions
 
     value, times = found.to_json(), distributions(named)
-    _write(html, lambda pages: pages.comparison_page(value, times))
+    past = [] if workspace is None else [each.to_json() for each in courses(found, workspace)]
+    _write(html, lambda pages: pages.comparison_page(value, times, past))
 
 
 def _write(html: Path, page: Callable[[Any], str]) -> None:

@@ -7,10 +7,11 @@ interval, what changed against a baseline, and which conditions of a CI hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgedistill.bundle_result import is_bundle
 from edgedistill.differences import (
     ALIKE,
     BETTER,
@@ -23,18 +24,23 @@ from edgedistill.differences import (
 from edgedistill.errors import UsageError
 from edgedistill.fail_if import Condition, read_condition
 from edgedistill.figures import FIGURES
+from edgedistill.history import History, read_history
 from edgedistill.result_file import Result
-from edgedistill.result_set import Named, read_all, require_comparable
+from edgedistill.result_set import Named, read_all, require_comparable, unmatched
 
 BUSY = "no measure of the machine: other work disturbed it"
 UNHEARD = "whether other work disturbed its device is not known"
+COURSES = ("tg128", "agreement")
+MAY_LACK = ("threads", "power source", "throttled")  # settings that not every result tells
 
 
 @dataclass(frozen=True)
 class Row:
     """One result. `figures`, by name: value, low, high and unit. `best`: the figures in which it is
     better than every other, beyond the intervals. `against`: by figure, against the baseline;
-    empty for that itself, and where there is none."""
+    empty for that itself, and where there is none. `chain`: the fidelity chain of its bundle, see
+    bundle_result; `on_chain`: whether its agreement is over the prompts of that chain;
+    `from_bundle`: what its build measured."""
 
     name: str
     file: str
@@ -47,6 +53,9 @@ class Row:
     figures: dict[str, dict[str, Any]]
     best: list[str]
     against: dict[str, Difference]
+    chain: list[dict[str, Any]] | None = None
+    on_chain: bool = False
+    from_bundle: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def compare(
         check=None if asked is None or asked.check is None else dict(asked.check),
         judged=judged,
         ignore_intervals=ignore_intervals,
-        notes=[*_busy(named), *_unlike(named)],
+        notes=[*_busy(named), *unmatched(named), *_unlike(named)],
     )
 
 
@@ -121,8 +130,10 @@ def read_for_comparison(
     """
     if baseline is None:
         return read_all(paths), None
-    if baseline.is_dir():
-        raise UsageError("--baseline takes one result file, not a folder", where=str(baseline))
+    if baseline.is_dir() and not is_bundle(baseline):
+        raise UsageError(
+            "--baseline takes one result file or bundle, not a folder of them", where=str(baseline)
+        )
     named = read_all([baseline, *paths])
     return named, named[0]
 
@@ -141,6 +152,8 @@ def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
     if baseline is not None and ours is not baseline:
         found = {name: difference(name, result, baseline.result) for name in figures}
         against = {name: each for name, each in found.items() if each is not None}
+    bundle = result.model.get("bundle") or {}
+    dataset = bundle.get("dataset")
     return Row(
         name=ours.name,
         file=str(ours.file),
@@ -153,6 +166,9 @@ def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
         figures=figures,
         best=[name for name in figures if _is_best(name, ours, named)],
         against=against,
+        chain=bundle.get("chain"),
+        from_bundle=ours.file.is_dir(),
+        on_chain=dataset is not None and dataset == (result.token_mix or {}).get("dataset"),
     )
 
 
@@ -250,9 +266,15 @@ def _untold(condition: Condition, ours: Named, why: str) -> Judged:
 
 
 def _busy(named: Sequence[Named]) -> list[str]:
-    said = {True: BUSY, None: UNHEARD}
-    busy = {each.name: each.result.load["busy"] for each in named}
-    return [f"{name}: {said[each]}" for name, each in busy.items() if each in said]
+    said = {}
+    for each in named:
+        if each.result.load["busy"]:
+            said[each.name] = BUSY
+        elif each.file.is_dir():
+            said[each.name] = each.result.notes[0]
+        elif each.result.load["busy"] is None:
+            said[each.name] = UNHEARD
+    return [f"{name}: {what}" for name, what in said.items()]
 
 
 def _unlike(named: Sequence[Named]) -> list[str]:
@@ -262,7 +284,12 @@ def _unlike(named: Sequence[Named]) -> list[str]:
         here = [each for each in named if device_of(each.result) == device]
         told = {each.name: _setting(each) for each in here}
         for name in _setting(here[0]):
-            values = {row: str(setting[name]) for row, setting in told.items()}
+            known = {
+                row: s[name]
+                for row, s in told.items()
+                if name not in MAY_LACK or s[name] is not None
+            }
+            values = {row: str(value) for row, value in known.items()}
             if len(set(values.values())) > 1:
                 listed = ", ".join(f"{row}: {value}" for row, value in values.items())
                 notes.append(f"{name} differs ({listed})")
@@ -293,3 +320,25 @@ def distributions(named: Sequence[Named]) -> dict[str, dict[str, list[float]]]:
         }
         for each in named
     }
+
+
+def courses(compared: Compared, workspace: Path) -> list[History]:
+    """How the compared models did in the sittings that a workspace remembers: each figure that a
+    condition names, else decode and agreement; by commit where all sittings know theirs.
+
+    Raises:
+        UsageError: nothing is remembered there. ArtifactError: the store cannot be read.
+    """
+    asked = [read_condition(each.condition).figure for each in compared.judged]
+    models, found = {row.model for row in compared.rows}, []
+    for figure in dict.fromkeys(asked or COURSES):
+        whole = read_history(workspace, figure)
+        series = [each for each in whole.series if each.model in models]
+        if all(point.commit for each in series for point in each.points) and series:
+            ordered = read_history(workspace, figure, by_commit=True)
+            series = [each for each in ordered.series if each.model in models]
+            used = {point.commit for each in series for point in each.points}
+            whole = replace(ordered, commits=[c for c in ordered.commits or [] if c in used])
+        if series:
+            found.append(replace(whole, series=series))
+    return found

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE
 from edgedistill.figures import COLUMNS, FIGURES, SHARES
-from edgedistill.report.units import duration, megabytes, percent
+from edgedistill.report.units import NBSP, duration, megabytes, percent
 
 Json = Mapping[str, Any]
 BEST, BUSY, BASELINE = "★", "busy: no measure", "baseline"
 TIMES = "\u00d7"
+ACROSS = 6  # results that fit beside each other on a page
+NUMBER = re.compile(r"(?<=[\d★]) (?=to |[★▲▼=?])|(?<=\d to) (?=[-\d])")
 MARKS = {BETTER: "▲", WORSE: "▼", ALIKE: "=", UNTOLD: "?"}
 STATES = {True: "holds", False: "does not hold", None: "cannot be told"}
 CSV_HEADER = (
@@ -125,7 +128,8 @@ def legend(value: Json) -> str:
         return best
     return (
         f"{best}; against {value['baseline']}: ▲ better and ▼ worse beyond the intervals, "
-        "= neither, ? cannot be told (another device, or other work disturbed one of the two)"
+        "= neither, ? cannot be told (another device, a bundle, or other work disturbed "
+        "one of the two)"
     )
 
 
@@ -139,17 +143,31 @@ def caption(value: Json) -> str:
 
 
 def markdown(value: Json) -> str:
-    """A table for a pull request."""
-    head = headers(value)
-    lines = [_line(["<br>".join(each) for each in head]), _line(["---"] * len(head))]
-    lines += [_line(["<br>".join(cell) for cell in cells(value, row)]) for row in value["rows"]]
+    """A table for a pull request or a README: a column for each result, or of many a line."""
+    table = [headers(value), *(cells(value, row) for row in value["rows"])]
+    if len(value["rows"]) <= ACROSS:
+        titles, *results = table
+        figures = [[", ".join(title)] for title in titles[1:]]
+        by_figure = zip(figures, *(result[1:] for result in results), strict=True)
+        table = [[[""], *(result[0] for result in results)], *map(list, by_figure)]
+    head, *rows = table
+    rule = _line([[""]] + [["---:"]] * (len(head) - 1)).replace("|  |", "| --- |", 1)
     notes = [*conditions(value), *(f"note: {note}" for note in value["notes"]), caption(value)]
     notes.append(legend(value))
-    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in notes)])
+    return "\n".join(
+        [_line(head), rule, *map(_line, rows), "", *(f"- {_escaped(note)}" for note in notes)]
+    )
 
 
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(_escaped(text) for text in texts)} |"
+def _line(lines: Sequence[Sequence[str]]) -> str:
+    """Cells of several lines each: the first large, a figure's parts not torn apart."""
+    return f"| {' | '.join(map(_cell_text, lines))} |"
+
+
+def _cell_text(lines: Sequence[str]) -> str:
+    first, *more = (_escaped(line) for line in lines)
+    figures = [NUMBER.sub(NBSP, line) for line in (first, *more)]
+    return "<br>".join([figures[0], *(f"<sub>{line}</sub>" for line in figures[1:])])
 
 
 def _escaped(text: str) -> str:

@@ -89,13 +89,22 @@ def ratio_of(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
     ratio = ours.value / baseline.value
     if min(len(ours.groups), len(baseline.groups)) < 2:
         return ratio, math.nan, math.nan
+    error, degrees = relative_error(ours, baseline)
+    if error == 0:
+        return ratio, ratio, ratio
+    half = t95(degrees) * error
+    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+
+
+def relative_error(ours: Measure, baseline: Measure) -> tuple[float, int]:
+    """The standard error of the logarithm of two figures' ratio, and its degrees of freedom by
+    Welch and Satterthwaite, rounded down. Each was measured in two processes at least."""
     a, b = _relative_variance(ours), _relative_variance(baseline)
     if a + b == 0:
-        return ratio, ratio, ratio
+        return 0.0, 1
     shares = ((a, len(ours.groups)), (b, len(baseline.groups)))
     degrees = (a + b) ** 2 / sum(v**2 / (n - 1) for v, n in shares)
-    half = t95(max(1, math.floor(degrees + ROUNDING))) * math.sqrt(a + b)
-    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+    return math.sqrt(a + b), max(1, math.floor(degrees + ROUNDING))
 
 
 def _relative_variance(figure: Measure) -> float:
@@ -120,6 +129,8 @@ def _verdict(name: str, low: float, high: float) -> str:
 
 def _by_prompt(field: str, ours: Result, baseline: Result) -> Difference:
     before, after = flags_of(baseline, field), flags_of(ours, field)
+    if not before or not after:
+        return Difference(UNTOLD, "a bundle does not hold its answers, prompt by prompt")
     if before.keys() != after.keys():
         return Difference(UNTOLD, "not the same prompts have an answer to compare with")
     order = sorted(before)

@@ -3,7 +3,8 @@
     edgedistill history tg128
 
 The store is `history.jsonl` in the workspace. A line is written at once and to the end of the file,
-so two sittings may end together; a line that a crash has torn is left out and counted.
+so two sittings may end together; a line that a crash has torn is left out and counted. It holds the
+git commit of the user's repository where the workspace lies in one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import storing
+from edgedistill.commit import SHORT, commit_of
 from edgedistill.differences import value_of
 from edgedistill.errors import ArtifactError, UsageError, did_you_mean
 from edgedistill.figures import FIGURES
@@ -30,14 +32,17 @@ TICKS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Point:
-    """One sitting's figure; `low` and `high` are where another sitting's is expected."""
+    """One sitting's figure; `low` and `high` are where another sitting's is expected. `commit` is
+    the short hash of what the user's repository was at, with "+" where something was changed since;
+    "" where the workspace lies in none."""
 
     made: str  # UTC, ISO 8601
-    sha256: str
+    sha256: str  # "" of a server
     value: float
     low: float | None
     high: float | None
     busy: bool
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,16 @@ class Series:
 
 @dataclass(frozen=True)
 class History:
-    """`torn`: how many lines of the store could not be read."""
+    """`torn`: how many lines of the store could not be read. `commits`, by commit: all of them in
+    order, and `outside`, how many sittings are left out as they have none; else None and 0."""
 
     figure: str
     unit: str
     series: list[Series]
     torn: int
     store: str
+    commits: list[str] | None = None
+    outside: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +87,7 @@ def remember(result: Result, workspace: Path) -> None:
         device = fingerprint = address
     elif address != "local":  # other kernels and another clock than those of a sitting there
         device, fingerprint = f"{device} ({address})", f"{fingerprint} {address}"
+    at = commit_of(workspace)
     line = {
         "made": result.made,
         "model": result.model["name"],
@@ -87,6 +96,7 @@ def remember(result: Result, workspace: Path) -> None:
         "fingerprint": fingerprint,
         "busy": bool(result.load["busy"]),
         "mix": None if result.token_mix is None else result.token_mix["digest"],
+        "commit": None if at is None else asdict(at),
         "figures": figures,
     }
     _append(workspace / STORE, json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -105,12 +115,12 @@ def _append(file: Path, line: bytes) -> None:
             os.fsync(stream.fileno())
 
 
-def read_history(workspace: Path, figure: str = DEFAULT) -> History:
-    """One figure over all sittings.
+def read_history(workspace: Path, figure: str = DEFAULT, *, by_commit: bool = False) -> History:
+    """One figure over all sittings, or over those that know their commit.
 
     Raises:
-        UsageError: there is no such figure, or no sitting yet. ArtifactError: the store cannot be
-            read.
+        UsageError: there is no such figure, or no sitting yet, or none with a commit.
+        ArtifactError: the store cannot be read.
     """
     name, store = _known(figure), workspace / STORE
     if not store.is_file():
@@ -124,8 +134,32 @@ def read_history(workspace: Path, figure: str = DEFAULT) -> History:
         raise ArtifactError(f"it cannot be read: {error.strerror}", where=str(store)) from error
     lines = [line for line in text.split("\n") if line.strip()]
     known = [line for line in map(_line, lines) if line is not None]
-    series = _series(name, known)
-    return History(name, FIGURES[name].unit, series, len(lines) - len(known), str(store))
+    torn, unit = len(lines) - len(known), FIGURES[name].unit
+    if not by_commit:
+        return History(name, unit, _series(name, known), torn, str(store))
+    placed = [line for line in known if line.get("commit")]
+    if not placed:
+        raise UsageError(
+            "no sitting that is remembered here knows its commit", where=str(store),
+            hint="a sitting has one where the workspace lies in a git repository",
+        )  # fmt: skip
+    commits, outside = _commits(placed), len(known) - len(placed)
+    return History(name, unit, _series(name, placed), torn, str(store), commits, outside)
+
+
+def _commits(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The oldest first, by when they were committed, or where that is not known first measured;
+    what was changed behind one is next to it."""
+    first: dict[str, tuple[datetime.datetime, bool]] = {}
+    for line in sorted(lines, key=lambda line: str(line["made"])):
+        at = datetime.datetime.fromisoformat(line["commit"]["committed"] or line["made"])
+        first.setdefault(_shown(line), (at, bool(line["commit"]["dirty"])))
+    return sorted(first, key=lambda name: first[name])
+
+
+def _shown(line: Mapping[str, Any]) -> str:
+    at = line.get("commit")
+    return f"{at['hash'][:SHORT]}{'+' if at['dirty'] else ''}" if at else ""
 
 
 def _known(figure: str) -> str:
@@ -144,6 +178,9 @@ def _line(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
         datetime.datetime.fromisoformat(value["made"])
+        if value.get("commit") is not None:
+            _ = value["commit"]["hash"][:SHORT], value["commit"]["dirty"]
+            datetime.datetime.fromisoformat(value["commit"]["committed"] or value["made"])
     except (ValueError, TypeError, KeyError):
         return None
     whole = all(name in value for name in NEEDED) and isinstance(value["figures"], dict)
@@ -162,8 +199,8 @@ def _series(name: str, lines: Iterable[Mapping[str, Any]]) -> list[Series]:
         fresh = Series(key[0], str(line["device"]), key[1], mix, [])
         found.setdefault(key, fresh).points.append(
             Point(
-                str(line["made"]), str(line["sha256"]), figure["value"],
-                figure.get("low"), figure.get("high"), bool(line["busy"]),
+                str(line["made"]), str(line["sha256"] or ""), figure["value"],
+                figure.get("low"), figure.get("high"), bool(line["busy"]), _shown(line),
             )
         )  # fmt: skip
     return list(found.values())

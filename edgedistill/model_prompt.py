@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import digest_of, digest_of_file
+from edgedistill.bundle_result import bundle_facts
 from edgedistill.errors import ArtifactError
 from edgedistill.gguf_header import read_header
 from edgedistill.onnx_tokenizer import write_prompt_files
@@ -81,11 +82,7 @@ def model_facts(asked: Asked) -> dict[str, Any]:
     """What a result says of a model: name, file, sha256, bytes, types (how many matrices have each,
     of a GGUF file), and the bundle it is of. A folder's sha256 is over those of its files."""
     file = asked.file
-    bundle = asked.manifest and {
-        "recipe": asked.manifest["spec"]["recipe"]["name"],
-        "target": asked.manifest["spec"]["target"]["name"],
-        "key": asked.manifest["key"],
-    }
+    bundle = asked.manifest and bundle_facts(file.parent, asked.manifest)
     return {
         "name": file.name if file.is_dir() else file.stem,
         "file": file.name,

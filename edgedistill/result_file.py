@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ class Result:
     device was in. `token_mix`, `check` and `likeness` are None where no prompts were given. Of a
     server `model` has no file, sha256 or bytes (None), but the model IDs that `answered`; a far
     one's `load` and `conditions`, and what its `device` is, are None, too. `roofline` is None where
-    the device's ceilings were not measured."""
+    the device's ceilings were not measured. `token_mix.dataset` is the digest of the dataset whose
+    held-out prompts were asked, all of them; of a bundle, which tells its prompts by that alone,
+    `token_mix.digest` is None. `model.bundle`: see bundle_result."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str
@@ -60,7 +62,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it. JSON has no nan: the bounds of an unknown interval are null."""
-        figures = {name: _written(asdict(each)) for name, each in self.figures.items()}
+        figures = {name: written(asdict(each)) for name, each in self.figures.items()}
         return {"kind": KIND, "version": VERSION, **asdict(self), "figures": figures}
 
 
@@ -91,17 +93,21 @@ def read_result(file: Path) -> Result:
     try:
         if not isinstance(value["figures"], Mapping):
             raise ValueError("figures is no object")
-        figures = {name: _figure(name, each) for name, each in value["figures"].items()}
+        figures = {name: read_measure(name, each) for name, each in value["figures"].items()}
         result = Result(**{**known, "figures": figures})
-        _require_whole(result)
+        require_whole(result)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise _refused(file, f"it is damaged: {error}") from error
     return result
 
 
-def _figure(name: str, value: Any) -> Measure:
-    """A figure whose parts are what they should be: a file is also written by hand. An interval
-    that is not known has nan for its ends."""
+def read_measure(name: str, value: Any) -> Measure:
+    """A figure of a file whose parts are what they should be: it is also written by hand. An
+    interval that is not known has nan for its ends.
+
+    Raises:
+        ValueError, TypeError, AttributeError: they are not.
+    """
     unknown = {end: math.nan for end in BOUNDS if value.get(end, math.nan) is None}
     found = Measure(**{**value, **unknown})
     values = [found.value, *(each for group in found.groups for each in group)]
@@ -117,8 +123,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _require_whole(result: Result) -> None:
-    """What every reader of a result counts on."""
+def require_whole(result: Result) -> None:
+    """What every reader of a result counts on.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not there.
+    """
     for section, names in SECTIONS.items():
         held = getattr(result, section)
         if held is None and section in OPTIONAL:
@@ -131,6 +141,7 @@ def _require_whole(result: Result) -> None:
     size = result.model["bytes"]
     if size is not None and (not _is_number(size) or size < 1):
         raise ValueError("model.bytes is no size")
+    _require_whole_chain((result.model.get("bundle") or {}).get("chain") or [])
     _require_whole_answers(result.likeness or {"rows": [], "agreement": None, "gold": None})
 
 
@@ -138,6 +149,15 @@ def _require_numbers(roofline: Mapping[str, Any]) -> None:
     for name in SECTIONS["roofline"] if roofline else ():
         if not _is_number(roofline[name]) or not roofline[name] > 0:
             raise ValueError(f"roofline.{name} is no number above 0")
+
+
+def _require_whole_chain(links: Sequence[Mapping[str, Any]]) -> None:
+    for link in links:
+        shares = [link["agreement_before"], link["agreement_after"]]
+        _ = link["before"], link["after"]
+        known = [*shares, *filter(None, [link["mean_kld"], link["prompts"]])]
+        if not all(map(_is_number, known)):
+            raise ValueError("a link of model.bundle.chain has something that is no number")
 
 
 def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
@@ -151,7 +171,8 @@ def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
             raise ValueError(f"likeness.{name} is no share with its interval")
 
 
-def _written(figure: dict[str, Any]) -> dict[str, Any]:
+def written(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure as a file has it: JSON has no nan."""
     unknown = {name: None for name in BOUNDS if math.isnan(figure[name])}
     return {**figure, **unknown}
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgedistill.bundle_result import is_bundle, read_bundle
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.result_file import Result, read_result
 
-BUNDLE = "manifest.json"
 MAKE = "make a result with `edgedistill bench MODEL --out FILE`"
 
 
 @dataclass(frozen=True)
 class Named:
-    """A result, its file, and the shortest name by which it is told from the others."""
+    """A result, its file or bundle, and the shortest name by which it is told from the others."""
 
     name: str
     file: Path
@@ -25,8 +25,8 @@ class Named:
 
 
 def read_all(paths: Sequence[Path]) -> list[Named]:
-    """The results in files and folders, in the order given; of a folder all of `*.json`, by name.
-    What is named twice is read once.
+    """The results in files, bundles and folders, in the order given; of a folder that is no bundle
+    all of `*.json` and all bundles in it, by name. What is named twice is read once.
 
     Raises:
         ArtifactError: one of them cannot be read, is incomplete, or is no result. UsageError: there
@@ -37,57 +37,88 @@ def read_all(paths: Sequence[Path]) -> list[Named]:
         for file in _files(path):
             files.setdefault(file.resolve(), file)
     shown = list(files.values())
-    results = [read_result(file) for file in shown]
+    results = [read_bundle(file) if file.is_dir() else read_result(file) for file in shown]
     names = _names(shown)
     return [Named(*each) for each in zip(names, shown, results, strict=True)]
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not path.is_dir() or is_bundle(path):
         return [path]
-    if (path / BUNDLE).is_file():
-        raise ArtifactError(
-            "this is a bundle: its report has one sitting in one process, without the interval for "
-            "another one and without the answers, so it cannot be compared",
-            where=str(path),
-            hint=f"measure it: edgedistill bench {path} --recipe NAME --out FILE",
-        )
-    found = sorted(path.glob("*.json"))
+    bundles = sorted(each for each in path.glob("*") if each.is_dir() and is_bundle(each))
+    found = [*sorted(path.glob("*.json")), *bundles]
     if not found:
-        raise UsageError("this folder has no result in it (*.json)", where=str(path), hint=MAKE)
+        raise UsageError(
+            "this folder has no result (*.json) and no bundle in it", where=str(path), hint=MAKE
+        )
     return found
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """The file's name, with its folder where another has the same name."""
-    stems = Counter(file.stem for file in files)
+    """The name of file or bundle, with its folder where another has the same name."""
+    short = [file.name if file.is_dir() else file.stem for file in files]
+    taken = Counter(short)
     return [
-        file.stem if stems[file.stem] == 1 else str(file.with_suffix("").as_posix())
-        for file in files
+        name if taken[name] == 1 else (file if file.is_dir() else file.with_suffix("")).as_posix()
+        for name, file in zip(short, files, strict=True)
     ]
 
 
 def require_comparable(named: Sequence[Named]) -> None:
     """That all were asked the same prompts and judged by the same check. A result without prompts
-    has nothing of either, and may stand beside any.
+    has nothing of either, and may stand beside any. Of a bundle and an older result it is not known
+    (`unmatched`).
 
     Raises:
         ArtifactError: two differ; it names both and the difference.
     """
     asked = [each for each in named if each.result.token_mix is not None]
-    for each in asked[1:]:
-        _require_same(asked[0], each)
+    for place, each in enumerate(asked):
+        for earlier in asked[:place]:
+            _require_same(earlier, each)
+
+
+def unmatched(named: Sequence[Named]) -> list[str]:
+    """Which of them cannot be known to be asked the same prompts, in words."""
+    asked = [each for each in named if each.result.token_mix is not None]
+    bundles = [each for each in asked if _digest(each) is None]
+    older = [
+        each for each in asked
+        if _digest(each) is not None and "dataset" not in _part(each.result.token_mix)
+    ]  # fmt: skip
+    if not bundles:
+        return []
+    return [
+        f"{each.name}: its file is from before results kept their dataset, so whether it was asked "
+        f"the prompts of {bundles[0].name} is not known"
+        for each in older
+    ]
 
 
 def _require_same(first: Named, other: Named) -> None:
     a, b = _part(first.result.token_mix), _part(other.result.token_mix)
-    if a.get("digest") != b.get("digest"):
+    if not _may_be_same(a, b):
         raise _unlike(first, other, f"they answer other prompts: {_mix(a)}, and {_mix(b)}")
     a, b = _part(first.result.check), _part(other.result.check)
     changed = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
     if changed:
         told = (f"{name} {_told(a, name)}, and {_told(b, name)}" for name in changed)
         raise _unlike(first, other, f"their checks differ: {'; '.join(told)}")
+
+
+def _may_be_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """By the digest of what was asked; where one is of a bundle, which has none, by the dataset's
+    and the number of prompts. A dataset that is not told may be any."""
+    if a.get("digest") is not None and b.get("digest") is not None:
+        return bool(a["digest"] == b["digest"])
+    if a.get("prompts") != b.get("prompts"):
+        return False
+    return "dataset" not in a or "dataset" not in b or bool(a["dataset"] == b["dataset"])
+
+
+def _digest(each: Named) -> str | None:
+    digest: str | None = _part(each.result.token_mix).get("digest")
+    return digest
 
 
 def _part(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -99,8 +130,8 @@ def _told(check: Mapping[str, Any], name: str) -> str:
 
 
 def _mix(mix: Mapping[str, Any]) -> str:
-    digest = str(mix.get("digest"))[:12]
-    return f"{mix.get('prompts')} of {mix.get('source')} (digest {digest})"
+    name = "dataset" if mix.get("digest") is None else "digest"
+    return f"{mix.get('prompts')} of {mix.get('source')} ({name} {str(mix.get(name))[:12]})"
 
 
 def _unlike(first: Named, other: Named, what: str) -> ArtifactError:

@@ -52,11 +52,12 @@ CLOCKS = {  # what a result says of its seconds
 @dataclass(frozen=True)
 class Prompts:
     """What is asked; `digest` is over all of it. A row's `answer` is the teacher's, "" where none
-    is known."""
+    is known. `dataset` is the digest of that whose held-out prompts these are, all of them."""
 
     source: str
     digest: str
     rows: Sequence[EvalRow]
+    dataset: str | None = None
 
 
 def prompts_of(file: Path, sample: int | None) -> Prompts:
@@ -96,7 +97,9 @@ def held_out_of(recipe: Recipe, sample: int | None, root: Path, progress: Progre
     if sample is not None:
         chosen = {row.id for row in sorted(rows, key=lambda row: shuffled(row.id, 0))[:sample]}
         rows = [row for row in rows if row.id in chosen]
-    return Prompts(f"held-out prompts of {recipe.name}", digest_of([asdict(r) for r in rows]), rows)
+    source, whole = f"held-out prompts of {recipe.name}", sample is None
+    asked = digest_of([asdict(row) for row in rows])
+    return Prompts(source, asked, rows, dataset.digest if whole else None)
 
 
 @dataclass(frozen=True)
@@ -331,4 +334,7 @@ def mix_facts(prompts: Prompts | None) -> dict[str, Any] | None:
     """What was asked, as a result has it."""
     if prompts is None:
         return None
-    return {"source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows)}
+    return {
+        "source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows),
+        "dataset": prompts.dataset,
+    }  # fmt: skip

@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"allocations", "artifacts", "check_specs", "errors", "families", "field_help",
-            "figures",
+    ("facts", {"allocations", "artifacts", "check_specs", "commit", "errors", "families",
+            "field_help", "figures",
             "hard_texts", "library", "measures", "memory", "methods", "names", "number_formats",
             "onnx_families", "onnx_formats", "onnx_nodes", "progress", "recipe", "result_file",
             "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
+            "bundle_result",
             "ceilings", "ceilings_child", "check_child", "checks", "child", "comparison_text",
             "conditions",
             "converter", "converter_child", "devices", "differences", "emulator", "fail_if",

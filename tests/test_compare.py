@@ -253,7 +253,9 @@ def test_formats(run: Run, files: Path) -> None:
     words = ["compare", "base.json", "slow.json", "--baseline", "base.json"]
     table = run(*words, "--format", "markdown").out.splitlines()
     assert len({line.count("|") for line in table[:4]}) == 1
-    assert table[1].startswith("| --- | ---")
+    assert table[1] == "| --- | ---: | ---: |"  # a column for each result
+    decoded = next(line for line in table if line.startswith("| decode, tokens/s |"))
+    assert "<br><sub>36.3\u00a0to\u00a039.9</sub><br><sub>\u00d70.948\u00a0▼</sub>" in decoded
     rows = list(csv.DictReader(io.StringIO(run(*words, "--format", "csv").out)))
     (decode,) = [row for row in rows if (row["result"], row["figure"]) == ("slow", "tg128")]
     assert decode["verdict"] == "worse"
@@ -261,6 +263,14 @@ def test_formats(run: Run, files: Path) -> None:
     value = json.loads(run(*words, "--format", "json").out)
     assert value == run(*words, "--json").json
     assert value["rows"][1]["against"]["agreement"]["value"] == pytest.approx(-0.03)
+
+
+def test_many_results_are_lines_in_markdown(run: Run, here: Path) -> None:
+    for number in range(7):
+        write(sample_result(number, name=f"m{number}"), here / f"r{number}.json")
+    table = run("compare", ".", "--format", "markdown").out.splitlines()
+    assert table[0].startswith("| result | decode<br><sub>tokens/s</sub> |")
+    assert [line[2:4] for line in table[2:9]] == [f"r{number}" for number in range(7)]
 
 
 def test_a_page_without_network_and_with_all_charts(run: Run, files: Path) -> None:
@@ -345,9 +355,9 @@ def test_a_file_that_is_no_result(
     [
         ([], 2, "Missing argument 'RESULT...'"),
         (["none.json"], 1, "none.json: it cannot be read: No such file"),
-        (["empty"], 2, "this folder has no result in it"),
-        (["bundle"], 1, "this is a bundle"),
-        (["base.json", "--baseline", "empty"], 2, "takes one result file, not a folder"),
+        (["empty"], 2, "this folder has no result (*.json)"),
+        (["bundle"], 1, "this is no bundle"),
+        (["base.json", "--baseline", "empty"], 2, "takes one result file or bundle"),
         (["base.json", "--html", "no/page.html"], 2, "there is no folder no; make it first"),
         (["base.json", "--fail-if", "tg128 < baseline"], 2, "needs --baseline FILE"),
         (["base.json", "--fail-if", "tg128 < x"], 2, "at character 9"),

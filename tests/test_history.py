@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Ran
-from sample_results import sample_result, without_prompts
+from sample_results import sample_result, without_prompts, write
 
 from edgedistill.errors import UsageError
 from edgedistill.history import STORE, TICKS, read_history, remember, sparkline
@@ -105,3 +106,72 @@ def test_no_figure_of_this_name(store: Path) -> None:
 def test_sparkline() -> None:
     assert sparkline([1, 2, 3]) == f"{TICKS[0]}{TICKS[4]}{TICKS[-1]}"
     assert sparkline([5, 5]) == TICKS[4] * 2
+
+
+def committed(store: Path, *commits: dict[str, object] | None) -> None:
+    """Give the sittings of the store these commits, in the order they were remembered."""
+    lines = [json.loads(line) for line in (store / STORE).read_text("utf-8").splitlines()]
+    told = [{**line, "commit": each} for line, each in zip(lines, commits, strict=False)]
+    text = "".join(f"{json.dumps(line)}\n" for line in told)
+    (store / STORE).write_text(text, "utf-8")
+
+
+def commit(letter: str, day: int | None = None, dirty: bool | None = False) -> dict[str, object]:
+    at = None if day is None else f"2026-01-{day:02d}T10:00:00+02:00"
+    return {"hash": letter * 40, "dirty": dirty, "committed": at}
+
+
+def test_by_commit_in_the_order_of_the_commits(store: Path) -> None:
+    committed(store, commit("c", 3), commit("a", 1), commit("c", 3, True), None, commit("b", 2))
+    found = read_history(store, by_commit=True)
+    assert found.commits == ["a" * 9, "b" * 9, "c" * 9, "c" * 9 + "+"]
+    assert found.outside == 1
+    assert [len(series.points) for series in found.series] == [3, 1]
+
+
+def test_without_the_commits_dates_by_the_first_sitting(store: Path) -> None:
+    committed(store, commit("b", None, None), commit("a", None, None))
+    assert read_history(store, by_commit=True).commits == ["b" * 9, "a" * 9]
+
+
+def test_no_sitting_with_a_commit(run: Run, store: Path) -> None:
+    committed(store, None, None)
+    done = run("history", "--by", "commit")
+    assert (done.code, "knows its commit" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("broken", [{"hash": 3}, "abc", {**commit("a"), "committed": "soon"}])
+def test_a_line_whose_commit_is_none(store: Path, broken: object) -> None:
+    committed(store, commit("a", 1), broken)  # type: ignore[arg-type]
+    assert read_history(store).torn == 1
+
+
+def test_the_workspaces_commit_is_remembered(here: Path) -> None:
+    (here / ".git").mkdir()
+    (here / ".git" / "HEAD").write_text("a" * 40)
+    remember(sample_result(1), here / ".edgedistill")
+    (point,) = read_history(here / ".edgedistill").series[0].points
+    assert point.commit.startswith("a" * 9)
+
+
+def test_a_page_by_commit(run: Run, store: Path) -> None:
+    committed(store, *(commit(letter, day) for day, letter in enumerate("abcde", 1)))
+    done = run("history", "--by", "commit", "--html", "h.html")
+    assert done.code == 0, done.err
+    page = (store.parent / "h.html").read_text("utf-8")
+    assert "decode over commits" in page
+    assert page.count("aaaaaaaaa") == 3  # an axis in each width, and the table
+
+
+def test_compare_draws_the_course_of_its_models(run: Run, store: Path) -> None:
+    write(sample_result(1), store.parent / "r.json")
+    words = ["compare", "r.json", "--format", "csv", "--html", "c.html"]
+    assert run(*words, "--workspace", ".edgedistill").code == 0
+    page = (store.parent / "c.html").read_text("utf-8")
+    assert 'id="history-tg128-660' in page
+    assert 'id="history-agreement-660' in page
+    assert "other, cpu" not in page  # a model that is not compared
+    done = run("compare", "r.json", "--workspace", ".edgedistill")
+    assert (done.code, "--workspace is for --html" in done.err) == (2, True)
+    done = run(*words, "--workspace", "elsewhere")
+    assert (done.code, "no sitting is remembered" in done.err) == (2, True)

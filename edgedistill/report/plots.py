@@ -22,6 +22,7 @@ from edgedistill.report.units import duration
 from edgedistill.target import is_stock
 
 WIDE, NARROW = 660, 340  # CSS pixels
+FINE = 0.08  # of an axis of shares, below which ticks are parts of a point
 COLOURS = {  # stand-in: CSS variable; see report.css for the values
     "#0a0b01": "ink",
     "#0a0b02": "muted",
@@ -132,7 +133,12 @@ def set_height(figure: Figure, height: float) -> None:
 
 def percent_axis(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
+
+    def written(value: float, _: int) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value * 100:.{0 if high - low > FINE else 1}f} %"
+
+    axis.set_major_formatter(FuncFormatter(written))
 
 
 def _agreement(figure: Figure, report: Report, narrow: bool) -> None:

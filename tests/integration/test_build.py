@@ -16,7 +16,15 @@ from fakes import FakeTeacher
 from tiny import rewrite_gguf
 from world import API_TEACHER, World, make_world
 
-from edgedistill.artifacts import MANIFEST, digest_of, digest_of_file, write_json
+from edgedistill.artifacts import (
+    MANIFEST,
+    dataset_digest,
+    digest_of,
+    digest_of_file,
+    load_finished,
+    write_json,
+)
+from edgedistill.bundle_result import read_bundle
 from edgedistill.quantize.candidate import FIGURES
 
 pytestmark = pytest.mark.integration
@@ -62,6 +70,17 @@ def test_the_report_holds_what_was_measured(built: World) -> None:
     assert report["links"][1]["mean_kld"] < 1e-3 < report["links"][2]["mean_kld"]
     assert {latency["who"] for latency in report["latencies"]} >= {"teacher", "student"}
     assert [c["format"] for c in report["candidates"] if c["chosen"]] == [report["format"]]
+
+
+def test_the_bundle_stands_beside_results(built: World) -> None:
+    found = read_bundle(built.bundle)
+    curated = next(built.workspace.glob("curate-*"))
+    done = load_finished(curated, reused=True)
+    assert done is not None
+    assert found.token_mix is not None
+    assert found.token_mix["dataset"] == dataset_digest(done)
+    assert {"tg128", "end_to_end_p50", "cold_start"} <= found.figures.keys()
+    assert [link["step"] for link in found.model["bundle"]["chain"]][:2] == ["merge", "export"]
 
 
 def test_a_second_build_reuses_everything(world: World, teacher: FakeTeacher) -> None:
