@@ -148,7 +148,7 @@ def _hot_paths(given: argparse.Namespace, run: Run, file: Path) -> bool:
         load = watch.stop()
     run.load = {**asdict(load), "busy": load.busy}
     if load.busy:
-        share = max(load.before, load.during or 0.0)
+        share = max(load.before or 0.0, load.during or 0.0)
         run.notes.append(
             f"other work took {share:.0%} of the processor time (more than {BUSY_SHARE:.0%})"
         )

@@ -42,11 +42,20 @@ def measure_ceilings(threads: int) -> Ceilings:
     Raises:
         RuntimeFailure: the child died, as where there is too little memory.
     """
-    room = psutil.virtual_memory().available // MEMORY_SHARE // threads // 1_000_000
-    size = max(1, min(MEGABYTES, room))
     child = Child(CEILINGS, Path("numpy"))
+    return asked_ceilings(child, threads, psutil.virtual_memory().available, METHOD)
+
+
+def asked_ceilings(child: Child, threads: int, free_bytes: int, method: str) -> Ceilings:
+    """What a child that knows `measure` finds; it is closed behind that.
+
+    Raises:
+        RuntimeFailure: it does not know that, or died.
+    """
+    room = free_bytes // MEMORY_SHARE // threads // 1_000_000
+    size = max(1, min(MEGABYTES, room))
     try:
         found = child.ask("measure", threads=threads, megabytes=size, passes=PASSES)
     finally:
         child.close()
-    return Ceilings(found["bytes_per_second"] / 1e9, found["flops"] / 1e9, threads, METHOD)
+    return Ceilings(found["bytes_per_second"] / 1e9, found["flops"] / 1e9, threads, method)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import runner
-from edgedistill.ceilings import Ceilings
+from edgedistill.ceilings import Ceilings, asked_ceilings
 from edgedistill.child import Child
 from edgedistill.conditions import Conditions
 from edgedistill.devices.elf import require_fit
@@ -25,6 +25,10 @@ from edgedistill.runtime import LLAMA_CPP, LlamaCpp
 from edgedistill.runtimes import LLAMA, Opened
 
 GREETING = "edgedistill-runner"
+METHOD = (
+    "arrays of 64-bit words, one a thread, larger than the caches, and ggml's product of float32 "
+    "matrices of 1024 x 1024, one a thread; the best of 7 passes"
+)
 REQUEST_SECONDS = 3600.0  # pp512 of a large model on a small board, again and again
 LOST = "what this sitting has measured is lost, what was copied is used by the next one"
 NOT_EXECUTABLE, SIGNALS = 126, 128  # exit codes of a shell
@@ -57,10 +61,12 @@ class DevicePlace:
         return {"name": LLAMA, **known, "compiled_for": self.made.get("march") or None}
 
     def open(self, model: Path, *, threads: int, context_tokens: int) -> Opened:
-        script = f"printf '\\n%s %s\\n' {GREETING} $$; exec {quote(self.runner)}"
-        child = DeviceChild(model, self.shell, self.readings, script)
         return LlamaCpp(
-            model, threads=threads, context_tokens=context_tokens, child=child, path=self.model
+            model,
+            threads=threads,
+            context_tokens=context_tokens,
+            child=self._child(model),
+            path=self.model,
         )
 
     def conditions(self) -> Conditions:
@@ -70,7 +76,17 @@ class DevicePlace:
         return self.readings.listen()
 
     def ceilings(self, threads: int) -> Ceilings | None:
-        return None  # the runner has no such request
+        """None where the runner is another's and has no such request."""
+        try:
+            child, memory = self._child(Path(self.runner)), self.told["memory_bytes"]
+            return asked_ceilings(child, threads, memory, METHOD)
+        except RuntimeFailure:
+            return None
+
+    def _child(self, shown: Path) -> DeviceChild:
+        """The runner, started there; `shown` is what an error names as its place."""
+        script = f"printf '\\n%s %s\\n' {GREETING} $$; exec {quote(self.runner)}"
+        return DeviceChild(shown, self.shell, self.readings, script)
 
 
 class DeviceChild(Child):

@@ -25,7 +25,7 @@ PACKAGE = "llama-cpp-python"
 SOURCES: Mapping[str, str] = {
     "0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
 }
-PARTS = ("CMakeLists.txt", "native.h", "runner.cpp")
+PARTS = ("CMakeLists.txt", "ceilings.h", "native.h", "runner.cpp")
 X86, ARM = "x86_64", "aarch64"
 ARCHITECTURES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}  # as systems name them
 # llama.cpp picks kernels at run time only from shared libraries (GGML_CPU_ALL_VARIANTS), which a

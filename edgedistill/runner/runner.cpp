@@ -21,6 +21,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "ceilings.h"
 #include "native.h"
 
 // What CMakeLists.txt was told; a runner of the user's own may know neither.
@@ -94,6 +95,9 @@ static json answer(Native *& native, const json & given) {
     if (name == "load") {
         native = new Native(given.at("path"), given.at("threads"), given.at("context_tokens"));
         return native->facts();
+    }
+    if (name == "measure" && timed) {
+        return measure(given.at("threads"), given.at("megabytes"), given.at("passes"));
     }
     if (!native) {
         throw Refused("no model is loaded");

@@ -93,7 +93,9 @@ def left(home: Path) -> list[str]:
 def test_by_ssh(server: Sshd, model: Path, tmp_path: Path) -> None:
     (server.home / ".bashrc").write_text("echo Welcome; printf 'no line end'\n")
     out, prompts = tmp_path / "r.json", str(model.with_name("prompts.jsonl"))
-    asked = words(model, server.address, out, "--prompts", prompts, *own_runner(tmp_path))
+    own = own_runner(tmp_path)
+    knows_ceilings = not own
+    asked = words(model, server.address, out, "--prompts", prompts, *own)
     done = subprocess.run(
         [*server.inside, *asked], env=server.environment, capture_output=True, text=True
     )
@@ -105,6 +107,7 @@ def test_by_ssh(server: Sshd, model: Path, tmp_path: Path) -> None:
     assert any("the device's own" in note for note in found.notes)
     for name in ("pp512", "tg128", "load", "peak_memory", "end_to_end_p50", "inter_token_p99"):
         assert found.figures[name].value > 0
+    assert (found.roofline is not None) == knows_ceilings  # the stand-in does not
     assert found.likeness is not None
     assert [row["answer"] for row in found.likeness["rows"]] == ["Sure"] * 3
     assert left(server.home) == [".bashrc"]
