@@ -96,7 +96,7 @@ class Desk:
             self._tell(len(keys), missing, progress)
             try:
                 self.asked = ask_missing(
-                    calls, self.judge.teacher, self.spec, store, progress, self.retry_failed,
+                    calls, self.judge.teacher, self._spec(), store, progress, self.retry_failed,
                     self.named,
                 )  # fmt: skip
             except CollectError as error:
@@ -128,6 +128,11 @@ class Desk:
             cut = " (cut off at max_tokens)" if trace.finish_reason == "length" else ""
             self.unread.append(unreadable(trace.text) + cut)
         return found
+
+    def _spec(self) -> CollectSpec:
+        """A model served here answers one call at a time: others would wait past their timeout."""
+        one = not isinstance(self.judge.teacher, ApiTeacher)
+        return self.spec.model_copy(update={"concurrency": 1}) if one else self.spec
 
     def _is_missing(self, kept: Trace | None) -> bool:
         return kept is None or (kept.failure is not None and self.retry_failed)
