@@ -30,7 +30,7 @@ from edgedistill.artifacts import (
 )
 from edgedistill.bench.agreement import bootstrap
 from edgedistill.browser import WEB
-from edgedistill.checks import make_checker
+from edgedistill.checks import about, make_checker
 from edgedistill.errors import ArtifactError, DatasetError, GateFailed, UsageError
 from edgedistill.fidelity import EvalRow, Kld, compare, read_rows, record, shuffled
 from edgedistill.memory import PeakMemory
@@ -222,7 +222,8 @@ class _Sitting:
             for row in self.rows:
                 asked = self.shown.prompt_ids(row.prompt, row.history)
                 made = runtime.generate(asked, most, self.shown.stop_ids)
-                same.append(checker.same(self.shown.decode(made.ids).strip(), row.answer))
+                check = about(checker, row.prompt, row.history)
+                same.append(check.same(self.shown.decode(made.ids).strip(), row.answer))
                 task.advance(shown=f"{sum(same)} agree")
         return bootstrap(same, self.recipe.bench.bootstrap, self.recipe.bench.seed)
 

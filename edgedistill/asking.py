@@ -14,7 +14,15 @@ from edgedistill.crew import Crew
 from edgedistill.errors import CollectError
 from edgedistill.progress import Progress
 from edgedistill.recipe import CollectSpec, Teacher
-from edgedistill.teacher import Call, TeacherClient, Trace, TraceStore, open_endpoint
+from edgedistill.teacher import (
+    TEACHER,
+    Call,
+    Named,
+    TeacherClient,
+    Trace,
+    TraceStore,
+    open_endpoint,
+)
 
 STORE = "traces.db"
 SHOWN_REASONS = 3
@@ -41,7 +49,7 @@ class Tally:
         if failed and spec.on_failure == "stop":
             why = f"{self}, and the recipe says on_failure: stop"
         elif failed > spec.max_failed_share * self._total:
-            why = f"{self}, more than the recipe's max_failed_share of {spec.max_failed_share:.3g}"
+            why = f"{self}, more than a max_failed_share of {spec.max_failed_share:.3g} allows"
         else:
             return
         raise CollectError(why + ("; stopped asking" if still_open else ""), hint=RETRY_HINT)
@@ -61,9 +69,11 @@ def ask_missing(
     store: TraceStore,
     progress: Progress,
     retry_failed: bool = False,
+    named: Named = TEACHER,
 ) -> int:
     """Ask what the store does not hold; the number of calls asked. Each answer is stored when it
-    arrives, and a failure too; those are asked again only with `retry_failed`.
+    arrives, and a failure too; those are asked again only with `retry_failed`. `named` is who is
+    asked, for progress and errors.
 
     Raises:
         CollectError: more calls failed than `spec` allows.
@@ -89,10 +99,11 @@ def ask_missing(
             tally.add(trace, prompts[trace.key])
             tally.check(still_open=True)
 
-    with open_endpoint(teacher, progress) as endpoint:
+    with open_endpoint(teacher, progress, named) as endpoint:
         client = TeacherClient(endpoint, spec.timeout_seconds, spec.attempts, spec.backoff_seconds)
         with client:
-            _ask_all(ordered, _crew(client, store, judge), spec.concurrency, progress)
+            label = f"asking {named.who}"
+            _ask_all(ordered, _crew(client, store, judge), spec.concurrency, label, progress)
     return len(ordered)
 
 
@@ -126,9 +137,13 @@ def _crew(
 
 
 def _ask_all(
-    calls: Sequence[Call], crew: Crew[Call, Trace], concurrency: int, progress: Progress
+    calls: Sequence[Call],
+    crew: Crew[Call, Trace],
+    concurrency: int,
+    label: str,
+    progress: Progress,
 ) -> None:
-    with progress.task("asking the teacher", len(calls), "calls") as task:
+    with progress.task(label, len(calls), "calls") as task:
         try:
             crew.start(calls, min(concurrency, len(calls)))
             for _ in calls:

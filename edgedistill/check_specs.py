@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgedistill.strict import Strict
 
@@ -76,7 +76,52 @@ class PythonCheck(Strict):
     timeout_seconds: float = Field(5.0, gt=0, description="longest run of one call")
 
 
+class JudgeCheck(Strict):
+    """A language model says whether two answers say the same."""
+
+    kind: Literal["judge"]
+    model: str = Field(description="model ID sent with every call")
+    base_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="what the client puts /chat/completions behind, e.g. https://host/v1",
+    )
+    weights: Path | None = Field(
+        None, description="instead of base_url: a GGUF file, served on this machine"
+    )
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="name of the environment variable that holds the key; leave it out for no key",
+    )
+    rubric: str = Field("", description="what counts on this task, in a few sentences")
+    temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
+    max_tokens: int = Field(
+        512, ge=1, description="longest answer, in tokens; a model that thinks first needs many"
+    )
+    context_tokens: int = Field(4096, ge=128, description="weights: context window, in tokens")
+    timeout_seconds: float = Field(120, gt=0, description="longest wait for one answer")
+    attempts: int = Field(3, ge=1, le=20, description="tries of one call before it is failed")
+    kept_in: Path | None = Field(
+        None,
+        exclude=True,
+        description="SQLite file that keeps what was answered; by default the workspace's",
+    )
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> JudgeCheck:
+        if (self.base_url is None) == (self.weights is None):
+            raise ValueError("give either base_url or weights, exactly one of them")
+        return self
+
+
 Check = Annotated[
-    SqlExecutionCheck | TextCheck | RegexCheck | RougeCheck | EmbeddingCheck | PythonCheck,
+    SqlExecutionCheck
+    | TextCheck
+    | RegexCheck
+    | RougeCheck
+    | EmbeddingCheck
+    | PythonCheck
+    | JudgeCheck,
     Field(discriminator="kind"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
 OF_FILE = ("threads", "depths", "device", "keep_on_device", "runner")
 OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
-NEEDS_MODEL = ("prompts", "sample", "system", "max_tokens", "repeats", "out", *OF_FILE, *OF_URL)
+NEEDS_MODEL = (
+    "prompts", "sample", "system", "max_tokens", "repeats", "out", "worst", *OF_FILE, *OF_URL,
+)  # fmt: skip
 GIVEN = click.core.ParameterSource.COMMANDLINE
 
 
@@ -98,7 +101,11 @@ OWN = (
     ),
     click.option(
         "-o", "--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-        help="MODEL: keep the result as JSON.",
+        help="MODEL: keep the result as JSON, with the prompts and answers in it.",
+    ),
+    click.option(
+        "--worst", metavar="N", type=click.IntRange(0), default=3, show_default=True,
+        help="MODEL: show so many of the answers that are least like the teacher's.",
     ),
     click.option("--model", "model_id", metavar="ID", help="URL: which model is asked there."),
     click.option(
@@ -142,7 +149,7 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         _require_writable(workspace)
         measure = _of_server if _is_url(model) else _of_file
         result, stopped = measure(context, model, given, workspace, own)
-        _kept(result, own["out"], workspace, show)
+        _kept(result, own["out"], workspace, own["worst"], show)
         if stopped is not None:
             raise stopped
 
@@ -168,7 +175,7 @@ def _is_url(model: str) -> bool:
     return is_url(model)
 
 
-def _kept(result: Result, out: Path | None, workspace: Path, show: Show) -> None:
+def _kept(result: Result, out: Path | None, workspace: Path, worst: int, show: Show) -> None:
     from edgedistill import result_tables
     from edgedistill.history import remember
     from edgedistill.result_file import write_result
@@ -176,7 +183,7 @@ def _kept(result: Result, out: Path | None, workspace: Path, show: Show) -> None
     if out is not None:
         write_result(result, out)
     remember(result, workspace)
-    show(result_tables.sitting, json.loads(json.dumps(result.to_json())))
+    show(partial(result_tables.sitting, worst=worst), json.loads(json.dumps(result.to_json())))
 
 
 def _of_file(
@@ -188,7 +195,7 @@ def _of_file(
     from edgedistill.sitting import Plan, sit
 
     _refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
-    held = None if recipe is None else loaded(recipe)
+    held = None if recipe is None else _held(recipe, workspace)
     student = None if held is None else held.student
     asked = asked_model(Path(model), student, own["system"], own["max_tokens"])
     at = _address(context, own, held)
@@ -227,7 +234,7 @@ def _of_server(
         raise click.UsageError("a URL needs --model ID: which model is asked there")
     if recipe is None:
         _refuse(context, ("asked_as",), "a URL with --recipe, and none is given")
-    held = None if recipe is None else loaded(recipe)
+    held = None if recipe is None else _held(recipe, workspace)
     asked = asked_server(
         url, own["model_id"], own["api_key_env"], held, own["asked_as"], own["system"],
         own["max_tokens"],
@@ -242,6 +249,12 @@ def _of_server(
         )  # fmt: skip
         sitting = sit_at(asked, plan, progress)
     return sitting.result, sitting.stopped
+
+
+def _held(recipe: str, workspace: Path) -> Recipe:
+    from edgedistill.workspace import keeping
+
+    return keeping(loaded(recipe), workspace)
 
 
 def _prompts(

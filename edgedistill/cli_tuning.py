@@ -80,7 +80,7 @@ def _sweep(show: Show) -> Callable[..., None]:
 
         grid = Grid(learning_rate, rank, epochs)
         with listening() as progress:
-            asked = _asked(recipe, processes, scaled_down, progress)
+            asked = _asked(recipe, workspace, processes, scaled_down, progress)
             done = try_all(asked, grid, workspace, progress)
         show(_swept, _value(done))
 
@@ -111,7 +111,7 @@ def _learning_curve(show: Show) -> Callable[..., None]:
         from edgedistill.learning_curve import learning_curve as draw
 
         with listening() as progress:
-            asked = _asked(recipe, processes, scaled_down, progress)
+            asked = _asked(recipe, workspace, processes, scaled_down, progress)
             done = draw(asked, sizes, seeds, workspace, progress)
         show(_drawn, _value(done))
 
@@ -119,16 +119,17 @@ def _learning_curve(show: Show) -> Callable[..., None]:
 
 
 def _asked(
-    recipe: str, processes: int | None, scaled_down: bool, progress: Progress
-) -> Recipe:  # fmt: skip
+    recipe: str, workspace: Path, processes: int | None, scaled_down: bool, progress: Progress
+) -> Recipe:
     from edgedistill.scaled import as_asked
     from edgedistill.validate import load_together
+    from edgedistill.workspace import keeping
 
     read, _ = load_together(library.find("recipe", recipe), [])
     held, changes = as_asked(read, processes, scaled_down)
     for change in changes:
         progress.note(f"scaled down: {change}")
-    return held
+    return keeping(held, workspace)
 
 
 def _value(done: Finished) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE
-from edgedistill.figures import COLUMNS, FIGURES, SHARES
+from edgedistill.figures import COLUMNS, FAULTS, FIGURES, SHARES
 from edgedistill.report.units import NBSP, duration, megabytes, percent
 
 Json = Mapping[str, Any]
@@ -27,8 +27,11 @@ CSV_HEADER = (
 
 
 def columns(value: Json) -> list[str]:
-    """The figures of the table that at least one result has."""
-    return [name for name in COLUMNS if any(name in row["figures"] for row in value["rows"])]
+    """The figures of the table that at least one result has; of what is wrong with answers those
+    that are not 0 for all."""
+    held = {name: [row["figures"][name]["value"] for row in value["rows"] if name in row["figures"]]
+            for name in COLUMNS}  # fmt: skip
+    return [name for name in COLUMNS if any(held[name]) or (held[name] and name not in FAULTS)]
 
 
 def headers(value: Json) -> list[list[str]]:

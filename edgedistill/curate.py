@@ -21,19 +21,18 @@ from edgedistill.artifacts import (
     run_stage,
 )
 from edgedistill.check_specs import Check, SqlExecutionCheck
-from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.checks import Checker, about, check_identity, make_checker
 from edgedistill.checks.cleaning import clean_answer
 from edgedistill.errors import ArtifactError, DatasetError
 from edgedistill.progress import Progress
 from edgedistill.recipe import CurateSpec, SplitSpec
+from edgedistill.refusing import REFUSED_BY_API, refusal_start
 from edgedistill.splitting import Row, Split, split
 from edgedistill.tokenmix import TokenMix, phrasing, same_prompt
 
 VERSION = 3
 FEW = 20  # prompts in a part; with 20, one of them is 5 points
 USED = ("trace_id", "prompt_id", "text", "finish_reason", "failure")
-# What a teacher itself says of an answer that is none.
-CUT_OFF = ("refusal", "content_filter")
 REASONS = (
     "failed",
     "empty",
@@ -118,6 +117,13 @@ def _dataset(done: Finished) -> Dataset:
     )
 
 
+def read_refused(file: Path) -> dict[str, str]:
+    """Of a dataset's `rejected.jsonl` what the teacher said to prompts that it refuses, by ID."""
+    with file.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream if line.strip()]
+    return {row["id"]: row["answer"] for row in rows if row["reason"] == "refused"}
+
+
 def read_traces(file: Path) -> dict[str, Mapping[str, Any]]:
     """The traces of a `traces.jsonl` by prompt ID.
 
@@ -180,8 +186,10 @@ def _contradicted(rows: Sequence[Row], parts: Split) -> list[Rejected]:
 
 
 def _score(entry: TokenMixEntry, answer: str, checker: Checker, spec: CurateSpec) -> float:
-    contradicted = entry.reference is not None and not checker.same(answer, entry.reference)
-    return spec.contradicted_score if contradicted else 1.0
+    if entry.reference is None:
+        return 1.0
+    check = about(checker, entry.prompt, entry.messages[:-1])
+    return 1.0 if check.same(answer, entry.reference) else spec.contradicted_score
 
 
 def _row(entry: TokenMixEntry, answer: str, trace_id: str, score: float) -> Row:
@@ -209,21 +217,16 @@ def _unusable(
         return "failed", str(trace["failure"])
     if trace["finish_reason"] == "length":
         return "truncated", "the answer ends at the teacher's max_tokens"
-    if trace["finish_reason"] in CUT_OFF:
+    if trace["finish_reason"] in REFUSED_BY_API:
         return "refused", f"the teacher's finish_reason is {trace['finish_reason']}"
     if not answer:
         return "empty", "nothing is left of the answer once it is cleaned"
-    plain = _plain(answer)
-    refusal = next((start for start in spec.refusals if plain.startswith(_plain(start))), None)
+    refusal = refusal_start(answer, spec.refusals)
     if refusal is not None:
         return "refused", f"starts with {refusal!r}"
     if len(answer) > spec.max_answer_chars:
         return "too-long", f"{len(answer)} characters; {spec.max_answer_chars} are allowed"
     return None
-
-
-def _plain(text: str) -> str:
-    return text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").casefold()
 
 
 def _repeated(first: str | None) -> tuple[str, str] | None:

@@ -17,7 +17,11 @@ from edgedistill.figures import FIGURES, SHARES
 from edgedistill.measures import STATISTICS, Measure, t95
 from edgedistill.result_file import Result
 
-FLAGS = {"agreement": "same", "gold": "gold"}  # figure: its field in the rows of `likeness`
+FLAGS = {  # figure: its field in the rows of `likeness`
+    "agreement": "same", "gold": "gold", "refusals": "refuses", "regressions": "answers",
+    "drift": "drifts",
+}  # fmt: skip
+TURNED = {"better": "worse", "worse": "better"}  # of a share that is better the less it is
 ROUNDING = 1e-9  # of the degrees of freedom, whole where both vary alike
 BETTER, WORSE, ALIKE, UNTOLD = "better", "worse", "no difference", "cannot be told"
 
@@ -69,7 +73,7 @@ def difference(name: str, ours: Result, baseline: Result) -> Difference | None:
     if value_of(ours, name) is None or value_of(baseline, name) is None:
         return None
     if name in SHARES:
-        return _by_prompt(FLAGS[name], ours, baseline)
+        return _by_prompt(name, ours, baseline)
     if name == "bytes":
         ratio = ours.model["bytes"] / baseline.model["bytes"]
         return Difference(_verdict(name, ratio, ratio), value=ratio, low=ratio, high=ratio)
@@ -127,7 +131,8 @@ def _verdict(name: str, low: float, high: float) -> str:
     return BETTER if (low > 1) is FIGURES[name].more_is_better else WORSE
 
 
-def _by_prompt(field: str, ours: Result, baseline: Result) -> Difference:
+def _by_prompt(name: str, ours: Result, baseline: Result) -> Difference:
+    field = FLAGS[name]
     before, after = flags_of(baseline, field), flags_of(ours, field)
     if not before or not after:
         return Difference(UNTOLD, "a bundle does not hold its answers, prompt by prompt")
@@ -135,8 +140,11 @@ def _by_prompt(field: str, ours: Result, baseline: Result) -> Difference:
         return Difference(UNTOLD, "not the same prompts have an answer to compare with")
     order = sorted(before)
     found = paired.compare(_in_order(before, order), _in_order(after, order))
+    verdict = found.verdict
+    if not FIGURES[name].more_is_better:
+        verdict = TURNED.get(verdict, verdict)
     return Difference(
-        verdict=found.verdict,
+        verdict=verdict,
         kind="difference",
         value=found.difference,
         low=found.low,
@@ -147,7 +155,8 @@ def _by_prompt(field: str, ours: Result, baseline: Result) -> Difference:
 
 def flags_of(result: Result, field: str) -> dict[str, bool]:
     """By prompt ID what the check said; without the prompts it could say nothing of."""
-    rows = (result.likeness or {}).get("rows", [])
+    likeness = result.likeness or {}
+    rows = [*likeness.get("rows", []), *likeness.get("refused", [])]
     return {row["id"]: row[field] for row in rows if field in row}
 
 

@@ -42,9 +42,14 @@ FIGURES: Mapping[str, Figure] = {
     "bytes": Figure("size", "bytes", more_is_better=False, of_device=False),
     "agreement": Figure("agreement", "share", more_is_better=True, of_device=False),
     "gold": Figure("gold", "share", more_is_better=True, of_device=False),
+    "refusals": Figure("refusals", "share", more_is_better=False, of_device=False),
+    "regressions": Figure("answers refused", "share", more_is_better=False, of_device=False),
+    "drift": Figure("drift", "share", more_is_better=False, of_device=False),
 }
-SHARES = ("agreement", "gold")
+SHARES = ("agreement", "gold", "refusals", "regressions", "drift")
+FAULTS = ("refusals", "regressions", "drift")  # shares that are 0 where nothing is wrong
 COLUMNS = (
     "tg128", "pp512", "time_to_first_token_p50", "inter_token_p95", "end_to_end_p50", "cold_start",
-    "peak_memory", "energy_per_answer", "bytes", "agreement", "gold",
+    "peak_memory", "energy_per_answer", "bytes", "agreement", "gold", "refusals",
+    "regressions", "drift",
 )  # fmt: skip

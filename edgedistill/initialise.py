@@ -50,7 +50,8 @@ HEAD = """\
 # Other teachers: `kind: local` with `weights: file.gguf` (relative to this folder) or the name of
 # pinned weights is served on this machine, and needs no base_url or key.
 # Other checks: exact, label, json, number, sql-execution (with `database: file.db`), regex (with
-# `pattern`), rouge, embedding (with `model: folder`), python (with `file: check.py`).
+# `pattern`), rouge, embedding (with `model: folder`), python (with `file: check.py`),
+# judge (with `base_url` and `model`).
 """
 PROMPTS = (
     ("p-001", "The whole shop is down and we are losing orders!", "outage"),

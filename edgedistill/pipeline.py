@@ -54,7 +54,7 @@ from edgedistill.tuning import note_tuning
 from edgedistill.variants import make_variant, weighed_for
 from edgedistill.verify import verify
 from edgedistill.verify.onnx import verify_onnx
-from edgedistill.workspace import locked
+from edgedistill.workspace import keeping, locked
 
 SHARED = ("distill", "merge")  # no target shapes them: one that misses a gate misses it for all
 
@@ -95,6 +95,7 @@ def build(
         GateFailed: a hand-over or a figure broke its bound; everything made so far stays.
         EdgedistillError: see errors.py. Running again goes on where this stopped.
     """
+    recipe = keeping(recipe, workspace.root)
     if until == "pack" or layout == "optimum":
         require_writable(workspace.dist)
     with locked(workspace.root):

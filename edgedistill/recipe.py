@@ -279,6 +279,7 @@ FILES: tuple[Location, ...] = (
     SYSTEM_FILE,
     ("check", "database"),
     ("check", "file"),
+    ("check", "weights"),
     ("distill", "proxy", "prompts"),
 )
 

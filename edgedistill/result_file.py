@@ -13,6 +13,7 @@ from typing import Any
 
 from edgedistill.artifacts import write_json
 from edgedistill.errors import ArtifactError
+from edgedistill.figures import SHARES
 from edgedistill.measures import STATISTICS, Measure
 
 KIND, VERSION = "edgedistill-result", 1
@@ -34,6 +35,13 @@ SECTIONS = {  # of a result: what each must hold
 }  # fmt: skip
 OPTIONAL = ("token_mix", "check", "likeness", "roofline")
 SHARE = ("value", "low", "high", "n")
+FLAGS = (
+    "same",
+    "gold",
+    "refuses",
+    "answers",
+    "drifts",
+)  # of a row; an older file has the first two
 
 
 @dataclass(frozen=True)
@@ -161,12 +169,12 @@ def _require_whole_chain(links: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
-    for row in likeness["rows"]:
-        flags = [row[name] for name in ("same", "gold") if name in row]
+    for row in (*likeness["rows"], *likeness.get("refused", [])):
+        flags = [row[name] for name in FLAGS if name in row]
         if "id" not in row or not all(isinstance(flag, bool) for flag in flags):
             raise ValueError("an answer has no id, or a verdict that is not true or false")
-    for name in ("agreement", "gold"):
-        share = likeness[name]
+    for name in SHARES:
+        share = likeness.get(name)
         if share is not None and not all(_is_number(share[part]) for part in SHARE):
             raise ValueError(f"likeness.{name} is no share with its interval")
 

@@ -10,18 +10,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgedistill import comparison_text
+from edgedistill import comparison_text, likeness_table
 from edgedistill.console import size
 from edgedistill.history import sparkline
 from edgedistill.report.units import duration as seconds
-from edgedistill.tables import interval, line, table_of
+from edgedistill.tables import line, table_of
 
 Row = Mapping[str, Any]
 HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
 
 
-def sitting(value: Row) -> RenderableType:
-    """What one sitting measured of a model file, or of a server."""
+def sitting(value: Row, worst: int = likeness_table.WORST) -> RenderableType:
+    """What one sitting measured of a model file, or of a server, with so many of the worst
+    answers."""
     model, device = value["model"], value["device"]
     title = f"\n{model['name']} at {device['address']}"
     if model["bytes"] is not None:
@@ -29,12 +30,10 @@ def sitting(value: Row) -> RenderableType:
     parts: list[RenderableType] = [Text(title, style="bold")]
     if value["figures"]:
         parts.append(_figures(value["figures"]))
-    likeness = value["likeness"] or {}
-    for name, told in (("agreement", "the teacher's answer"), ("gold", "the reference")):
-        if likeness.get(name):
-            parts.append(line(told, f"given to {interval(likeness[name])} of the prompts"))
     if value["roofline"]:
         parts.append(_roofline(value["roofline"]))
+    if value["likeness"]:
+        parts += likeness_table.likeness(value["likeness"], worst)
     parts += notes_of(value["notes"])
     return Group(*parts)
 

@@ -15,16 +15,17 @@ from typing import Any
 
 from edgedistill import __version__, machine
 from edgedistill.check_specs import Check
-from edgedistill.checks import check_identity, make_checker
+from edgedistill.checks import Checker, check_identity
 from edgedistill.conditions import Conditions, changes, read_conditions
 from edgedistill.errors import TeacherError, UsageError
 from edgedistill.fidelity import EvalRow
+from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
 from edgedistill.load_watch import BUSY_SHARE, LoadWatch
 from edgedistill.measures import Measure, measure
 from edgedistill.progress import Progress
 from edgedistill.result_file import Result
 from edgedistill.server_prompt import AskedServer, settings_of
-from edgedistill.sitting import Prompts, compared, likeness_of, mix_facts, percentiles
+from edgedistill.sitting import Prompts, mix_facts, percentiles
 from edgedistill.streaming import Pass, Stop, Streamed, ask_all, reason
 from edgedistill.teacher import TeacherClient
 
@@ -48,7 +49,8 @@ class ServerPlan:
     @property
     def calls(self) -> int:
         """All calls that are made, tries of failed ones not counted."""
-        return WARM_UP + self.passes * len(self.streams) * len(self.prompts.rows)
+        timed = self.passes * len(self.streams) * len(self.prompts.rows)
+        return WARM_UP + timed + len(self.prompts.refused)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def sit_at(asked: AskedServer, plan: ServerPlan, progress: Progress) -> ServerSi
         TeacherError: the server did not answer at all.
     """
     _require(plan)
+    checker = ready_checker(plan.check)
     _tell(asked, plan, progress)
     watch, before = None, None
     if asked.here:
@@ -77,11 +80,12 @@ def sit_at(asked: AskedServer, plan: ServerPlan, progress: Progress) -> ServerSi
     with client:
         _warm_up(client, asked, plan.prompts.rows[0])
         made = _passes(client, asked, plan, progress)
-    stopped = next((one.stopped for one in made if one.stopped is not None), None)
+        refused = _refused(client, asked, plan, made)
+    stopped = next((one.stopped for one in (*made, refused) if one.stopped is not None), None)
     if stopped is not None and not any(one.answered for one in made):
         raise stopped
     load, told = _load(watch)
-    likeness, of_answers = _likeness(plan, made)
+    likeness, of_answers = _likeness(plan, checker, made, refused, progress)
     return ServerSitting(
         Result(
             made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -118,9 +122,12 @@ def _require(plan: ServerPlan) -> None:
 
 def _tell(asked: AskedServer, plan: ServerPlan, progress: Progress) -> None:
     levels = f" with each of {len(plan.streams)} --streams" if len(plan.streams) > 1 else ""
+    refused = len(plan.prompts.refused)
+    beside = f", and {refused} that the teacher refuses" if refused else ""
     progress.note(
         f"{plan.calls} calls: {WARM_UP} to warm up, then {plan.passes} passes over "
-        f"{len(plan.prompts.rows)} prompts{levels}; a failed one is tried {ATTEMPTS} times at most"
+        f"{len(plan.prompts.rows)} prompts{levels}{beside}; a failed one is tried "
+        f"{ATTEMPTS} times at most"
     )
     sampling, system = asked.teacher.sampling, asked.teacher.system
     said = "no system message" if not system else f"a system message of {len(system)} characters"
@@ -141,7 +148,8 @@ def _passes(
     client: TeacherClient, asked: AskedServer, plan: ServerPlan, progress: Progress
 ) -> list[Pass]:
     made = []
-    with progress.task("measuring", plan.calls - WARM_UP, "calls") as task:
+    timed = plan.calls - WARM_UP - len(plan.prompts.refused)
+    with progress.task("measuring", timed, "calls") as task:
         for number, streams in itertools.product(range(plan.passes), plan.streams):
             rows = list(plan.prompts.rows)
             random.Random(f"{plan.seed}-{number}").shuffle(rows)
@@ -150,6 +158,15 @@ def _passes(
             if made[-1].stopped is not None:
                 break
     return made
+
+
+def _refused(
+    client: TeacherClient, asked: AskedServer, plan: ServerPlan, made: Sequence[Pass]
+) -> Pass:
+    """Prompts that the teacher refuses, one behind the other; none where the server has ended."""
+    rows = plan.prompts.refused if all(one.stopped is None for one in made) else ()
+    calls = {row.id: asked.call(row) for row in rows}
+    return ask_all(client, calls, 1, lambda: None) if calls else Pass(1, 0.0)
 
 
 def _figures(plan: ServerPlan, made: Sequence[Pass]) -> dict[str, Measure]:
@@ -184,15 +201,21 @@ def _between(one: Streamed) -> list[float]:
     return [late - early for early, late in itertools.pairwise(one.answer.chunk_seconds)]
 
 
-def _likeness(plan: ServerPlan, made: Sequence[Pass]) -> tuple[dict[str, Any], list[str]]:
+def _likeness(
+    plan: ServerPlan,
+    checker: Checker | None,
+    made: Sequence[Pass],
+    refused: Pass,
+    progress: Progress,
+) -> tuple[dict[str, Any], list[str]]:
     """Of each prompt its first answer, and notes on all of them."""
-    checker = None if plan.check is None else make_checker(plan.check)
     given = {row.id: [one.answered[row.id] for one in made if row.id in one.answered]
              for row in plan.prompts.rows}  # fmt: skip
-    rows = [
-        {**compared(row, said[0].answer.text, checker), "trace_id": said[0].trace.trace_id}
-        for row in plan.prompts.rows
-        if (said := given[row.id])
+    first = [_given(row, said[0]) for row in plan.prompts.rows if (said := given[row.id])]
+    others = [
+        _given(row, refused.answered[row.id])
+        for row in plan.prompts.refused
+        if row.id in refused.answered
     ]
     unlike = sum(len({one.answer.text for one in said}) > 1 for said in given.values())
     notes = []
@@ -200,13 +223,21 @@ def _likeness(plan: ServerPlan, made: Sequence[Pass]) -> tuple[dict[str, Any], l
     if empty := [one for one in every if not one.answer.text.strip()]:
         notes.append(f"{_counted(empty, 'answer')} without text: only their end_to_end counts")
     if unlike:
-        notes.append(f"not the same answer in all passes: {unlike} of {len(rows)} prompts")
-    return likeness_of(rows, checker, unlike, plan.seed), notes
+        notes.append(f"not the same answer in all passes: {unlike} of {len(first)} prompts")
+    found = likeness_of(
+        plan.prompts, plan.check, checker, first, others, unlike, plan.seed, progress
+    )
+    return found, notes + notes_of(found)
+
+
+def _given(row: EvalRow, one: Streamed) -> Given:
+    trace_id = {"trace_id": one.trace.trace_id}
+    return Given(row, one.answer.text, one.trace.finish_reason, trace_id)
 
 
 def _counts(plan: ServerPlan, made: Sequence[Pass]) -> dict[str, int]:
     return {
-        "planned": plan.calls - WARM_UP,
+        "planned": plan.calls - WARM_UP - len(plan.prompts.refused),
         "answered": sum(len(one.answered) for one in made),
         "failed": sum(len(one.failed) for one in made),
     }

@@ -11,19 +11,19 @@ import datetime
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgedistill import __version__
-from edgedistill.artifacts import digest_of
-from edgedistill.bench.agreement import bootstrap
+from edgedistill.artifacts import TokenMixEntry, digest_of
 from edgedistill.check_specs import Check
-from edgedistill.checks import Checker, check_identity, make_checker, thrown_by
+from edgedistill.checks import Checker, check_identity
 from edgedistill.collect import collect
 from edgedistill.conditions import changes, spent
-from edgedistill.curate import curate
+from edgedistill.curate import curate, read_refused
 from edgedistill.fidelity import EvalRow, read_rows, shuffled
+from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
 from edgedistill.load_watch import BUSY_SHARE, Load
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked, model_facts
@@ -32,31 +32,36 @@ from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
 from edgedistill.reached import reached
-from edgedistill.recipe import Recipe
+from edgedistill.recipe import CurateSpec, Recipe
 from edgedistill.result_file import Result
 from edgedistill.runtime import Generation
 from edgedistill.runtimes import asked_ids
-from edgedistill.tokenmix import read_token_mix
+from edgedistill.tokenmix import TokenMix, read_token_mix
 from edgedistill.workspace import locked
 
 SHORT_CONTEXT = 256
 NO_MORE = More()
-RESAMPLES = 2000
 CLOCKS = {  # what a result says of its seconds
     HERE: (),
     THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
     NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
 }
+REFUSED_AT_MOST = 100  # prompts that the teacher refuses, asked beside the others
 
 
 @dataclass(frozen=True)
 class Prompts:
     """What is asked; `digest` is over all of it. A row's `answer` is the teacher's, "" where none
-    is known. `dataset` is the digest of that whose held-out prompts these are, all of them."""
+    is known. `dataset` is the digest of that whose held-out prompts these are, all of them. `tags`
+    go by prompt ID; `refusals` are how refusals start. `refused` are prompts that the teacher
+    refuses, with what it says: each is asked once, and not timed."""
 
     source: str
     digest: str
     rows: Sequence[EvalRow]
+    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    refusals: Sequence[str] = CurateSpec().refusals
+    refused: Sequence[EvalRow] = ()
     dataset: str | None = None
 
 
@@ -67,19 +72,23 @@ def prompts_of(file: Path, sample: int | None) -> Prompts:
         TokenMixError: they cannot be read.
     """
     mix = read_token_mix(file, sample)
-    rows = [
-        EvalRow(
-            id=entry.id,
-            prompt=entry.prompt,
-            answer="",
-            phrasing="",
-            seen=False,
-            reference=entry.reference,
-            history=entry.messages[:-1],
-        )
-        for entry in mix.entries
-    ]
-    return Prompts(file.name, mix.digest, rows)
+    return Prompts(file.name, mix.digest, [_row(each, "") for each in mix.entries], _tags(mix))
+
+
+def _row(entry: TokenMixEntry, answer: str) -> EvalRow:
+    return EvalRow(
+        id=entry.id,
+        prompt=entry.prompt,
+        answer=answer,
+        phrasing="",
+        seen=False,
+        reference=entry.reference,
+        history=entry.messages[:-1],
+    )
+
+
+def _tags(mix: TokenMix) -> dict[str, Sequence[str]]:
+    return {entry.id: entry.tags for entry in mix.entries if entry.tags}
 
 
 def held_out_of(recipe: Recipe, sample: int | None, root: Path, progress: Progress) -> Prompts:
@@ -93,13 +102,26 @@ def held_out_of(recipe: Recipe, sample: int | None, root: Path, progress: Progre
         mix = read_token_mix(recipe.prompts, recipe.sample)
         traces = collect(mix, recipe.teacher, recipe.collect, root, progress)
         dataset = curate(traces, mix, recipe.curate, recipe.check, root, progress)
-    rows = read_rows(dataset.folder / "held_out.jsonl")
-    if sample is not None:
-        chosen = {row.id for row in sorted(rows, key=lambda row: shuffled(row.id, 0))[:sample]}
-        rows = [row for row in rows if row.id in chosen]
-    source, whole = f"held-out prompts of {recipe.name}", sample is None
-    asked = digest_of([asdict(row) for row in rows])
-    return Prompts(source, asked, rows, dataset.digest if whole else None)
+    rows = _drawn(read_rows(dataset.folder / "held_out.jsonl"), sample)
+    said = read_refused(dataset.folder / "rejected.jsonl")
+    refused = [_row(each, said[each.id]) for each in mix.entries if each.id in said]
+    return Prompts(
+        source=f"held-out prompts of {recipe.name}",
+        digest=digest_of([asdict(row) for row in rows]),
+        rows=rows,
+        dataset=dataset.digest if sample is None else None,
+        tags=_tags(mix),
+        refusals=recipe.curate.refusals,
+        refused=_drawn(refused, min(REFUSED_AT_MOST, sample or REFUSED_AT_MOST)),
+    )
+
+
+def _drawn(rows: Sequence[EvalRow], sample: int | None) -> Sequence[EvalRow]:
+    """So many of them, in their order; which, the IDs alone decide."""
+    if sample is None:
+        return rows
+    chosen = {row.id for row in sorted(rows, key=lambda row: shuffled(row.id, 0))[:sample]}
+    return [row for row in rows if row.id in chosen]
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,7 @@ class _Seen:
     answers: dict[str, tuple[float, Generation]]  # by prompt ID: seconds with tokenization
     peak_memory: int
     joules: float | None  # spent while the prompts were answered, where the device tells it
+    refused: dict[str, str]  # answers to prompts that the teacher refuses, of the first process
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
@@ -133,8 +156,10 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     Raises:
         RuntimeFailure: the runtime refuses it. WeightsError: it has no prompt that can be used.
         UsageError: a depth is beyond its context, or there are more threads than cores.
+        TeacherError: the judge of the check cannot be asked.
     """
     require_depths(asked.file, plan.more.depths)
+    checker = None if plan.prompts is None else ready_checker(plan.check)
     place = place or Here()
     device = place.facts()
     require_cores([plan.threads or 1, *plan.more.threads], device["usable_cores"])
@@ -153,7 +178,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     with progress.task("measuring memory and arithmetic", None):
         ceilings = place.ceilings(threads)
     figures = {} if place.clock == NONE else _figures(seen)
-    likeness = _likeness(plan, seen)
+    likeness = _likeness(plan, checker, seen, progress)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
@@ -186,7 +211,7 @@ def _notes(load: Load, likeness: Mapping[str, Any] | None, timed: bool) -> list[
         notes.append("the device does not tell whether other work disturbed these figures")
     if likeness is not None and likeness["unlike"]:
         notes.append(f"{likeness['unlike']} answers were not the same in all processes")
-    return notes
+    return notes + notes_of(likeness)
 
 
 def _process(
@@ -201,9 +226,10 @@ def _process(
     rows = list(plan.prompts.rows) if plan.prompts is not None else []
     random.Random(f"{plan.seed}-{number}").shuffle(rows)
     longest = asked.spec.max_tokens
+    refused = plan.prompts.refused if plan.prompts is not None and number == 0 else ()
     context = SHORT_CONTEXT
     if prompt is not None:
-        lengths = [len(prompt.prompt_ids(row.prompt, row.history)) for row in rows]
+        lengths = [len(prompt.prompt_ids(row.prompt, row.history)) for row in (*rows, *refused)]
         context = max(SHORT_CONTEXT, max(lengths) + longest)
     started, cold, answers = time.perf_counter(), None, {}
     with place.open(asked.file, threads=threads, context_tokens=context) as model:
@@ -225,15 +251,16 @@ def _process(
             answers[row.id] = answered(row)
             task.advance()
         joules = spent(energy, place.conditions().joules)
+        peak = 0 if place.clock == NONE else model.peak_memory_bytes()
+        not_timed = {row.id: answered(row)[1].text for row in refused}
         if place.clock == NONE:
-            return _Seen(ready, cold, {}, answers, 0, None)
-        peak = model.peak_memory_bytes()
+            return _Seen(ready, cold, {}, answers, peak, None, not_timed)
     with place.open(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
         rates = bench(model, plan.runs)
         peak = peak if rows else model.peak_memory_bytes()  # one that has only loaded tells little
     task.advance()
     rates |= bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance)
-    return _Seen(ready, cold, rates, answers, peak, joules)
+    return _Seen(ready, cold, rates, answers, peak, joules, not_timed)
 
 
 def _seconds(place: Place, since: float, told: float) -> float:
@@ -288,46 +315,21 @@ def _per_token(made: Generation) -> float | None:
     return sum(behind) / len(behind) if behind else None
 
 
-def _likeness(plan: Plan, seen: Sequence[_Seen]) -> dict[str, Any] | None:
-    """Of each prompt the answer, and whether the check takes it for the teacher's (`same`) and for
-    the prompt's reference (`gold`). `unlike`: how many answers were not the same, token by token,
-    in all processes."""
-    if plan.prompts is None:
+def _likeness(
+    plan: Plan, checker: Checker | None, seen: Sequence[_Seen], progress: Progress
+) -> dict[str, Any] | None:
+    """Of the first process' answers; those that were not the same, token by token, in all processes
+    are counted."""
+    prompts = plan.prompts
+    if prompts is None:
         return None
-    checker = None if plan.check is None else make_checker(plan.check)
-    rows = [compared(row, seen[0].answers[row.id][1].text, checker) for row in plan.prompts.rows]
+    first = seen[0]
+    given = [Given(row, first.answers[row.id][1].text) for row in prompts.rows]
+    refused = [Given(row, first.refused[row.id]) for row in prompts.refused]
     unlike = sum(
-        len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1 for row in plan.prompts.rows
+        len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1 for row in prompts.rows
     )
-    return likeness_of(rows, checker, unlike, plan.seed)
-
-
-def likeness_of(
-    rows: Sequence[dict[str, Any]], checker: Checker | None, unlike: int, seed: int
-) -> dict[str, Any]:
-    """What a result holds of rows that were `compared`: see `_likeness`."""
-    return {
-        "rows": rows,
-        "agreement": _share([row["same"] for row in rows if "same" in row], seed),
-        "gold": _share([row["gold"] for row in rows if "gold" in row], seed),
-        "threw": dict(thrown_by(checker)) if checker is not None else {},
-        "unlike": unlike,
-    }
-
-
-def compared(row: EvalRow, text: str, checker: Checker | None) -> dict[str, Any]:
-    """An answer, and whether the check takes it for the teacher's and for the reference."""
-    answer = text.strip()
-    found: dict[str, Any] = {"id": row.id, "answer": answer}
-    if checker is not None and row.answer:
-        found["same"] = checker.same(answer, row.answer)
-    if checker is not None and row.reference is not None:
-        found["gold"] = checker.same(answer, row.reference)
-    return found
-
-
-def _share(flags: Sequence[bool], seed: int) -> dict[str, Any] | None:
-    return asdict(bootstrap(flags, RESAMPLES, seed)) if flags else None
+    return likeness_of(prompts, plan.check, checker, given, refused, unlike, plan.seed, progress)
 
 
 def mix_facts(prompts: Prompts | None) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgedistill.artifacts import MANIFEST, storing
+from edgedistill.checks import kept_in
 from edgedistill.errors import StorageError
 from edgedistill.recipe import Recipe
 from edgedistill.target import Target
@@ -95,6 +96,12 @@ def gc(root: Path, condemned: Iterable[Held], *, traces: bool = False) -> int:
             for path in _traces(root):
                 path.unlink()
     return freed
+
+
+def keeping(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe, whose check, where it asks a judge, keeps what that said beside the teacher's
+    answers."""
+    return recipe.model_copy(update={"check": kept_in(recipe.check, root / TRACES)})
 
 
 @contextlib.contextmanager

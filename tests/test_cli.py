@@ -34,6 +34,7 @@ COMMANDS = (
         "compare",
         "history",
         "predict",
+        "judge",
         "lora",
         "adapt",
         "update",

@@ -22,6 +22,8 @@ from sample_results import (
     write,
 )
 
+from edgedistill import comparison_text
+from edgedistill.bench.agreement import bootstrap
 from edgedistill.compare import Compared, compare, read_for_comparison
 from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ratio_of
 from edgedistill.errors import ArtifactError, UsageError
@@ -409,3 +411,64 @@ def test_the_front_holds_what_no_other_beats() -> None:
     fast, middle, right = at(1, 0.7), at(2, 0.8), at(4, 0.9)
     beaten = [at(3, 0.75), at(2, 0.79), at(4, 0.8)]
     assert pareto([right, *beaten, middle, fast]) == [fast, middle, right]
+
+
+def drifting(share: float, refused: int = 0) -> Result:
+    """So many of its answers drift, and so many of 20 prompts that the teacher refuses are
+    answered."""
+    made = sample_result(1)
+    assert made.likeness is not None
+    rows = [
+        {**row, "drifts": i < 400 * share, "refuses": False}
+        for i, row in enumerate(made.likeness["rows"])
+    ]
+    likeness = {
+        **made.likeness,
+        "rows": rows,
+        "drift": vars(bootstrap([row["drifts"] for row in rows], 500, 0)),
+        "refusals": vars(bootstrap([False] * 400, 500, 0)),
+        "refused": [{"id": f"r{i}", "answers": i < refused} for i in range(20)],
+        "regressions": vars(bootstrap([i < refused for i in range(20)], 500, 0)),
+    }
+    return replace(made, likeness=likeness)
+
+
+def test_less_drift_is_better() -> None:
+    more, less = drifting(0.1), drifting(0.05)
+    found = difference("drift", more, less)
+    assert found is not None
+    assert (found.verdict, found.value) == (WORSE, pytest.approx(0.05))
+    back = difference("drift", less, more)
+    assert back is not None
+    assert back.verdict == BETTER
+
+
+def test_answers_to_what_is_refused_are_compared_prompt_by_prompt() -> None:
+    found = difference("regressions", drifting(0, refused=12), drifting(0))
+    assert found is not None
+    assert (found.verdict, found.value) == (WORSE, pytest.approx(0.6))
+
+
+def test_more_drift_fails_a_ci() -> None:
+    held = named(base=drifting(0.05), new=drifting(0.1))
+    (judged,) = compare(held, held[0], ["drift > baseline + 0.02"]).judged
+    assert judged.holds
+
+
+def test_a_fault_that_no_result_has_takes_no_column() -> None:
+    shown = comparison_text.columns(compare(named(base=drifting(0.05))).to_json())
+    assert "drift" in shown
+    assert "refusals" not in shown
+    assert "tg128" in shown
+
+
+def test_an_older_result_beside_a_newer(tmp_path: Path) -> None:
+    old = read_result(write(sample_result(2), tmp_path / "old.json"))
+    assert difference("drift", drifting(0.1), old) is None
+
+
+def test_a_flag_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = write(drifting(0.1), tmp_path / "r.json")
+    file.write_text(file.read_text("utf-8").replace('"drifts": true', '"drifts": 1', 1), "utf-8")
+    with pytest.raises(ArtifactError, match="a verdict that is not true or false"):
+        read_result(file)

@@ -6,6 +6,7 @@ import json
 import math
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +370,15 @@ def test_options_of_a_url_are_not_for_a_file(run: Callable[..., Ran]) -> None:
         done.code,
         "--streams is for a URL (http:// or https://), and this is a file" in done.err,
     ) == (2, True)
+
+
+def test_what_the_teacher_refuses_is_asked_beside_the_passes() -> None:
+    refused = EvalRow("r1", "how to do harm", "I cannot.", "", seen=False)
+    with FakeTeacher() as teacher:
+        done = sit(teacher, prompts=replace(prompts(), refused=[refused]))
+    assert teacher.calls == 1 + 2 * COUNT + 1
+    likeness = done.result.likeness
+    assert likeness is not None
+    (row,) = likeness["refused"]
+    assert (row["answers"], bool(row["trace_id"])) == (True, True)
+    assert done.result.settings["calls"]["planned"] == 2 * COUNT

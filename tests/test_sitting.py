@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 from conftest import Ran
+from fakes import KEY, MODEL, FakeTeacher
 
 from edgedistill import result_tables
-from edgedistill.check_specs import TextCheck
-from edgedistill.errors import ArtifactError
+from edgedistill.check_specs import JudgeCheck, TextCheck
+from edgedistill.errors import ArtifactError, TeacherUnreachable
 from edgedistill.export.gguf import Provenance, write_gguf
+from edgedistill.fidelity import EvalRow
 from edgedistill.history import read_history
 from edgedistill.measures import measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
+from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.sitting import Plan, prompts_of, sit
+from edgedistill.sitting import Plan, held_out_of, prompts_of, sit
 from edgedistill.student import TOKENIZER_GGUF
 
 SAYS = "Sure"
@@ -69,6 +73,44 @@ def test_answers_are_held_against_their_references(result: Result) -> None:
     assert result.likeness["gold"]["value"] == 0.75
     assert result.likeness["agreement"] is None  # nobody said what a teacher answers
     assert (result.likeness["unlike"], result.likeness["threw"]) == (0, {})
+
+
+def test_what_the_teacher_refuses_is_asked_once_and_not_timed(model: Path, prompts: Path) -> None:
+    given = prompts_of(prompts, 2)
+    refused = EvalRow("r1", "the others in a canoe", "I cannot.", "", seen=False)
+    plan = Plan(processes=2, runs=2, threads=1, prompts=replace(given, refused=[refused]))
+    made = sit(asked_model(model, None, None, 8), plan, Silent())
+    assert made.likeness is not None
+    assert made.likeness["regressions"]["value"] == 1
+    assert [row["answer"] for row in made.likeness["refused"]] == [SAYS]
+    assert [len(group) for group in made.figures["end_to_end_p50"].groups] == [2, 2]
+
+
+def test_a_judge_that_is_down_is_told_before_anything_is_measured(
+    model: Path, prompts: Path
+) -> None:
+    check = JudgeCheck(kind="judge", model="m", base_url="http://127.0.0.1:9/v1", attempts=1)
+    plan = Plan(prompts=prompts_of(prompts, None), check=check)
+    with pytest.raises(TeacherUnreachable, match="no connection to the judge"):
+        sit(asked_model(model, None, None, 8), plan, Silent())
+
+
+def test_held_out_prompts_come_with_their_tags_and_what_is_refused(
+    tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", KEY)
+    rows = [{"id": f"p-{n}", "prompt": f"message {n}", "tags": [f"t{n % 2}"]} for n in range(40)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    tiny.with_name("prompts.jsonl").write_text(lines, "utf-8")
+    with FakeTeacher(answer=lambda p: "I can't." if p.endswith("7") else "urgent") as teacher:
+        text = tiny.read_text("utf-8").replace("http://127.0.0.1:9/v1", teacher.base_url)
+        text = text.replace("some-model", f"{MODEL}\n  api_key_env: A_KEY")
+        tiny.write_text(text, "utf-8")
+        found = held_out_of(load_recipe(tiny), None, here / "ws", Silent())
+    assert [row.id for row in found.refused] == ["p-7", "p-17", "p-27", "p-37"]
+    assert {row.answer for row in found.refused} == {"I can't."}
+    assert found.tags["p-3"] == ("t1",)
+    assert not {row.id for row in found.rows} & {row.id for row in found.refused}
 
 
 def test_a_busy_machine_is_said_to_be(result: Result) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgedistill.artifacts import write_json
 from edgedistill.bench.models import Model
-from edgedistill.checks import Checker
+from edgedistill.checks import Checker, about
 from edgedistill.fidelity import EvalRow, shuffled
 from edgedistill.progress import Progress
 from edgedistill.results import Agreement, Example, Interval
@@ -61,7 +61,10 @@ def _answers(
 
 def judge(checker: Checker, rows: Sequence[EvalRow], answers: Answers) -> dict[str, bool]:
     """Which of the answers the check calls the same as the teacher's."""
-    return {row.id: checker.same(answers[row.id], row.answer) for row in rows}
+    return {
+        row.id: about(checker, row.prompt, row.history).same(answers[row.id], row.answer)
+        for row in rows
+    }
 
 
 def agreement(

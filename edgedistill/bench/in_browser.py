@@ -31,7 +31,7 @@ from edgedistill.browser import (
     package_files,
     student_config,
 )
-from edgedistill.checks import Checker
+from edgedistill.checks import Checker, about
 from edgedistill.fidelity import EvalRow, per_token, rows_that_fit, summarise
 from edgedistill.progress import Progress
 from edgedistill.prompting import StudentPrompt
@@ -165,6 +165,9 @@ class BrowserStep:
         same = bool(row.history) or page.render(row.prompt) == text
         return not (same and page.tokenize(text) == ids)
 
+    def _same(self, row: EvalRow, text: str) -> bool:
+        return about(self.checker, row.prompt, row.history).same(text, row.answer)
+
     def _found(self, rows: Sequence[EvalRow], native: Answers, state: Mapping[str, Any]) -> Found:
         made = [state["rows"][row.id] for row in rows]
         answers = [entry["text"].strip() for entry in made]
@@ -178,10 +181,8 @@ class BrowserStep:
             prompts=len(rows),
             misread=sum(entry["misread"] for entry in made),
             same_answers=bootstrap([native[r.id] == text for r, text in pairs], *draws),
-            agreement=bootstrap([self.checker.same(text, r.answer) for r, text in pairs], *draws),
-            agreement_native=bootstrap(
-                [self.checker.same(native[r.id], r.answer) for r in rows], *draws
-            ),
+            agreement=bootstrap([self._same(r, text) for r, text in pairs], *draws),
+            agreement_native=bootstrap([self._same(r, native[r.id]) for r in rows], *draws),
             kld=_kld(made),
             overflowed=sum(entry["overflowed"] for entry in made),
         )

@@ -5,7 +5,7 @@ A check says whether an answer is valid by itself, and whether it says the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
@@ -13,6 +13,7 @@ from edgedistill.artifacts import digest_of, digest_of_file
 from edgedistill.check_specs import (
     Check,
     EmbeddingCheck,
+    JudgeCheck,
     PythonCheck,
     RegexCheck,
     RougeCheck,
@@ -20,6 +21,7 @@ from edgedistill.check_specs import (
     TextCheck,
 )
 from edgedistill.checks.embedding import EmbeddingChecker
+from edgedistill.checks.judge import JudgeChecker
 from edgedistill.checks.own import PythonChecker
 from edgedistill.checks.sql import SqlExecutionChecker
 from edgedistill.checks.text import (
@@ -30,12 +32,14 @@ from edgedistill.checks.text import (
     RegexChecker,
     RougeChecker,
 )
+from edgedistill.judging import identity, judge_of, question_of
 
 
 class Checker(Protocol):
     """`description` tells in words, for reports, what counts as the same."""
 
-    description: str
+    @property
+    def description(self) -> str: ...
 
     def invalid(self, answer: str) -> str | None:
         """Why the answer cannot be one at all, or None."""
@@ -62,6 +66,8 @@ def make_checker(spec: Check) -> Checker:
             return EmbeddingChecker(spec.model, spec.min_cosine)
         case PythonCheck():
             return PythonChecker(spec.file, spec.timeout_seconds)
+        case JudgeCheck():
+            return JudgeChecker(spec)
         case TextCheck():
             return _of_text(spec)
 
@@ -78,14 +84,42 @@ def _of_text(spec: TextCheck) -> Checker:
     assert_never(spec.kind)
 
 
+def about(checker: Checker, prompt: str, history: Sequence[Mapping[str, str]] = ()) -> Checker:
+    """The check for answers to one prompt: a judge needs the question, other checks do not."""
+    if isinstance(checker, JudgeChecker):
+        return checker.about(question_of(prompt, history))
+    return checker
+
+
+def require_usable(checker: Checker) -> None:
+    """That a check can say something, before much work is done whose answers it is for.
+
+    Raises:
+        TeacherError, WeightsError, RuntimeFailure: its judge cannot be asked.
+    """
+    if isinstance(checker, JudgeChecker):
+        checker.probe()
+
+
+def kept_in(spec: Check, traces: Path) -> Check:
+    """The check, whose judge keeps what was answered in a trace store, unless its recipe names
+    another."""
+    if isinstance(spec, JudgeCheck) and spec.kept_in is None:
+        return spec.model_copy(update={"kept_in": traces})
+    return spec
+
+
 def thrown_by(checker: Checker) -> Mapping[str, str]:
-    """What a check threw, by the answer it threw on: only one that a user wrote does."""
-    return checker.thrown if isinstance(checker, PythonChecker) else {}
+    """What a check threw, by the answer it threw on: only one that a user wrote does, and a judge
+    that gives no verdict."""
+    return checker.thrown if isinstance(checker, PythonChecker | JudgeChecker) else {}
 
 
 def check_identity(spec: Check) -> dict[str, Any]:
     """What of a check decides its verdicts: a file or folder counts by its content, not by its
-    path."""
+    path; a judge by what it is and how it is asked, not by where."""
+    if isinstance(spec, JudgeCheck):
+        return {"kind": spec.kind, **identity(judge_of(spec))}
     values = spec.model_dump()
     return {k: _content(v) if isinstance(v, Path) else v for k, v in values.items()}
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from edgedistill.artifacts import TokenMixEntry, digest_of
 from edgedistill.asking import STORE, ask_missing
-from edgedistill.checks import Checker
+from edgedistill.checks import Checker, about
 from edgedistill.checks.cleaning import clean_answer
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Progress
@@ -160,7 +160,8 @@ def _sorted(
     most frequent first, then the one that came first."""
     counts = Counter(answers)
     order = sorted(counts, key=lambda answer: -counts[answer])
-    same = {a for a in order if a == row.answer or checker.same(a, row.answer)}
+    check = about(checker, row.prompt, row.history)
+    same = {a for a in order if a == row.answer or check.same(a, row.answer)}
     right = tuple(answer for answer in order if answer in same)
     return right, tuple(answer for answer in order if answer not in same)
 
@@ -233,7 +234,8 @@ def _heard(
     better = clean_answer(given[0].text, cleaning)
     if given[0].finish_reason == "length" or not better or checker.invalid(better) is not None:
         return known
-    if better == answer or checker.same(answer, better):
+    row = known.row
+    if better == answer or about(checker, row.prompt, row.history).same(answer, better):
         return passed
     return replace(known, worse=answer, better=better)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import RESUME, Identity, run_stage, tool_versions, write_json
-from edgedistill.checks import make_checker
+from edgedistill.checks import about, make_checker
 from edgedistill.distill.lesson import Job, Pupil
 from edgedistill.errors import GateFailed
 from edgedistill.fidelity import EvalRow
@@ -201,7 +201,8 @@ def _pairs(
         checker, shown = make_checker(job.check), job.shown()
         made, others = list[Preference](), 0
         for row, (answer,) in zip(rows, drawn, strict=True):
-            differs = answer != row.answer and not checker.same(answer, row.answer)
+            check = about(checker, row.prompt, row.history)
+            differs = answer != row.answer and not check.same(answer, row.answer)
             others += differs
             fits = differs and usable(row, answer, shown, job.spec.max_length)
             made.append(Preference(row, answer if fits else None))

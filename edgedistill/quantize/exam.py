@@ -11,7 +11,7 @@ from edgedistill.artifacts import (
     Dataset,
 )
 from edgedistill.check_specs import Check
-from edgedistill.checks import Checker, check_identity, make_checker
+from edgedistill.checks import Checker, about, check_identity, make_checker
 from edgedistill.errors import DatasetError
 from edgedistill.fidelity import (
     EvalRow,
@@ -102,7 +102,8 @@ class Sitting:
         if follows(likely, case.answer, self.max_tokens):
             return self.checker.same(case.row.answer, case.row.answer)
         made = runtime.generate(case.asked, self.max_tokens, self.student.stop_ids)
-        return self.checker.same(self.student.decode(made.ids).strip(), case.row.answer)
+        check = about(self.checker, case.row.prompt, case.row.history)
+        return check.same(self.student.decode(made.ids).strip(), case.row.answer)
 
     def runtime(self, model: Path) -> Opened:
         longest = max(

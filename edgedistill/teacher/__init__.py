@@ -28,6 +28,7 @@ COLLECT = "collect"  # the purpose of a call whose answer is learnt from
 TOP_LOGPROBS = "top_logprobs"
 
 __all__ = [
+    "TEACHER",
     "Call",
     "Endpoint",
     "Named",
@@ -45,8 +46,11 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def open_endpoint(teacher: Teacher, progress: Progress) -> Iterator[Endpoint]:
-    """Where to ask the teacher. A local one is started, and stopped on the way out.
+def open_endpoint(
+    teacher: Teacher, progress: Progress, named: Named = TEACHER
+) -> Iterator[Endpoint]:
+    """Where to ask the teacher. A local one is started, and stopped on the way out. `named` is who
+    that is: a judge is asked in the same way.
 
     Raises:
         TeacherRefused: the variable with the key is not set, or holds no key.
@@ -54,16 +58,19 @@ def open_endpoint(teacher: Teacher, progress: Progress) -> Iterator[Endpoint]:
         WeightsError, RuntimeFailure: a local teacher's file cannot be had or loaded.
     """
     if isinstance(teacher, ApiTeacher):
-        progress.note(f"teacher: {teacher.model} at {teacher.base_url} (recipe: teacher.base_url)")
-        key = key_from(teacher.api_key_env, teacher.base_url)
-        yield Endpoint(teacher.base_url, key, teacher.api_key_env)
+        who = named.who.removeprefix("the ")
+        progress.note(f"{who}: {teacher.model} at {teacher.base_url} ({_source(named)})")
+        key = key_from(teacher.api_key_env, teacher.base_url, named)
+        yield Endpoint(teacher.base_url, key, teacher.api_key_env, named)
         return
-    with serve_teacher(teacher, progress) as server:
+    with serve_teacher(teacher, progress, named) as server:
         yield server.endpoint
 
 
 @contextlib.contextmanager
-def serve_teacher(teacher: LocalTeacher, progress: Progress) -> Iterator[Server]:
+def serve_teacher(
+    teacher: LocalTeacher, progress: Progress, named: Named = TEACHER
+) -> Iterator[Server]:
     """A local teacher's server while it is needed; raises as `open_endpoint`."""
     # The server module is imported here, since the child runs it as its main module.
     from edgedistill.teacher import local_server
@@ -73,7 +80,7 @@ def serve_teacher(teacher: LocalTeacher, progress: Progress) -> Iterator[Server]
     threads = teacher.threads or machine.threads()
     source = "recipe" if teacher.threads else "physical cores"
     with contextlib.ExitStack() as stack:
-        with progress.task(f"starting the teacher {teacher.model}", None):
+        with progress.task(f"starting {named.who} {teacher.model}", None):
             server = stack.enter_context(
                 local_server.serve(
                     model.path,
@@ -85,10 +92,15 @@ def serve_teacher(teacher: LocalTeacher, progress: Progress) -> Iterator[Server]
                 )
             )
         progress.note(
-            f"teacher: {teacher.model} at {server.endpoint.base_url}, {threads} threads ({source}),"
-            f" ready after {server.start_seconds:.1f} s"
+            f"{named.who.removeprefix('the ')}: {teacher.model} at {server.endpoint.base_url}, "
+            f"{threads} threads ({source}), ready after {server.start_seconds:.1f} s"
         )
         yield server
+
+
+def _source(named: Named) -> str:
+    """Where its URL is set: in the recipe, or by an option."""
+    return named.url if named.url.startswith("--") else f"recipe: {named.url}"
 
 
 def key_from(name: str | None, base_url: str, named: Named = TEACHER) -> str:

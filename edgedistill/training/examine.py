@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgedistill.checks import Checker
+from edgedistill.checks import Checker, about
 from edgedistill.fidelity import EvalRow
 from edgedistill.prompting import StudentPrompt
 from edgedistill.results import Sample
@@ -36,9 +36,12 @@ class Exam:
         """What a model answers to each row."""
         given = self.answers(model, precision)
         return [
-            Sample(row.prompt, row.answer, answer, self.checker.same(answer, row.answer))
+            Sample(row.prompt, row.answer, answer, self._same(row, answer))
             for row, answer in zip(self.rows, given, strict=True)
         ]
+
+    def _same(self, row: EvalRow, answer: str) -> bool:
+        return about(self.checker, row.prompt, row.history).same(answer, row.answer)
 
     def nll(self, model: Any, precision: str = "fp32") -> float:
         """Negative log-likelihood of the teacher's answers to all rows, in nats a token: it tells
