@@ -16,7 +16,7 @@ from edgedistill.devices import place_at
 from edgedistill.devices.adb import Adb
 from edgedistill.devices.address import Address, read_address
 from edgedistill.devices.elf import require_fit
-from edgedistill.devices.facts import facts_of
+from edgedistill.devices.facts import CORES, facts_of
 from edgedistill.devices.place import device
 from edgedistill.devices.readings import Readings, ticks_of
 from edgedistill.devices.shell import Shell
@@ -138,7 +138,7 @@ def test_what_a_phone_is() -> None:
         "/proc/meminfo": "MemTotal:        7654321 kB\n",
         "uname -sr": "Linux 6.1\n",
         "uname -m": "aarch64\n",
-        "nproc": "2\n",
+        CORES: "2\n",
         "getprop ro.product.model": "Some Phone\n",
         "getprop ro.build.version.release": "14\n",
         "getprop ro.soc.model": "SM8550\n",
@@ -147,7 +147,7 @@ def test_what_a_phone_is() -> None:
     assert (facts["cpu"], facts["model"], facts["os"]) == ("SM8550", "Some Phone", "Android 14")
     assert facts["cpu_features"] == ["asimd", "asimddp", "i8mm"]
     assert (facts["usable_cores"], facts["memory_bytes"]) == (2, 7654321 * 1024)
-    assert facts_of({**files, "nproc": "1\n"})["fingerprint"] != facts["fingerprint"]
+    assert facts_of({**files, CORES: "1\n"})["fingerprint"] != facts["fingerprint"]
 
 
 def test_what_a_mac_is() -> None:

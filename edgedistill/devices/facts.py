@@ -16,7 +16,8 @@ FILES = (
     "/sys/devices/virtual/dmi/id/product_name",
     "/sys/devices/system/cpu/cpu*/topology/thread_siblings_list",
 )
-UNAME, MACHINE, CORES = "uname -sr", "uname -m", "nproc"
+UNAME, MACHINE = "uname -sr", "uname -m"
+CORES = "env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc"  # which else says what these allow
 MODEL, SYSTEM, CHIP = (
     f"getprop ro.{name}" for name in ("product.model", "build.version.release", "soc.model")
 )
