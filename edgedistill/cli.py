@@ -24,6 +24,7 @@ from edgedistill import (
     __version__,
     cli_bench,
     cli_compare,
+    cli_evaluate,
     cli_machine,
     cli_tuning,
     cli_update,
@@ -389,4 +390,5 @@ def _agreed(render: Callable[[Any], RenderableType], value: dict[str, Any]) -> b
 cli_machine.add_to(cli, common, _show, _load)
 cli_tuning.add_to(cli, common, _show)
 cli_compare.add_to(cli, common, _show)
+cli_evaluate.add_to(cli, common, _show)
 cli_update.add_to(cli, common, _show)

@@ -34,6 +34,8 @@ COMMANDS = (
         "compare",
         "history",
         "predict",
+        "evaluate",
+        "retention",
         "lora",
         "adapt",
         "update",
