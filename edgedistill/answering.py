@@ -12,7 +12,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,17 @@ def _requests() -> queue.SimpleQueue[dict[str, Any]]:
 
     threading.Thread(target=read, daemon=True).start()
     return waiting
+
+
+def holds_any(
+    detokenize: Callable[[list[int]], str], made: list[int], stop_texts: Sequence[str]
+) -> bool:
+    """Whether one of the texts is at the end of what these tokens say. Each token but a special one
+    writes at least a byte, so a few behind the longest text's bytes are enough to look at."""
+    if not stop_texts:
+        return False
+    said = detokenize(made[-max(len(text.encode()) for text in stop_texts) - 4 :])
+    return any(text in said for text in stop_texts)
 
 
 def peak_memory_bytes() -> int:

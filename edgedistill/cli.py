@@ -24,6 +24,7 @@ from edgedistill import (
     __version__,
     cli_bench,
     cli_compare,
+    cli_evaluate,
     cli_judge,
     cli_machine,
     cli_tuning,
@@ -391,4 +392,5 @@ cli_machine.add_to(cli, common, _show, _load)
 cli_tuning.add_to(cli, common, _show)
 cli_compare.add_to(cli, common, _show)
 cli_judge.add_to(cli, common, _show)
+cli_evaluate.add_to(cli, common, _show)
 cli_update.add_to(cli, common, _show)

@@ -12,14 +12,14 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime_genai as genai
 
-from edgedistill.answering import Refused, answer_requests, peak_memory_bytes
+from edgedistill.answering import Refused, answer_requests, holds_any, peak_memory_bytes
 
 BATCH = 512  # prompt tokens a call: genai keeps the logits of all of them
 CONFIG, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
@@ -45,6 +45,8 @@ class Native:
         # Text goes in and comes out as it is: no BOS is added, no special token is hidden.
         self.tokenizer.update_options(add_special_tokens="false", skip_special_tokens="false")
         self.n_vocab = int(self.config["model"]["vocab_size"])
+        # What `logits` was asked last: its prompt, that prompt's cache, and the row behind it.
+        self.held: tuple[list[int], Any, Any] | None = None
         self.load_seconds = time.perf_counter() - started
 
     def facts(self) -> Json:
@@ -97,10 +99,13 @@ class Native:
         except RuntimeError as error:
             raise Refused(f"onnxruntime-genai cannot render the chat template: {error}") from error
 
-    def generate(self, ids: list[int], max_tokens: int, stop_ids: list[int]) -> Json:
+    def generate(
+        self, ids: list[int], max_tokens: int, stop_ids: list[int], stop_texts: Sequence[str] = ()
+    ) -> Json:
         """Greedy: the most likely token each time, no penalties. Times in seconds."""
         self._fits(len(ids) + max_tokens)
         self._known(ids)
+        self.held = None  # a cache of the whole context: two would be twice the memory
         stop, made, ticks = frozenset(stop_ids), list[int](), list[float]()
         started = time.perf_counter()
         generator = self._generator()
@@ -109,7 +114,7 @@ class Native:
         first = time.perf_counter()
         while token not in stop:
             made.append(token)
-            if len(made) >= max_tokens:
+            if len(made) >= max_tokens or holds_any(self.detokenize, made, stop_texts):
                 break
             _feed(generator, [token])
             token = int(self._row(generator).argmax())
@@ -132,23 +137,39 @@ class Native:
         self._known(ids)
         if not 0 < first < len(ids):
             raise Refused(f"cannot give logits from position {first} of {len(ids)} tokens")
-        generator = self._generator()
-        _feed(generator, ids[:first])
+        generator, row = self._behind(ids[:first])
         likely = []
         with Path(into).open("ab") as stream:
             for j in range(first, len(ids)):
-                row = self._row(generator)
                 stream.write(row.tobytes())
                 likely.append(int(row.argmax()))
                 if j < len(ids) - 1:
                     _feed(generator, [ids[j]])
+                    row = self._row(generator)
         return likely
+
+    def _behind(self, ids: list[int]) -> tuple[Any, Any]:
+        """The cache of exactly these tokens and the row behind it: the answers to one question
+        share it. A cache that forgets (a window) is not gone back in."""
+        if self.held is not None and self.held[0] == ids and not self._window:
+            _, generator, row = self.held
+            generator.rewind_to(len(ids))
+            return generator, row
+        self.held, generator = None, self._generator()
+        _feed(generator, ids)
+        self.held = (ids, generator, self._row(generator).copy())
+        return generator, self.held[2]
+
+    @property
+    def _window(self) -> bool:
+        return "sliding_window" in self.config["model"]["decoder"]
 
     def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
         """llama-bench's convention (llama.cpp, tools/llama-bench): random tokens, an empty cache
         each run or one of `depth` tokens (its -d), one warm-up, neither tokenization nor sampling.
         Tokens a second of each run."""
         self._fits(depth + max(pp, tg))
+        self.held = None
         chance = random.Random(0)
         before = [chance.randrange(self.n_vocab) for _ in range(depth)]
         ids = [chance.randrange(self.n_vocab) for _ in range(max(pp, tg))]

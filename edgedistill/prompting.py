@@ -42,7 +42,7 @@ class StudentPrompt:
     def __init__(self, folder: Path, spec: StudentSpec) -> None:
         self._folder = folder
         self._spec = spec
-        self._tokenizer = _load_tokenizer(folder / TOKENIZER)
+        self._tokenizer = load_tokenizer(folder / TOKENIZER)
         config = json.loads((folder / TOKENIZER_CONFIG).read_text("utf-8"))
         self._bos: str = config.get("bos_token") or ""
         self._eos: str = config.get("eos_token") or ""
@@ -151,7 +151,12 @@ class StudentPrompt:
         ) from cause
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a `tokenizer.json`.
+
+    Raises:
+        WeightsError: it cannot be read. MissingTool: the package is not installed.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError as error:

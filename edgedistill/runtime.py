@@ -108,10 +108,20 @@ class LlamaCpp:
         """Text of token IDs, special tokens included."""
         return str(self._child.ask("detokenize", ids=ids)) if ids else ""
 
-    def generate(self, ids: list[int], max_tokens: int, stop_ids: frozenset[int]) -> Generation:
-        """Greedy answer to the prompt `ids`, from an empty cache: argmax of raw logits."""
-        stop = sorted(stop_ids)
-        answer = self._child.ask("generate", ids=ids, max_tokens=max_tokens, stop_ids=stop)
+    def generate(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        stop_ids: frozenset[int],
+        *,
+        stop_texts: Sequence[str] = (),
+    ) -> Generation:
+        """Greedy answer to the prompt `ids`, from an empty cache: argmax of raw logits. It ends at
+        the token that completes one of `stop_texts`, which stays in it, as at a stop token."""
+        asked = {"stop_texts": list(stop_texts)} if stop_texts else {}
+        answer = self._child.ask(
+            "generate", ids=ids, max_tokens=max_tokens, stop_ids=sorted(stop_ids), **asked
+        )
         return Generation(**answer)
 
     def logits(self, ids: list[int], first: int, into: Path) -> list[int]:

@@ -11,14 +11,14 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from edgedistill.answering import Refused, answer_requests, peak_memory_bytes
+from edgedistill.answering import Refused, answer_requests, holds_any, peak_memory_bytes
 from edgedistill.importance import Importance, read_importance
 
 BATCH = 512  # prompt tokens a call of llama_decode (llama.cpp's n_batch and n_ubatch)
@@ -50,6 +50,7 @@ class Native:
             self._apply(lora)
         self.n_ctx = int(lib.llama_n_ctx(self.context))
         self.memory = lib.llama_get_memory(self.context)
+        self.held: list[int] = []  # what the cache begins with, where `logits` filled it
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
         self.load_seconds = time.perf_counter() - started
 
@@ -113,19 +114,21 @@ class Native:
             count = lib.llama_detokenize(self.vocab, given, len(ids), text, -count, False, True)
         return text.raw[:count].decode("utf-8", "replace")
 
-    def generate(self, ids: list[int], max_tokens: int, stop_ids: list[int]) -> dict[str, Any]:
+    def generate(
+        self, ids: list[int], max_tokens: int, stop_ids: list[int], stop_texts: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Greedy: the most likely token each time, no penalties. Times in seconds."""
         self._fits(len(ids) + max_tokens)
         self._known(ids)
         stop, made, ticks = frozenset(stop_ids), list[int](), list[float]()
         started = time.perf_counter()
-        lib.llama_memory_clear(self.memory, False)
+        self._clear()
         self._prefill(ids, len(ids) - 1)
         token = int(self._row().argmax())
         first = time.perf_counter()
         while token not in stop:
             made.append(token)
-            if len(made) >= max_tokens:
+            if len(made) >= max_tokens or holds_any(self.detokenize, made, stop_texts):
                 break
             self._step(token, len(ids) + len(made) - 1)
             token = int(self._row().argmax())
@@ -148,8 +151,7 @@ class Native:
         self._known(ids)
         if not 0 < first < len(ids):
             raise Refused(f"cannot give logits from position {first} of {len(ids)} tokens")
-        lib.llama_memory_clear(self.memory, False)
-        self._prefill(ids[: first - 1], first - 1)
+        self._hold(ids[: first - 1])
         likely = []
         with Path(into).open("ab") as stream:
             for start in range(first - 1, len(ids) - 1, OUTPUTS):
@@ -198,7 +200,7 @@ class Native:
         many runs there are. None for no tokens."""
         if not ids:
             return None
-        lib.llama_memory_clear(self.memory, False)
+        self._clear()
         self._prefill(ids, len(ids) - 1)
         size = lib.llama_state_seq_get_size(self.context, 0)
         state = (ctypes.c_uint8 * size)()
@@ -207,11 +209,24 @@ class Native:
         return state
 
     def _restore(self, state: Any) -> None:
-        lib.llama_memory_clear(self.memory, False)
+        self._clear()
         if state is not None and not lib.llama_state_seq_set_data(
             self.context, state, len(state), 0
         ):
             raise Refused("llama.cpp cannot take back the state that it gave")
+
+    def _clear(self) -> None:
+        lib.llama_memory_clear(self.memory, False)
+        self.held = []
+
+    def _hold(self, ids: list[int]) -> None:
+        """Have exactly these tokens in the cache: the answers to one question share it. A cache
+        that forgets (a window, a state) is filled anew."""
+        again = bool(ids) and ids == self.held and not lib.llama_model_n_swa(self.model)
+        if not (again and lib.llama_memory_seq_rm(self.memory, 0, len(ids), -1)):
+            self._clear()
+            self._prefill(ids, len(ids))
+        self.held = ids
 
     def _prefill(self, ids: list[int], wanted: int, behind: int = 0) -> None:
         """Decode `ids` from position `behind`; logits are computed for the one at `wanted` in `ids`

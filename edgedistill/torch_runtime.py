@@ -78,6 +78,24 @@ class TorchModel:
         for part in _parts(rows):
             yield from self._logits(part)
 
+    def behind(self, cache: Any, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The rows [len(ids), vocab] that predict what follows each of `ids`, behind what `cache`
+        holds (see `read_once`), which stays as it is. None: behind nothing."""
+        import torch
+
+        with torch.inference_mode():
+            found = self._model(
+                input_ids=torch.tensor([list(ids)], device=self._model.device),
+                past_key_values=None if cache is None else repeated(cache, 1),
+                use_cache=cache is not None,
+            ).logits
+        rows: npt.NDArray[np.float32] = found[0].float().cpu().numpy()
+        return rows
+
+    def read_once(self, ids: Sequence[int]) -> Any:
+        """See `read_once`."""
+        return read_once(self._model, ids)
+
     def _logits(
         self, rows: Sequence[tuple[Sequence[int], int]]
     ) -> Iterator[npt.NDArray[np.float32]]:

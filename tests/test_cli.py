@@ -35,6 +35,8 @@ COMMANDS = (
         "history",
         "predict",
         "judge",
+        "evaluate",
+        "retention",
         "lora",
         "adapt",
         "update",

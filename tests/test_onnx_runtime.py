@@ -187,3 +187,25 @@ def test_it_is_opened_by_name(model: Path) -> None:
     with open_runtime(ONNX, model, threads=1, context_tokens=64) as runtime:
         assert runtime.facts["n_ctx"] == 64
     assert size_of(model) == sum(file.stat().st_size for file in model.iterdir())
+
+
+def test_answers_to_one_question_share_its_cache_and_stay_the_same(
+    runtime: OnnxGenai, model: Path, tmp_path: Path
+) -> None:
+    question = runtime.tokenize(PROMPT)
+    texts = ("the canoe", "others", "in the canoe")
+    asked = [[*question, *runtime.tokenize(text)] for text in texts]
+    for n, ids in enumerate(asked):
+        runtime.logits(ids, len(question), tmp_path / f"shared{n}")
+        with OnnxGenai(model, threads=1, context_tokens=256) as fresh:
+            fresh.logits(ids, len(question), tmp_path / f"fresh{n}")
+        assert (tmp_path / f"shared{n}").read_bytes() == (tmp_path / f"fresh{n}").read_bytes()
+
+
+def test_an_answer_ends_where_a_stop_text_does(runtime: OnnxGenai) -> None:
+    ids = runtime.tokenize(PROMPT)
+    whole = runtime.generate(ids, 24, frozenset())
+    stop = whole.text[5:8]
+    made = runtime.generate(ids, 24, frozenset(), stop_texts=["not there", stop])
+    assert len(made.ids) < len(whole.ids)
+    assert stop in made.text

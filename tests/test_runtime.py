@@ -242,3 +242,29 @@ def test_quantize_failures_leave_nothing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be read: No such file"):
         quantize_file(tmp_path / "missing.gguf", tmp_path / "q.gguf", "Q4_0")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_to_one_question_share_its_cache_and_stay_the_same(
+    runtime: LlamaCpp, model: Path, tmp_path: Path
+) -> None:
+    question = runtime.tokenize(PROMPT)
+    texts = ("the canoe", "others", "in the canoe")
+    asked = [[*question, *runtime.tokenize(text)] for text in texts]
+    for n, ids in enumerate(asked):
+        runtime.logits(ids, len(question), tmp_path / f"shared{n}")
+        with LlamaCpp(model, threads=1, context_tokens=1024) as fresh:
+            fresh.logits(ids, len(question), tmp_path / f"fresh{n}")
+        assert (tmp_path / f"shared{n}").read_bytes() == (tmp_path / f"fresh{n}").read_bytes()
+    runtime.generate(question, 3, frozenset())  # fills the cache with something else
+    runtime.logits(asked[0], len(question), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "shared0").read_bytes()
+
+
+def test_an_answer_ends_where_a_stop_text_does(runtime: LlamaCpp) -> None:
+    ids = runtime.tokenize(PROMPT)
+    whole = runtime.generate(ids, 24, frozenset())
+    stop = whole.text[5:8]
+    made = runtime.generate(ids, 24, frozenset(), stop_texts=["not there", stop])
+    assert len(made.ids) < len(whole.ids)
+    assert stop in made.text
+    assert stop not in runtime.detokenize(made.ids[:-1])
