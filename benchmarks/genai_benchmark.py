@@ -18,13 +18,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from llama_bench import PP, TG, Rates, row_of
+from llama_bench import PP, TG, Rates, rows_of
 
 from edgedistill import machine
 from edgedistill.onnx_runtime import CONFIG, OnnxGenai
-from edgedistill.runtimes import size_of
 
 RUNS = 3  # of each program in a round, behind a warm-up
 
@@ -37,22 +37,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=machine.threads())
     parser.add_argument("--python", default=sys.executable)
     given = parser.parse_args()
-    found: dict[Path, list[tuple[Rates, Rates]]] = {model: [] for model in given.models}
-    for number in range(given.rounds):
-        for model, pairs in found.items():
-            print(f"round {number + 1}: {model.name}", file=sys.stderr)
-            if number % 2:
-                theirs = _theirs(given.python, given.program, model, given.threads)
-                pairs.append((_ours(model, given.threads), theirs))
-            else:
-                ours = _ours(model, given.threads)
-                pairs.append((ours, _theirs(given.python, given.program, model, given.threads)))
-    rows = [
-        row_of(model.name, size_of(model), pairs, found[given.models[0]], "genai_benchmark")
-        for model, pairs in found.items()
-    ]
-    result = {"machine": machine.facts(), "threads": given.threads, "rows": rows}
-    print(json.dumps(result, indent=2))
+    ours = partial(_ours, threads=given.threads)
+    theirs = partial(_theirs, given.python, given.program, threads=given.threads)
+    rows = rows_of("genai_benchmark", given.models, given.rounds, ours, theirs)
+    print(
+        json.dumps({"machine": machine.facts(), "threads": given.threads, "rows": rows}, indent=2)
+    )
 
 
 def _ours(model: Path, threads: int) -> Rates:

@@ -17,10 +17,13 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from edgedistill import machine
 from edgedistill.runtime import LlamaCpp
+from edgedistill.runtimes import size_of
 
 PP, TG = 512, 128
 Rates = dict[str, float]  # "pp" and "tg", tokens/s
@@ -33,22 +36,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=machine.threads())
     given = parser.parse_args()
-    found: dict[Path, list[tuple[Rates, Rates]]] = {model: [] for model in given.models}
-    for number in range(given.rounds):
+    ours = partial(_ours, threads=given.threads)
+    theirs = partial(_theirs, given.program, threads=given.threads)
+    rows = rows_of("llama_bench", given.models, given.rounds, ours, theirs)
+    print(
+        json.dumps({"machine": machine.facts(), "threads": given.threads, "rows": rows}, indent=2)
+    )
+
+
+def rows_of(
+    peer: str,
+    models: Sequence[Path],
+    rounds: int,
+    ours: Callable[[Path], Rates],
+    theirs: Callable[[Path], Rates],
+) -> list[dict[str, object]]:
+    """Each model's rates, in so many rounds of both programs; who goes first alternates."""
+    found: dict[Path, list[tuple[Rates, Rates]]] = {model: [] for model in models}
+    for number in range(rounds):
         for model, pairs in found.items():
             print(f"round {number + 1}: {model.name}", file=sys.stderr)
             if number % 2:
-                theirs = _theirs(given.program, model, given.threads)
-                pairs.append((_ours(model, given.threads), theirs))
+                its = theirs(model)
+                pairs.append((ours(model), its))
             else:
-                ours = _ours(model, given.threads)
-                pairs.append((ours, _theirs(given.program, model, given.threads)))
-    rows = [
-        row_of(model.name, model.stat().st_size, pairs, found[given.models[0]], "llama_bench")
-        for model, pairs in found.items()
-    ]
-    result = {"machine": machine.facts(), "threads": given.threads, "rows": rows}
-    print(json.dumps(result, indent=2))
+                mine = ours(model)
+                pairs.append((mine, theirs(model)))
+    first = found[models[0]]
+    return [_row(model.name, size_of(model), each, first, peer) for model, each in found.items()]
 
 
 def _ours(model: Path, threads: int) -> Rates:
@@ -63,7 +78,7 @@ def _theirs(program: Path, model: Path, threads: int) -> Rates:
     return {"pp" if test["n_prompt"] else "tg": float(test["avg_ts"]) for test in tests}
 
 
-def row_of(
+def _row(
     name: str,
     size: int,
     pairs: list[tuple[Rates, Rates]],

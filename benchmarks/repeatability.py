@@ -47,14 +47,22 @@ def main() -> None:
         asked = asked_model(given.model, held.student, None, None)
         prompts = held_out_of(held, given.sample, given.workspace, Silent())
         plan = Plan(given.repeats, prompts=prompts, check=held.check)
-    results = []
+    results: list[Result] = []
     for number in range(given.sittings):
         file = given.keep / f"sitting-{number:02d}.json"
         if not file.is_file():
             print(f"sitting {number + 1} of {given.sittings}", file=sys.stderr)
             write_result(sit(asked, plan, Silent()), file)
         results.append(read_result(file))
+        if _asked(results[0]) != _asked(results[-1]):
+            parser.error(f"{file} is of another model, other prompts or settings: another --keep")
     print(json.dumps(summary(results), indent=2))
+
+
+def _asked(result: Result) -> tuple[object, ...]:
+    """What must be alike in all sittings."""
+    mix = result.token_mix
+    return result.model["sha256"], dict(result.settings), None if mix is None else mix["digest"]
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,11 +9,14 @@ from typing import Any
 
 from edgedistill.artifacts import write_json
 from edgedistill.errors import ArtifactError, UsageError
+from edgedistill.kept_file import Kept
 from edgedistill.measures import Measure
 from edgedistill.result_file import read_measure, written
 
 KIND, VERSION = "edgedistill-benchmarks", 1
-PARTS = ("kind", "version", "made", "machine", "load", "benchmarks")
+PARTS = ("made", "machine", "load", "benchmarks")
+HINT = "runs are made by `python benchmarks/run.py`"
+RUN = Kept(KIND, VERSION, "run of the benchmarks", PARTS, HINT)
 
 
 @dataclass
@@ -54,18 +56,7 @@ def read_run(file: Path) -> Run:
     Raises:
         ArtifactError: it cannot be read, is cut off, is no run, or is of another version.
     """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise _refused(file, f"it cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise _refused(file, f"it is incomplete, cut off or damaged: {error}") from error
-    if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise _refused(file, f"it is no run of the benchmarks: its kind is not {KIND}")
-    if value.get("version") != VERSION:
-        raise _refused(file, f"it is of version {value.get('version')}, and this reads {VERSION}")
-    if missing := [name for name in PARTS if name not in value]:
-        raise _refused(file, f"it lacks {', '.join(missing)}")
+    value = RUN.read(file)
     try:
         known = {name: value[name] for name in Run.__dataclass_fields__ if name in value}
         for side in ("benchmarks", "against_benchmarks"):
@@ -74,7 +65,7 @@ def read_run(file: Path) -> Run:
         run = Run(**known)
         _ = run.machine["fingerprint"], None if run.load is None else run.load["busy"]
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise _refused(file, f"it is damaged: {error!r}") from error
+        raise RUN.refused(file, f"it is damaged: {error!r}") from error
     return run
 
 
@@ -103,7 +94,3 @@ def find_baseline(path: Path, fingerprint: str) -> tuple[Path, Run]:
             hint="leave --baseline out once, so that there is one",
         )  # fmt: skip
     return max(own, key=lambda each: each[1].made)
-
-
-def _refused(file: Path, what: str) -> ArtifactError:
-    return ArtifactError(what, where=str(file), hint="runs are made by `python benchmarks/run.py`")

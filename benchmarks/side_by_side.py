@@ -40,6 +40,8 @@ INPUTS = {  # what a script may be given: what it is
     "LLAMA_BENCH": "the program llama-bench of llama.cpp",
     "LLAMA_IMATRIX": "the program llama-imatrix of llama.cpp",
     "BENCHMARK_E2E": "benchmark/python/benchmark_e2e.py of an onnxruntime-genai checkout",
+    "BANKING77": "a folder with banking77's prompts as JSONL",
+    "JUDGE": "a GGUF file of the model that judges",
     "CONVERTER": "convert_hf_to_gguf.py of a llama.cpp checkout",
 }
 PROGRAMS = {"LLAMA_BENCH": "llama-bench", "LLAMA_IMATRIX": "llama-imatrix"}
@@ -80,6 +82,11 @@ SCRIPTS = (
         ("trl", "datasets"), slow=True,
     ),
     Script("methods_table", ("{RECIPE}",), slow=True),
+    Script("judge_agreement", ("{JUDGE}", "--banking77", "{BANKING77}"), slow=True),
+    Script(
+        "evaluate_chain", ("{CHECKPOINT}", "{HELD_OUT}", "{BANKING77}", "--system", "{SYSTEM}"),
+        ("lm_eval",), slow=True,
+    ),
 )  # fmt: skip
 # Beside these: what makes a peer's files for them, or is imported by them.
 NO_MEASUREMENT = ("banking77_recipe", "peer_autoround", "gpu_time")

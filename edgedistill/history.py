@@ -173,14 +173,20 @@ def _known(figure: str) -> str:
     return name
 
 
+def _require_zone(time: str) -> None:
+    """Times with and without a zone have no order."""
+    if datetime.datetime.fromisoformat(time).tzinfo is None:
+        raise ValueError("a time without its zone")
+
+
 def _line(text: str) -> dict[str, Any] | None:
     """What one line holds, or None where it is torn or of another kind."""
     try:
         value = json.loads(text)
-        datetime.datetime.fromisoformat(value["made"])
+        _require_zone(value["made"])
         if value.get("commit") is not None:
             _ = value["commit"]["hash"][:SHORT], value["commit"]["dirty"]
-            datetime.datetime.fromisoformat(value["commit"]["committed"] or value["made"])
+            _require_zone(value["commit"]["committed"] or value["made"])
     except (ValueError, TypeError, KeyError):
         return None
     whole = all(name in value for name in NEEDED) and isinstance(value["figures"], dict)

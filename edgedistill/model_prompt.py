@@ -68,6 +68,7 @@ def asked_model(
     try:
         value = json.loads(manifest.read_text("utf-8"))
         file, own = path / value["facts"]["model"], value["spec"]["recipe"]["student"]
+        _ = value["spec"]["recipe"]["name"], value["spec"]["target"]["name"], value["key"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"the bundle's manifest cannot be read: {error!r}", where=str(manifest)

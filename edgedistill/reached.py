@@ -23,6 +23,10 @@ from edgedistill.result_set import Named
 from edgedistill.target import Roofline, Target
 
 DECODE, PREFILL = f"tg{DECODE_TOKENS}", f"pp{PREFILL_TOKENS}"
+BY_PROFILE = (
+    "on a target decoding gets the share of its bandwidth that was reached here, or its profile's "
+    "efficiency where that is less, and prefill all of the profile's compute"
+)
 MEAN_CONTEXT = DECODE_TOKENS / 2  # of tg128: it begins with an empty cache
 
 
@@ -112,7 +116,7 @@ def predict(named: Sequence[Named], targets: Sequence[Target]) -> Predictions:
         targets=[_on_target(each, target) for target in targets for each in named],
         worst_decode_error=_worst([each.decode_error for each in checked]),
         worst_prefill_error=_worst([each.prefill_error for each in checked]),
-        notes=_notes(named, checked),
+        notes=[*([BY_PROFILE] if targets else []), *_notes(named, checked)],
     )
 
 
@@ -169,8 +173,12 @@ def _checked(ours: Named, there: Named) -> Predicted:
 
 
 def _on_target(each: Named, target: Target) -> Predicted:
-    profile = _profile(target)
-    decode, prefill = _rates(each.result, profile.bandwidth_gb_s, profile.compute_gflops)
+    """A profile's bandwidth is a data sheet's, of which less can be read than of a measured one,
+    and its compute is already what prefill can use of it (target.Roofline)."""
+    profile, roof = _profile(target), _roofline(each.result)
+    share = min(roof["decode_share"], profile.efficiency)
+    decode = share * profile.bandwidth_gb_s * 1e9 / roof["bytes_per_token"]
+    prefill = profile.compute_gflops * 1e9 / roof["flops_per_token"]
     return Predicted(each.result.model["name"], each.name, target.name, decode, prefill)
 
 

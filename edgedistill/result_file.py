@@ -4,7 +4,6 @@ months later, beside others, by another version.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,13 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import write_json
-from edgedistill.errors import ArtifactError
 from edgedistill.figures import SHARES
+from edgedistill.kept_file import Kept
 from edgedistill.measures import STATISTICS, Measure
 
 KIND, VERSION = "edgedistill-result", 1
 BOUNDS = ("low", "high")
-PARTS = ("kind", "version", "made", "edgedistill", "model", "device", "load", "settings", "figures")
+PARTS = (
+    "made",
+    "edgedistill",
+    "model",
+    "device",
+    "load",
+    "conditions",
+    "settings",
+    "figures",
+)
+HINT = "results are made by `edgedistill bench MODEL --out FILE`"
+RESULT = Kept(KIND, VERSION, "result", PARTS, HINT)
 SECTIONS = {  # of a result: what each must hold
     "model": ("name", "sha256", "bytes"),
     "device": ("address", "cpu", "fingerprint"),
@@ -33,6 +43,7 @@ SECTIONS = {  # of a result: what each must hold
         "prefill_share",
     ),
 }  # fmt: skip
+RATES = ("pp512", "tg128")
 OPTIONAL = ("token_mix", "check", "likeness", "roofline")
 SHARE = ("value", "low", "high", "n")
 FLAGS = (
@@ -85,18 +96,7 @@ def read_result(file: Path) -> Result:
     Raises:
         ArtifactError: it cannot be read, is cut off, is no result, or is of a later version.
     """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise _refused(file, f"it cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise _refused(file, f"it is incomplete, cut off or damaged: {error}") from error
-    if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise _refused(file, f"it is no result: its kind is not {KIND}")
-    if value.get("version") != VERSION:
-        raise _refused(file, f"it is of version {value.get('version')}, and this reads {VERSION}")
-    if missing := [name for name in PARTS if name not in value]:
-        raise _refused(file, f"it lacks {', '.join(missing)}")
+    value = RESULT.read(file)
     known = {name: value[name] for name in Result.__dataclass_fields__ if name in value}
     try:
         if not isinstance(value["figures"], Mapping):
@@ -105,7 +105,7 @@ def read_result(file: Path) -> Result:
         result = Result(**{**known, "figures": figures})
         require_whole(result)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise _refused(file, f"it is damaged: {error}") from error
+        raise RESULT.refused(file, f"it is damaged: {error}") from error
     return result
 
 
@@ -128,7 +128,12 @@ def read_measure(name: str, value: Any) -> Measure:
 
 
 def _is_number(value: Any) -> bool:
+    """A bound may be nan where it is not known: see read_measure."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def require_whole(result: Result) -> None:
@@ -145,7 +150,12 @@ def require_whole(result: Result) -> None:
             raise ValueError(f"{section} is no object")
         if missing := [name for name in names if name not in held]:
             raise ValueError(f"{section} lacks {', '.join(missing)}")
-    _require_numbers(result.roofline or {})
+    _require_roofline(result)
+    parts = (result.conditions.get("before"), result.conditions.get("after"))
+    if not all(part is None or isinstance(part, Mapping) for part in parts):
+        raise ValueError("a reading of conditions is no object")
+    if not isinstance(result.device.get("runtime") or {}, Mapping):
+        raise ValueError("device.runtime is no object")
     size = result.model["bytes"]
     if size is not None and (not _is_number(size) or size < 1):
         raise ValueError("model.bytes is no size")
@@ -153,10 +163,15 @@ def require_whole(result: Result) -> None:
     _require_whole_answers(result.likeness or {"rows": [], "agreement": None, "gold": None})
 
 
-def _require_numbers(roofline: Mapping[str, Any]) -> None:
-    for name in SECTIONS["roofline"] if roofline else ():
-        if not _is_number(roofline[name]) or not roofline[name] > 0:
+def _require_roofline(result: Result) -> None:
+    """With the rates that its shares are of."""
+    if result.roofline is None:
+        return
+    for name in SECTIONS["roofline"]:
+        if not _is_finite(result.roofline[name]) or not result.roofline[name] > 0:
             raise ValueError(f"roofline.{name} is no number above 0")
+    if missing := [name for name in RATES if name not in result.figures]:
+        raise ValueError(f"there is a roofline, and no figure {', '.join(missing)}")
 
 
 def _require_whole_chain(links: Sequence[Mapping[str, Any]]) -> None:
@@ -175,7 +190,7 @@ def _require_whole_answers(likeness: Mapping[str, Any]) -> None:
             raise ValueError("an answer has no id, or a verdict that is not true or false")
     for name in SHARES:
         share = likeness.get(name)
-        if share is not None and not all(_is_number(share[part]) for part in SHARE):
+        if share is not None and not all(_is_finite(share[part]) for part in SHARE):
             raise ValueError(f"likeness.{name} is no share with its interval")
 
 
@@ -183,9 +198,3 @@ def written(figure: dict[str, Any]) -> dict[str, Any]:
     """A figure as a file has it: JSON has no nan."""
     unknown = {name: None for name in BOUNDS if math.isnan(figure[name])}
     return {**figure, **unknown}
-
-
-def _refused(file: Path, what: str) -> ArtifactError:
-    return ArtifactError(
-        what, where=str(file), hint="results are made by `edgedistill bench MODEL --out FILE`"
-    )

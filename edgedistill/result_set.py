@@ -10,7 +10,8 @@ from typing import Any
 
 from edgedistill.bundle_result import is_bundle, read_bundle
 from edgedistill.errors import ArtifactError, UsageError
-from edgedistill.result_file import Result, read_result
+from edgedistill.kept_file import is_of_another_kind
+from edgedistill.result_file import KIND, Result, read_result
 
 MAKE = "make a result with `edgedistill bench MODEL --out FILE`"
 
@@ -46,7 +47,9 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir() or is_bundle(path):
         return [path]
     bundles = sorted(each for each in path.glob("*") if each.is_dir() and is_bundle(each))
-    found = [*sorted(path.glob("*.json")), *bundles]
+    # Beside results lie files of `judge` and `evaluate`, which say by themselves what they are.
+    results = [file for file in sorted(path.glob("*.json")) if not is_of_another_kind(file, KIND)]
+    found = [*results, *bundles]
     if not found:
         raise UsageError(
             "this folder has no result (*.json) and no bundle in it", where=str(path), hint=MAKE

@@ -22,6 +22,7 @@ from edgedistill.checks import Checker, check_identity
 from edgedistill.collect import collect
 from edgedistill.conditions import changes, spent
 from edgedistill.curate import curate, read_refused
+from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import EvalRow, read_rows, shuffled
 from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
 from edgedistill.load_watch import BUSY_SHARE, Load
@@ -161,7 +162,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     require_depths(asked.file, plan.more.depths)
     checker = None if plan.prompts is None else ready_checker(plan.check)
     place = place or Here()
-    device = place.facts()
+    device, model = place.facts(), model_facts(asked)
     require_cores([plan.threads or 1, *plan.more.threads], device["usable_cores"])
     threads = plan.threads or device["threads"]
     rows = plan.prompts.rows if plan.prompts is not None else []
@@ -175,14 +176,13 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         for number in range(plan.processes):
             seen.append(_process(asked, plan, place, prompt, threads, number, task))
     load, after = watch.stop(), place.conditions()
-    with progress.task("measuring memory and arithmetic", None):
-        ceilings = place.ceilings(threads)
     figures = {} if place.clock == NONE else _figures(seen)
+    roofline, unknown = _roofline(asked, place, threads, figures, progress)
     likeness = _likeness(plan, checker, seen, progress)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
-        model=model_facts(asked),
+        model=model,
         device={"address": place.address, **device, "runtime": place.runtime(asked.file)},
         load={**asdict(load), "busy": load.busy},
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
@@ -195,9 +195,22 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         token_mix=mix_facts(plan.prompts),
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
-        roofline=None if ceilings is None else reached(asked.file, figures, ceilings),
-        notes=[*CLOCKS[place.clock], *_notes(load, likeness, place.clock != NONE)],
+        roofline=roofline,
+        notes=[*CLOCKS[place.clock], *_notes(load, likeness, place.clock != NONE), *unknown],
     )  # fmt: skip
+
+
+def _roofline(
+    asked: Asked, place: Place, threads: int, figures: Mapping[str, Measure], progress: Progress
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The ceilings and what was reached of them, or a note on why they are not known: what was
+    measured before stands without them."""
+    try:
+        with progress.task("measuring memory and arithmetic", None):
+            ceilings = place.ceilings(threads)
+            return None if ceilings is None else reached(asked.file, figures, ceilings), []
+    except RuntimeFailure as error:
+        return None, [f"the device's ceilings are not known: {error.what}"]
 
 
 def _notes(load: Load, likeness: Mapping[str, Any] | None, timed: bool) -> list[str]:

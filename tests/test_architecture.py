@@ -17,8 +17,9 @@ PACKAGE = ROOT / "edgedistill"
 LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("facts", {"allocations", "artifacts", "check_specs", "commit", "errors", "families",
             "field_help", "figures",
-            "hard_texts", "library", "measures", "memory", "methods", "names", "number_formats",
-            "onnx_families", "onnx_formats", "onnx_nodes", "progress", "recipe", "result_file",
+            "hard_texts", "kept_file", "library", "measures", "memory", "methods", "names",
+            "number_formats", "onnx_families", "onnx_formats", "onnx_nodes", "progress",
+            "recipe", "result_file",
             "results",
             "strict", "target", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",

@@ -386,6 +386,13 @@ def test_a_bare_baseline_needs_one() -> None:
         laid(False, fail_if=("tg128 < baseline",))
 
 
+def test_other_files_of_ours_in_a_folder_are_left_out(run: Run, here: Path) -> None:
+    (here / "all").mkdir()
+    write(BASE, here / "all" / "base.json")
+    (here / "all" / "judged.json").write_text('{"kind": "edgedistill-judgement"}', "utf-8")
+    assert [row["name"] for row in run("compare", "all", "--json").json["rows"]] == ["base"]
+
+
 def test_a_planted_regression_is_found_and_equal_builds_are_left_alone(
     run: Run, here: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +64,18 @@ def test_a_target_by_its_profile() -> None:
     (there,) = found.targets
     assert there.on == "phone"
     assert there.decode == pytest.approx(0.5 * phone.roofline.bandwidth_gb_s * 1e9 / MB, rel=0.03)
+    assert there.prefill == pytest.approx(phone.roofline.compute_gflops * 1e9 / 2 / PARAMETERS)
     assert there.decode_error is None
-    assert "how far these predictions are off is not known" in found.notes[0]
+    assert "how far these predictions are off is not known" in found.notes[1]
+
+
+def test_a_profile_that_reaches_less() -> None:
+    """90 % were reached here, and the phone's profile says 55."""
+    phone = load_target(library.find("target", "phone"))
+    assert phone.roofline is not None
+    (there,) = predict(named(on_device("a", 10, 100, 90)), [phone]).targets
+    efficient = phone.roofline.efficiency * phone.roofline.bandwidth_gb_s
+    assert there.decode == pytest.approx(efficient * 1e9 / MB)
 
 
 def test_another_file_is_no_check() -> None:
@@ -88,15 +99,29 @@ def replace_roofline(target: Any) -> Any:
 
 
 def test_ceilings_of_this_machine() -> None:
+    """In the units they are told in: as a product and a read timed here, other work or not."""
+    import numpy as np
+
     found = measure_ceilings(1)
-    assert 0.1 < found.bandwidth_gb_s < 10_000
-    assert 0.1 < found.compute_gflops < 100_000
+    assert found is not None
+    matrix, array = np.ones((1024, 1024), np.float32), np.ones(16_000_000, np.float32)
+    flops = 2 * 1024**3 / least(lambda: matrix @ matrix)
+    read = array.nbytes / least(lambda: np.dot(array, array))
+    assert 1 / 20 < found.compute_gflops * 1e9 / flops < 20
+    assert 1 / 20 < found.bandwidth_gb_s * 1e9 / read < 20
+
+
+def least(work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def test_all_threads_count() -> None:
     """Work that only waits takes as long on two threads as on one, so twice as much is done."""
-    import time
-
     one = ceilings_child._best(lambda _: time.sleep(0.05), 1, 1)
     two = ceilings_child._best(lambda _: time.sleep(0.05), 2, 1)
     assert two < 1.8 * one

@@ -53,3 +53,18 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a model at all, but long enough to be read")
     with pytest.raises(RuntimeFailure, match="GGUF"):
         load_of(path)
+
+
+def test_an_architecture_without_heads(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "m.gguf", "mamba")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_head_count(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(RuntimeFailure, match="not a GGUF file we can size"):
+        load_of(tmp_path / "m.gguf")

@@ -20,6 +20,7 @@ from edgedistill.fidelity import EvalRow
 from edgedistill.history import read_history
 from edgedistill.measures import measure
 from edgedistill.model_prompt import asked_model
+from edgedistill.places import Here
 from edgedistill.progress import Silent
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result
@@ -175,6 +176,21 @@ def test_bad_words(
 ) -> None:
     done = run("bench", *words)
     assert (done.code, said in done.err) == (code, True), done.err
+
+
+class Unmeasurable(Here):
+    """A machine whose ceilings cannot be measured."""
+
+    def ceilings(self, threads: int) -> Ceilings:
+        raise RuntimeFailure("there is too little memory")
+
+
+def test_what_was_measured_stands_without_ceilings(model: Path) -> None:
+    asked = asked_model(model, None, None, None)
+    found = sit(asked, Plan(processes=2, runs=1, threads=1), Silent(), Unmeasurable())
+    assert found.figures["tg128"].value > 0
+    assert found.roofline is None
+    assert found.notes[-1] == "the device's ceilings are not known: there is too little memory"
 
 
 def test_values_far_off_are_counted() -> None:

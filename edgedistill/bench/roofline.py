@@ -43,7 +43,11 @@ def load_of(model: Path) -> Load:
     """
     if model.is_dir():
         with open_runtime(ONNX, model, context_tokens=64) as runtime:
-            return onnx_load(runtime.facts, runtime.metadata())
+            facts, keys = runtime.facts, runtime.metadata()
+        try:
+            return onnx_load(facts, keys)
+        except (KeyError, ValueError) as error:
+            raise RuntimeFailure(f"its sizes are not told: {error}", where=str(model)) from error
     from gguf import GGUFReader
 
     try:
@@ -54,9 +58,9 @@ def load_of(model: Path) -> Load:
         needed = {name: reader.fields[f"{arch}.{name}"].contents() for name in names}
         extra = ("attention.head_count_kv", "attention.key_length", "attention.value_length")
         given = {n: f.contents() for n in extra if (f := reader.fields.get(f"{arch}.{n}"))}
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        return load_from(sizes, {**needed, **given})
+    except (OSError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         raise RuntimeFailure(f"not a GGUF file we can size: {error}", where=str(model)) from error
-    return load_from(sizes, {**needed, **given})
 
 
 def onnx_load(facts: Mapping[str, Any], keys: Mapping[str, str]) -> Load:

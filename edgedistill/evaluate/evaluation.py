@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.artifacts import digest_of, write_json
-from edgedistill.errors import ArtifactError
+from edgedistill.kept_file import Kept
 
 KIND, VERSION = "edgedistill-evaluation", 1
-PARTS = ("kind", "version", "made", "edgedistill", "model", "device", "settings", "tasks")
+PARTS = ("made", "edgedistill", "model", "device", "settings", "tasks")
+HINT = "evaluations are made by `edgedistill evaluate MODEL --out FILE`"
+EVALUATION = Kept(KIND, VERSION, "evaluation", PARTS, HINT)
 TASK_PARTS = ("name", "config", "rows", "scores")
 
 
@@ -83,24 +84,13 @@ def read_evaluation(file: Path) -> Evaluation:
     Raises:
         ArtifactError: it cannot be read, is cut off, is no evaluation, or is of a later version.
     """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise _refused(file, f"it cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise _refused(file, f"it is incomplete, cut off or damaged: {error}") from error
-    if not isinstance(value, dict) or value.get("kind") != KIND:
-        raise _refused(file, f"it is no evaluation: its kind is not {KIND}")
-    if value.get("version") != VERSION:
-        raise _refused(file, f"it is of version {value.get('version')}, and this reads {VERSION}")
-    if missing := [name for name in PARTS if name not in value]:
-        raise _refused(file, f"it lacks {', '.join(missing)}")
+    value = EVALUATION.read(file)
     known = {name: value[name] for name in Evaluation.__dataclass_fields__ if name in value}
     try:
         tasks = [_task(each) for each in value["tasks"]]
         return Evaluation(**{**known, "tasks": tasks})
     except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise _refused(file, f"it is damaged: {error!r}") from error
+        raise EVALUATION.refused(file, f"it is damaged: {error!r}") from error
 
 
 def _task(value: Mapping[str, Any]) -> TaskResult:
@@ -115,9 +105,3 @@ def _task(value: Mapping[str, Any]) -> TaskResult:
         raise ValueError(f"{value['name']}: a row has no document")
     known = {name: value[name] for name in TaskResult.__dataclass_fields__ if name in value}
     return TaskResult(**{**known, "scores": scores})
-
-
-def _refused(file: Path, what: str) -> ArtifactError:
-    return ArtifactError(
-        what, where=str(file), hint="they are made by `edgedistill evaluate MODEL --out FILE`"
-    )

@@ -1,0 +1,60 @@
+"""JSON files of ours that are read again months later, by another version: what they have around
+their contents, and what is said of one that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedistill.errors import ArtifactError
+
+OURS = "edgedistill-"  # how each of our kinds begins
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kind of file: `noun` ("result"), its fields that may not be missing, and what makes it."""
+
+    kind: str
+    version: int
+    noun: str
+    parts: Sequence[str]
+    hint: str
+
+    def read(self, file: Path) -> dict[str, Any]:
+        """Its fields.
+
+        Raises:
+            ArtifactError: it cannot be read, is cut off, of another kind or version, or lacks one.
+        """
+        try:
+            value = json.loads(file.read_text("utf-8"))
+        except OSError as error:
+            raise self.refused(file, f"it cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise self.refused(file, f"it is incomplete, cut off or damaged: {error}") from error
+        if not isinstance(value, dict) or value.get("kind") != self.kind:
+            raise self.refused(file, f"it is no {self.noun}: its kind is not {self.kind}")
+        if value.get("version") != self.version:
+            what = f"it is of version {value.get('version')}, and this reads {self.version}"
+            raise self.refused(file, what)
+        if missing := [name for name in ("kind", "version", *self.parts) if name not in value]:
+            raise self.refused(file, f"it lacks {', '.join(missing)}")
+        return value
+
+    def refused(self, file: Path, what: str) -> ArtifactError:
+        """The error that says so of a file."""
+        return ArtifactError(what, where=str(file), hint=self.hint)
+
+
+def is_of_another_kind(file: Path, kind: str) -> bool:
+    """Whether it is a whole file of ours, but of another kind."""
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    found = value.get("kind") if isinstance(value, dict) else None
+    return isinstance(found, str) and found.startswith(OURS) and found != kind

@@ -1,0 +1,58 @@
+"""What our JSON files have around their contents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgedistill.errors import ArtifactError
+from edgedistill.kept_file import Kept, is_of_another_kind
+
+THING = Kept("edgedistill-thing", 2, "thing", ("made",), "things are made by hand")
+
+
+def kept(folder: Path, **value: Any) -> Path:
+    file = folder / "thing.json"
+    file.write_text(json.dumps({"kind": THING.kind, "version": 2, "made": "now", **value}), "utf-8")
+    return file
+
+
+def test_its_fields(tmp_path: Path) -> None:
+    assert THING.read(kept(tmp_path, more=1))["more"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"kind": "edgedistill-other"}, "it is no thing: its kind is not edgedistill-thing"),
+        ({"version": 3}, "it is of version 3, and this reads 2"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, value: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{said}\n  things are made by hand"):
+        THING.read(kept(tmp_path, **value))
+
+
+def test_a_missing_field(tmp_path: Path) -> None:
+    (tmp_path / "thing.json").write_text('{"kind": "edgedistill-thing", "version": 2}', "utf-8")
+    with pytest.raises(ArtifactError, match="it lacks made"):
+        THING.read(tmp_path / "thing.json")
+
+
+def test_a_file_that_is_cut_in_half(tmp_path: Path) -> None:
+    file = kept(tmp_path)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match="incomplete, cut off or damaged"):
+        THING.read(file)
+    assert not is_of_another_kind(file, "edgedistill-other")
+
+
+def test_other_kinds_of_ours(tmp_path: Path) -> None:
+    file = kept(tmp_path)
+    assert is_of_another_kind(file, "edgedistill-other")
+    assert not is_of_another_kind(file, THING.kind)
+    file.write_text('{"kind": "of somebody else"}', "utf-8")
+    assert not is_of_another_kind(file, THING.kind)
