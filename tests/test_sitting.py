@@ -13,8 +13,9 @@ from conftest import Ran
 from fakes import KEY, MODEL, FakeTeacher
 
 from edgedistill import result_tables
+from edgedistill.ceilings import Ceilings
 from edgedistill.check_specs import JudgeCheck, TextCheck
-from edgedistill.errors import ArtifactError, TeacherUnreachable
+from edgedistill.errors import ArtifactError, RuntimeFailure
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import EvalRow
 from edgedistill.history import read_history
