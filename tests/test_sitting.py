@@ -15,7 +15,7 @@ from fakes import KEY, MODEL, FakeTeacher
 from edgedistill import result_tables
 from edgedistill.ceilings import Ceilings
 from edgedistill.check_specs import JudgeCheck, TextCheck
-from edgedistill.errors import ArtifactError, RuntimeFailure
+from edgedistill.errors import ArtifactError, RuntimeFailure, TeacherUnreachable
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import EvalRow
 from edgedistill.history import read_history
