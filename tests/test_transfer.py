@@ -51,6 +51,14 @@ def store(home: Path, lose: Sequence[int] = (), sh: Sequence[str] = ("sh",)) -> 
     return made
 
 
+def programs(home: Path, **scripts: str) -> None:
+    """Programs of its own, which go before this machine's."""
+    (home / "bin").mkdir(parents=True)
+    for name, script in scripts.items():
+        (home / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (home / "bin" / name).chmod(0o755)
+
+
 def left(home: Path) -> list[str]:
     return sorted(path.relative_to(home).as_posix() for path in home.rglob("*"))
 
@@ -86,6 +94,21 @@ def test_one_that_never_gets_further_is_given_up(tmp_path: Path, file: Path) -> 
     again.put(file, "model")
     again.clean()
     assert left(tmp_path / "home") == []
+
+
+def test_a_shell_with_the_programs_of_a_mac(tmp_path: Path, file: Path) -> None:
+    wc = shutil.which("wc")
+    programs(
+        tmp_path / "home",
+        stat="echo 'stat: illegal option -- c' >&2; exit 1",
+        wc=f"printf '%8d\\n' $({wc} \"$@\")",  # it pads the number with blanks
+    )
+    there = store(tmp_path / "home", lose=[1000])
+    copy = Path(there.put(file, "model"))
+    assert copy.read_bytes() == file.read_bytes()
+    assert there._state(copy.name, "").whole == file.stat().st_size
+    there.clean()
+    assert left(tmp_path / "home") == ["bin", "bin/stat", "bin/wc"]
 
 
 @pytest.mark.parametrize("damage", ["part", "whole"])
@@ -137,13 +160,11 @@ def test_other_files_there_stay(tmp_path: Path, file: Path) -> None:
 
 def test_no_space_is_told_before_anything_is_sent(tmp_path: Path, file: Path) -> None:
     there = store(tmp_path / "home")
-    df = tmp_path / "home" / "bin" / "df"
-    df.parent.mkdir()
-    df.write_text(
-        "#!/bin/sh\necho 'Filesystem 1024-blocks Used Available Capacity Mounted on'\n"
-        "echo '/dev/block/dm-5 100000 99000 1000 99% /data'\n"
+    df = (
+        "echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'\n"
+        "echo '/dev/block/dm-5 100000 99000 1000 99% /data'"
     )
-    df.chmod(0o755)
+    programs(tmp_path / "home", df=df)
     with pytest.raises(StorageError, match=r"no space for model: 3.0 MB are needed, 1.0 MB free"):
         there.put(file, "model")
     assert list(Path(there.folder).iterdir()) == [Path(there.folder) / "parent.ours"]

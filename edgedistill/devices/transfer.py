@@ -200,7 +200,9 @@ class Store:
         said = self.shell.run(STATE_SCRIPT.format(folder=quote(self.folder), name=name), step)
         if said.code != 0:
             raise self._error(f"{step}: {said.reason}")
-        found = dict(line.split() for line in said.out.splitlines() if line.count(" ") == 1)
+        # BSD's wc pads its number with blanks.
+        told = [line.split() for line in said.out.splitlines()]
+        found = {words[0]: words[1] for words in told if len(words) == 2}
         free = FREE.search(said.out)
         return State(
             whole=int(found["whole"]) if "whole" in found else None,
