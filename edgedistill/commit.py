@@ -6,6 +6,7 @@ program git is not; whether something was changed since, and when it was committ
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -81,10 +82,12 @@ def _git(top: Path, *words: str) -> str | None:
     program = shutil.which("git")
     if program is None:
         return None
+    # A hook's GIT_DIR or GIT_INDEX_FILE would make it tell of another repository than _hash reads.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
             [program, "--no-optional-locks", "-C", str(top), *words], capture_output=True,
-            text=True, encoding="utf-8", errors="replace", timeout=ASKING_SECONDS,
+            text=True, encoding="utf-8", errors="replace", timeout=ASKING_SECONDS, env=outside,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -70,6 +70,16 @@ def test_without_the_program_git(repository: Path, monkeypatch: pytest.MonkeyPat
     assert found(repository) == Commit(expected, None, None)
 
 
+def test_what_the_environment_says_of_another_repository(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = found(repository)
+    git(tmp_path, "init", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "none"))
+    assert found(repository) == expected
+
+
 def test_no_repository_and_no_commit(tmp_path: Path) -> None:
     assert commit_of(tmp_path) is None
     git(tmp_path, "init")
