@@ -111,6 +111,16 @@ def test_a_server_tells_no_size_and_no_machine(tmp_path: Path) -> None:
     assert row.against["agreement"].verdict == ALIKE
 
 
+def test_a_device_that_does_not_tell_its_load_is_judged_and_noted() -> None:
+    slow = sample_result(2, decode=20, name="phone")
+    unheard = replace(slow, load={**slow.load, "busy": None})
+    found = laid(True, ("tg128 < 0.97 * baseline", "tg128 < 30"), phone=unheard)
+    assert [judged.holds for judged in found.judged] == [True, True]
+    assert "phone: whether other work disturbed its device is not known" in found.notes
+    row = next(row for row in found.rows if row.name == "phone")
+    assert (row.busy, row.against["tg128"].verdict) == (False, WORSE)
+
+
 def test_equal_results_have_no_winner() -> None:
     rows = laid(False, other=sample_result(1, name="other")).rows
     assert [row.best for row in rows] == [[], []]
