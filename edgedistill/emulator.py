@@ -73,7 +73,7 @@ def identity(device_class: str) -> str | None:
     processor = PROCESSORS.get(device_class)
     if processor is None or emulator_problem() is not None:
         return None
-    return digest_of([runner.sources(), processor.march, processor.cpu])
+    return digest_of([runner.sources(runner.own_parts()), processor.march, processor.cpu])
 
 
 def cached(device_class: str, cache: Path | None = None) -> Emulator | None:

@@ -44,6 +44,14 @@ def test_a_device_that_no_runner_is_made_for(
     assert "--runner FILE" in str(refused.value)
 
 
+@pytest.mark.skipif(runner.installed() not in runner.SOURCES, reason="no sources are pinned")
+def test_what_only_times_is_not_in_the_identity_of_answers() -> None:
+    own = runner.own_parts()
+    for name in own:
+        same = runner.sources({**own, name: "another"}) == runner.sources(own)
+        assert same == (name in ("ceilings.h", "runner.cpp"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="runners are compiled on Linux")
 def test_what_is_missing_to_compile_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

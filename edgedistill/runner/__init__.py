@@ -26,6 +26,9 @@ SOURCES: Mapping[str, str] = {
     "0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
 }
 PARTS = ("CMakeLists.txt", "ceilings.h", "native.h", "runner.cpp")
+# Those that shape an answer. runner.cpp hands a request to native.h as it came, and ceilings.h only
+# times: a change there must not ask an emulator again, for hours, what it has answered.
+SHAPING = ("CMakeLists.txt", "native.h")
 X86, ARM = "x86_64", "aarch64"
 ARCHITECTURES = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}  # as systems name them
 # llama.cpp picks kernels at run time only from shared libraries (GGML_CPU_ALL_VARIANTS), which a
@@ -121,12 +124,14 @@ def prepare(build: Build, progress: Progress, cache: Path | None = None) -> Path
     return compiled(_folder(cache), version, SOURCES[version], build, progress)
 
 
-def sources() -> str:
-    """Digest of llama.cpp's sources and of ours."""
-    return digest_of([SOURCES[installed()], own_parts()])
+def sources(parts: Mapping[str, str]) -> str:
+    """Digest of what shapes the runner's answers: llama.cpp's sources, and of ours (`own_parts`)
+    the SHAPING ones."""
+    return digest_of([SOURCES[installed()], {name: parts[name] for name in SHAPING}])
 
 
 def own_parts() -> dict[str, str]:
+    """Texts of our part of the sources by file name; all of them name the compiled runner."""
     return {name: files(__name__).joinpath(name).read_text("utf-8") for name in PARTS}
 
 

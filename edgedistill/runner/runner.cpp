@@ -90,6 +90,8 @@ static json peak_memory_bytes() {
 #endif
 }
 
+// What a request holds goes on as it is: a default or a rule that shapes an answer belongs into
+// native.h, by which kept answers of emulated devices are told (SHAPING in __init__.py).
 static json answer(Native *& native, const json & given) {
     const std::string name = given.at("do");
     if (name == "load") {
