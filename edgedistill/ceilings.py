@@ -6,6 +6,7 @@ sheet. The other side is ceilings_child.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ CEILINGS = Program(
     runtime="numpy", module="edgedistill.ceilings_child", packages={"numpy": "numpy"}, extra="dev"
 )
 MEGABYTES, PASSES = 256, 7  # a thread: larger than the caches that threads share
-MEMORY_SHARE = 8  # all arrays together take at most this part of what is free
+LEAST_MEGABYTES = 32  # below, a cache may be what is read
+MEMORY_SHARE = 8  # all arrays together take at most this part of the memory
 METHOD = (
     "float32: a dot product over an array a thread, larger than the caches, and products of "
     "matrices of 1024 x 1024, one a thread (numpy's BLAS); the best of 7 passes"
@@ -36,24 +38,31 @@ class Ceilings:
     method: str
 
 
-def measure_ceilings(threads: int) -> Ceilings:
-    """This machine's, in some seconds.
+def measure_ceilings(threads: int) -> Ceilings | None:
+    """This machine's, in some seconds; None where too little memory is free.
 
     Raises:
         RuntimeFailure: the child died, as where there is too little memory.
     """
-    child = Child(CEILINGS, Path("numpy"))
-    return asked_ceilings(child, threads, psutil.virtual_memory().available, METHOD)
+    memory = psutil.virtual_memory().available
+    return asked_ceilings(lambda: Child(CEILINGS, Path("numpy")), threads, memory, METHOD)
 
 
-def asked_ceilings(child: Child, threads: int, free_bytes: int, method: str) -> Ceilings:
-    """What a child that knows `measure` finds; it is closed behind that.
+def asked_ceilings(
+    start: Callable[[], Child], threads: int, memory_bytes: int, method: str
+) -> Ceilings | None:
+    """What a child that knows `measure` finds; `start` starts it, and it is closed at the end.
+    `memory_bytes`: of which the arrays take a share, 0 where it is not known. None where that is
+    less than LEAST_MEGABYTES a thread: a cache is no memory.
 
     Raises:
         RuntimeFailure: it does not know that, or died.
     """
-    room = free_bytes // MEMORY_SHARE // threads // 1_000_000
-    size = max(1, min(MEGABYTES, room))
+    room = memory_bytes // MEMORY_SHARE // threads // 1_000_000
+    size = min(MEGABYTES, room)
+    if size < LEAST_MEGABYTES:
+        return None
+    child = start()
     try:
         found = child.ask("measure", threads=threads, megabytes=size, passes=PASSES)
     finally:

@@ -81,7 +81,7 @@ class Here:
     def watch(self) -> Watch:
         return LoadWatch()
 
-    def ceilings(self, threads: int) -> Ceilings:
+    def ceilings(self, threads: int) -> Ceilings | None:
         return measure_ceilings(threads)
 
 

@@ -76,10 +76,11 @@ class DevicePlace:
         return self.readings.listen()
 
     def ceilings(self, threads: int) -> Ceilings | None:
-        """None where the runner is another's and has no such request."""
+        """None where the runner is another's and has no such request, and where the device does
+        not tell its memory, or has too little."""
+        memory: int = self.told["memory_bytes"]
         try:
-            child, memory = self._child(Path(self.runner)), self.told["memory_bytes"]
-            return asked_ceilings(child, threads, memory, METHOD)
+            return asked_ceilings(lambda: self._child(Path(self.runner)), threads, memory, METHOD)
         except RuntimeFailure:
             return None
 

@@ -1,0 +1,39 @@
+"""How much memory is read to measure it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgedistill.ceilings import CEILINGS, LEAST_MEGABYTES, asked_ceilings
+from edgedistill.child import Child
+
+MB = 1_000_000
+ANSWERS = """
+import json, sys
+for line in sys.stdin:
+    given = json.loads(line)
+    print(json.dumps({"ok": {"bytes_per_second": given["megabytes"] * 1e9, "flops": 1e9}}))
+    sys.stdout.flush()
+"""
+
+
+def started() -> Child:
+    return Child(CEILINGS, Path("numpy"), command=[sys.executable, "-c", ANSWERS])
+
+
+@pytest.mark.parametrize(
+    ("memory", "threads", "megabytes"),
+    [
+        (0, 1, None),  # a device that does not tell it
+        (8 * 4 * LEAST_MEGABYTES * MB - 1, 4, None),
+        (8 * 4 * LEAST_MEGABYTES * MB, 4, LEAST_MEGABYTES),
+        (64_000 * MB, 4, 256),
+    ],
+)
+def test_a_cache_is_not_told_as_memory(memory: int, threads: int, megabytes: Any) -> None:
+    found = asked_ceilings(started, threads, memory, "method")
+    assert (None if found is None else found.bandwidth_gb_s) == megabytes
