@@ -137,6 +137,34 @@ def test_what_is_kept_stays_and_is_not_copied_again(tmp_path: Path, file: Path) 
     assert f".cache/edgedistill/{digest_of_file(file)}" in left(tmp_path / "home")
 
 
+def test_what_another_sitting_asks_to_keep_meanwhile_stays(tmp_path: Path, file: Path) -> None:
+    first, second = store(tmp_path / "home"), store(tmp_path / "home")
+    first.put(file, "model")
+    copy = Path(second.put(file, "model"))
+    second.keep()
+    first.clean()
+    second.clean(asked_to_keep=True)
+    assert copy.is_file()
+    assert second.progress.said == []  # type: ignore[attr-defined]
+
+
+def test_a_mark_whose_file_is_gone_keeps_nothing(tmp_path: Path, file: Path) -> None:
+    there = store(tmp_path / "home")
+    (Path(there.folder) / f"{digest_of_file(file)}.kept").touch()
+    there.put(file, "model")
+    there.clean()
+    assert left(tmp_path / "home") == []
+
+
+def test_a_sitting_that_fails_before_it_keeps_says_so(tmp_path: Path, file: Path) -> None:
+    there = store(tmp_path / "home")
+    there.put(file, "model")
+    there.clean(asked_to_keep=True)
+    (note,) = there.progress.said  # type: ignore[attr-defined]
+    assert f"Removed from {there.folder}: {digest_of_file(file)[:12]}" in note
+    assert left(tmp_path / "home") == []
+
+
 def test_what_a_killed_sitting_left_is_used_and_removed(tmp_path: Path, file: Path) -> None:
     store(tmp_path / "home").put(file, "model")
     second = store(tmp_path / "home", lose=[0, 0, 0])

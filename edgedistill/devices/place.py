@@ -127,7 +127,8 @@ def device(
     transport: Transport, model: Path, own_runner: Path | None, keep: bool, progress: Progress
 ) -> Iterator[DevicePlace]:
     """The device with `model` on it. What is copied there is removed behind the with block, also
-    when that fails, or stays there with `keep`. `own_runner`: instead of ours.
+    when that fails; with `keep` it stays there once all of it is there. `own_runner`: instead of
+    ours.
 
     Raises:
         DeviceError: the device cannot be reached, lacks what is needed, or was lost.
@@ -150,8 +151,7 @@ def device(
             store.keep()
         yield DevicePlace(shell, readings, told, made, there, placed)
     finally:
-        if not keep:
-            store.clean()
+        store.clean(asked_to_keep=keep)
 
 
 def _made_for(told: Mapping[str, Any], shell: Shell, progress: Progress) -> Path:

@@ -31,9 +31,12 @@ cd {folder} || exit 1
 [ -z "$new" ] || : > parent.ours
 echo "at $PWD"
 """
+# What another sitting has asked to keep meanwhile stays.
 CLEAN_SCRIPT = """\
 cd {folder} || exit 1
-rm -f {files} || exit 1
+for name in {names}; do
+  [ -f $name ] && [ -f $name.kept ] || rm -f $name $name.part $name.kept || exit 1
+done
 new=
 [ "$(ls -A)" = parent.ours ] && new=1 && rm -f parent.ours
 cd ..
@@ -107,7 +110,9 @@ class Store:
             if lying != name:
                 self._send(file, name, size, label)
             if self._hash(lying, label) == name:
-                moved = "" if lying == name else f" && mv {lying} {name}"
+                # A mark that was left without its file would keep this one.
+                forget = "" if state.kept else f" && rm -f {name}.kept"
+                moved = "" if lying == name else f"{forget} && mv {lying} {name}"
                 self._do(f"chmod {mode} {lying}{moved}", step)
                 return f"{self.folder}/{name}"
             self._do(f"rm -f {name} {name}.part {name}.kept", step)
@@ -119,14 +124,22 @@ class Store:
             self._do(f": > {name}.kept", "keeping what was copied")
             self._ours[name] = False
 
-    def clean(self) -> None:
-        """Remove what this sitting has put there; where that fails, say what lies where."""
+    def clean(self, *, asked_to_keep: bool = False) -> None:
+        """Remove what this sitting has put there, but what it or another one wants to keep. Where
+        that fails, say what lies where; where it was `asked_to_keep`, say that it is removed."""
         if not self.folder:
             return
         names = [name for name, ours in self._ours.items() if ours]
         why = self._removed(names)
-        if why is not None and names:
-            lying = ", ".join(f"{name[:12]}..." for name in names)
+        if not names:
+            return
+        lying = ", ".join(f"{name[:12]}..." for name in names)
+        if why is None and asked_to_keep:
+            self.progress.note(
+                f"{self.shell.address}: not all was there when this ended, so nothing is kept but "
+                f"what was kept before. Removed from {self.folder}: {lying}"
+            )
+        if why is not None:
             self.progress.note(
                 f"{self.shell.address}: what was copied could not be removed ({why}). In "
                 f"{self.folder} lies {lying}; the next sitting there uses and removes it"
@@ -134,8 +147,7 @@ class Store:
 
     def _removed(self, names: Sequence[str]) -> str | None:
         """Why these files could not be removed; None when they were."""
-        files = " ".join(f"{name} {name}.part" for name in names) or "-- none"
-        script = CLEAN_SCRIPT.format(folder=quote(self.folder), files=files)
+        script = CLEAN_SCRIPT.format(folder=quote(self.folder), names=" ".join(names))
         try:
             said = self.shell.run(script, "removing what was copied")
         except EdgedistillError as error:
@@ -207,7 +219,7 @@ class Store:
         return State(
             whole=int(found["whole"]) if "whole" in found else None,
             part=int(found["part"]) if "part" in found else None,
-            kept="kept" in said.out.splitlines(),
+            kept="kept" in said.out.splitlines() and "whole" in found,
             free=int(free[1]) * 1024 if free else None,
         )
 
