@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -16,10 +17,10 @@ from edgedistill.devices import place_at
 from edgedistill.devices.adb import Adb
 from edgedistill.devices.address import Address, read_address
 from edgedistill.devices.elf import require_fit
-from edgedistill.devices.facts import CORES, facts_of
-from edgedistill.devices.place import device
+from edgedistill.devices.facts import CORES, PRESENT, facts_of
+from edgedistill.devices.place import DevicePlace, device
 from edgedistill.devices.readings import Readings, ticks_of
-from edgedistill.devices.shell import Shell
+from edgedistill.devices.shell import BEGIN, END, Shell
 from edgedistill.devices.ssh import Ssh
 from edgedistill.errors import DeviceError, RuntimeFailure, UsageError
 from edgedistill.export.gguf import Provenance, write_gguf
@@ -37,6 +38,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs L
         ("ssh://pi", Address("ssh", "pi")),
         ("ssh://me@Host.example:8022", Address("ssh", "Host.example", "me", 8022)),
         ("ssh://[::1]:22", Address("ssh", "::1", None, 22)),
+        ("ssh://[::1]", Address("ssh", "::1")),
+        ("ssh://pi:022", Address("ssh", "pi", None, 22)),
+        ("ssh://pi:", Address("ssh", "pi")),
         ("adb://", Address("adb")),
         ("adb://192.168.0.7:5555", Address("adb", "192.168.0.7:5555")),
         ("emulated://phone", Address("emulated", "phone")),
@@ -57,6 +61,8 @@ def test_an_address_is_read(text: str, address: Address) -> None:
         ("ssh://me:secret@pi", "use a key"),
         ("ssh://pi/home", "nothing may stand behind the host"),
         ("ssh://pi:99999", "Port out of range"),
+        ("ssh://pi:0", "no port 0"),
+        ("ssh://pi:22:", "Port could not be cast"),
         ("adb://a b", "no serial number"),
         ("adb://-s", "no serial number"),
     ],
@@ -150,6 +156,26 @@ def test_what_a_phone_is() -> None:
     assert facts_of({**files, CORES: "1\n"})["fingerprint"] != facts["fingerprint"]
 
 
+def test_a_phone_whose_cores_sleep_is_the_same_phone() -> None:
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+    def facts_awake(cores: int, architecture: str = "aarch64") -> dict[str, Any]:
+        files = {
+            "/proc/cpuinfo": "".join(f"processor\t: {i}\n\n" for i in range(cores)),
+            "uname -m": f"{architecture}\n",
+            CORES: f"{cores}\n",
+            PRESENT: "0-5,7-8\n",
+        }
+        return facts_of(files | {topology.format(i): f"{i}\n" for i in range(cores)})
+
+    awake, asleep = facts_awake(8), facts_awake(3)
+    assert asleep["fingerprint"] == awake["fingerprint"]
+    assert (asleep["logical_cores"], asleep["physical_cores"]) == (8, 8)
+    assert (asleep["usable_cores"], asleep["threads"]) == (3, 3)
+    # Elsewhere somebody has switched them off, and the machine itself does not count them.
+    assert facts_awake(3, "x86_64")["logical_cores"] == 3
+
+
 def test_what_a_mac_is() -> None:
     files = {
         "uname -sr": "Darwin 23.4.0\n",
@@ -222,6 +248,24 @@ def test_a_device_that_ends_midway_is_lost(tmp_path: Path) -> None:
         Shell(LocalShell(tmp_path)).run("sleep 60", "trying", 0.2)
 
 
+@needs_sh
+@pytest.mark.parametrize("end", ["", "0", "x\\n"])
+def test_a_connection_that_is_cut_right_before_the_exit_code(tmp_path: Path, end: str) -> None:
+    class Cut(LocalShell):
+        def words(self, script: str) -> list[str]:
+            return super().words(f"printf '\\n{BEGIN}\\nhalf\\n{END} {end}'")
+
+    with pytest.raises(DeviceError, match="trying: lost"):
+        Shell(Cut(tmp_path)).run("true", "trying")
+
+
+def test_a_device_that_does_not_tell_its_memory_has_no_ceilings(tmp_path: Path) -> None:
+    """What is read of a few megabytes is a cache's."""
+    shell = Shell(LocalShell(tmp_path, ("no-such-shell",)))  # nothing is started
+    place = DevicePlace(shell, Readings(shell), facts_of({}), {}, "runner", "model")
+    assert place.ceilings(1) is None
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
@@ -258,6 +302,19 @@ def test_a_runner_there_that_is_killed_is_told_from_a_device_that_is_lost(
         place.open(model, threads=1, context_tokens=256)
     assert "test://here: " in str(died.value)
     assert list(home.iterdir()) == []
+
+
+@needs_sh
+@needs_proc
+def test_what_fails_before_all_is_there_is_not_kept(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "runner").write_text("#!/bin/sh\nexit 3")
+    with (
+        pytest.raises(DeviceError, match="does not run there"),
+        device(LocalShell(tmp_path / "home"), model, tmp_path / "runner", True, Silent()),
+    ):
+        pass
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 @needs_sh

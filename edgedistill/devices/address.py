@@ -14,6 +14,7 @@ FORMS = "local, ssh://[user@]host[:port], adb://[serial], emulated://phone"
 # What OpenSSH itself takes for a name; a leading "-" would be read as one of its options.
 NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]*")
 HOST = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")  # a name, an alias, or an IP address
+PORT = re.compile(r":[0-9]*\Z")  # the last colon of an IPv6 address stands before a bracket
 SERIAL = re.compile(r"[A-Za-z0-9_.:\[\]][A-Za-z0-9_.:\[\]-]*")
 
 
@@ -57,11 +58,13 @@ def _ssh(text: str) -> Address:
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise _refused(text, "nothing may stand behind the host and its port")
     # The host as it was written: aliases of ssh's own configuration tell A from a.
-    written = parts.netloc.rpartition("@")[2].removesuffix(f":{port}").strip("[]")
+    written = PORT.sub("", parts.netloc.rpartition("@")[2]).strip("[]")
     if not host or not HOST.fullmatch(written):
         raise _refused(text, "it names no host")
     if parts.username is not None and not NAME.fullmatch(parts.username):
         raise _refused(text, "this is no user's name")
+    if port == 0:
+        raise _refused(text, "there is no port 0")
     return Address(SSH, written, parts.username, port)
 
 

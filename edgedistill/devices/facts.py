@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from edgedistill.linux_files import Files, fields, number
 from edgedistill.machine import cpu_of, hardware_digest
+from edgedistill.runner import ARCHITECTURES, ARM
 
+PRESENT = "/sys/devices/system/cpu/present"  # 0-3,6: cores that sleep, too
 FILES = (
     "/proc/cpuinfo",
     "/proc/meminfo",
@@ -15,6 +18,7 @@ FILES = (
     "/proc/device-tree/model",
     "/sys/devices/virtual/dmi/id/product_name",
     "/sys/devices/system/cpu/cpu*/topology/thread_siblings_list",
+    PRESENT,
 )
 UNAME, MACHINE = "uname -sr", "uname -m"
 CORES = "env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc"  # which else says what these allow
@@ -36,30 +40,31 @@ COMMANDS = (
 
 def facts_of(files: Files) -> dict[str, Any]:
     """From the texts of FILES and what COMMANDS print. Memory in bytes; `threads` is the default
-    number of them: the physical cores in our reach. What the device does not tell is None, 0 or
-    empty."""
+    number of them: the physical cores in our reach. Cores that sleep are not in `usable_cores`, and
+    a device is the same with them. What the device does not tell is None, 0 or empty."""
     hardware = _hardware(files)
     kind = _told(files, UNAME).split(" ")[0] or "unknown"
+    awake = {**hardware, "usable_cores": hardware["usable_cores"] + _asleep(files)}
     return {
         **hardware,
         "model": _model(files),
         "os": _system(files),
         "python": None,
         "versions": {},
-        "fingerprint": hardware_digest(hardware, kind),
+        "fingerprint": hardware_digest(awake, kind),
         "threads": min(hardware["physical_cores"], hardware["usable_cores"]),
     }
 
 
 def _hardware(files: Files) -> dict[str, Any]:
     name, features = _cpu(files)
-    logical = _logical(files)
+    logical, asleep = _logical(files), _asleep(files)
     usable = number(files, CORES) or logical
     return {
         "cpu": name,
         "cpu_features": features,
-        "physical_cores": _physical(files) or logical,
-        "logical_cores": logical,
+        "physical_cores": (_physical(files) or logical) + asleep,
+        "logical_cores": logical + asleep,
         "usable_cores": usable,
         "memory_bytes": _memory(files),
         "architecture": _told(files, MACHINE) or "unknown",
@@ -79,6 +84,20 @@ def _logical(files: Files) -> int:
     listed = files.get("/proc/cpuinfo", "").splitlines()
     counted = sum(line.partition(":")[0].strip() == "processor" for line in listed)
     return counted or number(files, APPLE_LOGICAL) or 1
+
+
+def _asleep(files: Files) -> int:
+    """Cores that the system has sent to sleep, as phones do. On x86 a core that is off was switched
+    off by somebody (often the second threads), and machine.facts counts it as little."""
+    if ARCHITECTURES.get(_told(files, MACHINE)) != ARM:
+        return 0
+    return max(0, _count(files.get(PRESENT, "")) - _logical(files))
+
+
+def _count(listed: str) -> int:
+    """Of a list like 0-3,6; 0 where it is none."""
+    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", span) for span in listed.strip().split(",")]
+    return sum(int(span[2] or span[1]) - int(span[1]) + 1 for span in spans if span)
 
 
 def _physical(files: Files) -> int | None:

@@ -136,10 +136,11 @@ def _framed(script: str) -> str:
 def _between(out: str) -> tuple[int, str] | None:
     """Exit code and output of a script in all that came; None where its end did not."""
     _, begun, rest = out.partition(f"\n{BEGIN}\n")
-    inside, ended, code = rest.rpartition(f"\n{END} ")
-    if not begun or not ended:
+    inside, ended, behind = rest.rpartition(f"\n{END} ")
+    code, whole, _ = behind.partition("\n")  # without the line's end digits may be missing
+    if not begun or not ended or not whole or not code.isdigit():
         return None
-    return int(code.split()[0]), inside
+    return int(code), inside
 
 
 def _text(stream: BinaryIO) -> str:
