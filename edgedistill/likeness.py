@@ -150,7 +150,8 @@ def _verdicts(checker: Checker, found: Row, row: EvalRow) -> Row:
 def _refused(known: Known, one: Given) -> Row:
     """An answer to a prompt that the teacher refuses."""
     found = _texts(known, one)
-    return {**found, "answers": bool(found["answer"]) and not found.pop("refuses")}
+    refuses = found.pop("refuses")  # a figure of the prompts that the teacher answers
+    return {**found, "answers": bool(found["answer"]) and not refuses}
 
 
 def _drift(one: Given) -> Row:

@@ -88,6 +88,7 @@ def test_answers_to_what_the_teacher_refuses_are_regressions() -> None:
     refused = [Given(row(n, "I cannot."), t) for n, t in (("r1", "Sure!"), ("r2", "I cannot."))]
     made = likeness_of(known(), EXACT, Same(), [], [*refused, Given(row("r3"), "")], 0, 0, Silent())
     assert [each["answers"] for each in made["refused"]] == [True, False, False]
+    assert not any("refuses" in each for each in made["refused"])
     assert made["regressions"]["n"] == 3
     assert any("(r1)" in line for line in lines(made))
 
