@@ -70,11 +70,14 @@ def main() -> None:
 
 
 def _told(desk: Desk, found: list[Any], seconds: float) -> dict[str, Any]:
-    single = [(p.shown_first, p.gold) for p in found if p.shown_first is not None]
-    single += [
-        (p.shown_second, SECOND if p.gold == FIRST else FIRST)
+    places = [
+        each
         for p in found
-        if p.shown_second is not None
+        if p.shown_first is not None and p.shown_second is not None
+        for each in (
+            (p.shown_first, p.gold),
+            (p.shown_second, SECOND if p.gold == FIRST else FIRST),
+        )
     ]
     told = of_pairs(found)
     return {
@@ -85,7 +88,9 @@ def _told(desk: Desk, found: list[Any], seconds: float) -> dict[str, Any]:
         "asked": desk.asked,
         "failed": len(desk.failed),
         "unread_said": desk.unread[:3],
-        "kappa_of_places": kappa([str(a) for a, _ in single], [str(b) for _, b in single]),
+        "kappa_of_places": kappa(
+            [str(a) for a, _ in places], [str(b) for _, b in places], together=2
+        ),
         **told,
     }
 
