@@ -27,7 +27,7 @@ from typing import Any
 
 from edgedistill import machine
 from edgedistill.judge import Desk, Question, judged_pairs
-from edgedistill.judging import FIRST, PAIR, SECOND, Judge, asked_at, question_of
+from edgedistill.judging import FIRST, PAIR, SECOND, Judge, asked_at, question_of, turned
 from edgedistill.progress import Silent
 from edgedistill.recipe import CollectSpec, Sampling
 from edgedistill.result_file import read_result
@@ -73,11 +73,8 @@ def _told(desk: Desk, found: list[Any], seconds: float) -> dict[str, Any]:
     places = [
         each
         for p in found
-        if p.shown_first is not None and p.shown_second is not None
-        for each in (
-            (p.shown_first, p.gold),
-            (p.shown_second, SECOND if p.gold == FIRST else FIRST),
-        )
+        if p.verdict is not None
+        for each in ((p.shown_first, p.gold), (p.shown_second, turned(str(p.gold))))
     ]
     told = of_pairs(found)
     return {
