@@ -139,14 +139,19 @@ def test_where_it_is_asked_decides_nothing_and_how_does() -> None:
         ("kind: judge\n  model: m", "give either base_url or weights"),
         ("kind: judge\n  model: m\n  weights: no.gguf", "there is no file"),
         ("kind: judge\n  model: m\n  base_url: host", "must match the pattern"),
+        ("kind: judge\n  model: m\n  base_url: https://h/v1/chat/completions/", "client adds it"),
+        ("kind: judge\n  model: m\n  base_url: https://me:s3cret@h/v1", "for all to read"),
+        ("kind: judge\n  model: m\n  base_url: https://h/v1?key=s3cret", "for all to read"),
+        ("kind: judge\n  model: m\n  base_url: https://h/v1\n  api_key_env: none", "leave it out"),
         ("kind: judge\n  model: m\n  base_url: https://h/v1\n  rubrik: x", "rubrik"),
     ],
 )
 def test_a_recipe_that_names_no_judge(tiny: Path, lines: str, said: str) -> None:
     text = tiny.read_text("utf-8")
     tiny.write_text(text.replace("kind: label\n  labels: [urgent, normal]", lines), "utf-8")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as told:
         load_recipe(tiny)
+    assert "s3cret" not in str(told.value)
 
 
 def test_bench_asks_the_judge_of_a_recipe_and_keeps_what_it_says(
