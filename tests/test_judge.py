@@ -17,6 +17,7 @@ from sample_results import sample_result, without_prompts, write
 from edgedistill.result_file import Result
 
 Run = Callable[..., Ran]
+AT = ("--judge", "https://host/v1", "--model", "m")
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,18 @@ def test_verdicts_that_cannot_be_read_are_counted(run: Run, here: Path, files: l
     assert "'Hard to say.'" in done.out
 
 
+def test_no_text_gives_orders_to_the_terminal(run: Run, here: Path, tmp_path: Path) -> None:
+    orders = "\x1b]0;owned\x07\x1b[2J\x9b1A"
+    file = str(write(result(["right"], f"n{orders}"), tmp_path / "a.json"))
+    with asked(lambda question, answers: f"Hm {orders}.") as teacher:
+        done = judged(run, teacher, file)
+    shown = [done, *(run("compare", file, "--format", each) for each in ("table", "markdown"))]
+    for each in shown:
+        assert each.code == 0, each.err
+        assert "\ufffd]0;owned" in each.out
+        assert not set("\x1b\x07\x9b") & set(each.out + each.err)
+
+
 def test_out_keeps_it(run: Run, here: Path, files: list[str]) -> None:
     with asked() as teacher:
         judged(run, teacher, files[0], "--out", "j.json", "--sample", "2")
@@ -126,8 +139,6 @@ def test_out_keeps_it(run: Run, here: Path, files: list[str]) -> None:
         (["--max-calls", "2"], 2, "this makes 7 calls, and --max-calls allows 2"),
         (["--out", "no/j.json"], 2, "there is no folder no"),
         (["--recipe", "support-sql"], 2, "is sql-execution, and names no judge"),
-        (["--api-key-env", "none"], 2, "--api-key-env: leave it out for no key"),
-        (["--api-key-env", "A KEY"], 2, "--api-key-env: String should match"),
     ],
 )
 def test_words(run: Run, here: Path, files: list[str], words: list[str], code: int, said: str
@@ -145,6 +156,8 @@ def test_words(run: Run, here: Path, files: list[str], words: list[str], code: i
         (["--judge", "nowhere.gguf"], 2, "there is no such file"),
         (["--recipe", "support-sql"], 2, "is sql-execution, and names no judge"),
         (["--judge", "https://me:pw@host/v1", "--model", "m"], 2, "would be in the result"),
+        ([*AT, "--api-key-env", "none"], 2, "--api-key-env: leave it out for no key"),
+        ([*AT, "--api-key-env", "A KEY"], 2, "--api-key-env: String should match"),
     ],
 )
 def test_no_judge(run: Run, here: Path, files: list[str], words: list[str], code: int, said: str
