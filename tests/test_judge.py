@@ -116,7 +116,10 @@ def test_verdicts_that_cannot_be_read_are_counted(run: Run, here: Path, files: l
 
 def test_no_text_gives_orders_to_the_terminal(run: Run, here: Path, tmp_path: Path) -> None:
     orders = "\x1b]0;owned\x07\x1b[2J\x9b1A"
-    file = str(write(result(["right"], f"n{orders}"), tmp_path / "a.json"))
+    made = result(["right"])
+    assert made.token_mix is not None
+    made = replace(made, token_mix={**made.token_mix, "source": orders})
+    file = str(write(made, tmp_path / "a.json"))
     with asked(lambda question, answers: f"Hm {orders}.") as teacher:
         done = judged(run, teacher, file)
     shown = [done, *(run("compare", file, "--format", each) for each in ("table", "markdown"))]
