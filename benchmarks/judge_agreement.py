@@ -27,7 +27,7 @@ from typing import Any
 
 from edgedistill import machine
 from edgedistill.judge import Desk, Question, judged_pairs
-from edgedistill.judging import FIRST, PAIR, SECOND, Judge, asked_at, question_of
+from edgedistill.judging import FIRST, PAIR, SECOND, Judge, asked_at, question_of, turned
 from edgedistill.progress import Silent
 from edgedistill.recipe import CollectSpec, Sampling
 from edgedistill.result_file import read_result
@@ -70,11 +70,11 @@ def main() -> None:
 
 
 def _told(desk: Desk, found: list[Any], seconds: float) -> dict[str, Any]:
-    single = [(p.shown_first, p.gold) for p in found if p.shown_first is not None]
-    single += [
-        (p.shown_second, SECOND if p.gold == FIRST else FIRST)
+    places = [
+        each
         for p in found
-        if p.shown_second is not None
+        if p.verdict is not None
+        for each in ((p.shown_first, p.gold), (p.shown_second, turned(str(p.gold))))
     ]
     told = of_pairs(found)
     return {
@@ -85,7 +85,9 @@ def _told(desk: Desk, found: list[Any], seconds: float) -> dict[str, Any]:
         "asked": desk.asked,
         "failed": len(desk.failed),
         "unread_said": desk.unread[:3],
-        "kappa_of_places": kappa([str(a) for a, _ in single], [str(b) for _, b in single]),
+        "kappa_of_places": kappa(
+            [str(a) for a, _ in places], [str(b) for _, b in places], together=2
+        ),
         **told,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 KINDS = ("address", "date", "code", "quote", "number", "name")  # in the order they are looked for
 # A check that compares such an answer whole leaves nothing to be asserted beside it.
@@ -36,8 +37,13 @@ _UNITS = {  # spellings of one unit
 _UNIT = {spelt: unit for unit, others in _UNITS.items() for spelt in (unit, *others)}
 _BEFORE = "$€£"
 _UNIT_PATTERN = "|".join(re.escape(u) for u in sorted(_UNIT, key=len, reverse=True))
+# Each begins where a run of its characters does, or is bounded: time must not grow with the square
+# of a text that somebody else wrote.
 _FOUND = {
-    "address": re.compile(r"https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+|[\w.+-]+@[\w-]+\.[\w.-]+\w"),
+    "address": re.compile(
+        r"https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+|"
+        r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{1,190}\w"
+    ),
     "date": re.compile(
         rf"\b(?P<y>\d{{4}})[-/](?P<m>\d{{1,2}})(?:[-/](?P<d>\d{{1,2}}))?\b"
         rf"|\b(?P<d2>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<m2>{_MONTH})(?:,?\s+(?P<y2>\d{{4}}))?\b"
@@ -46,7 +52,7 @@ _FOUND = {
         re.IGNORECASE,
     ),
     "code": re.compile(
-        r"`[^`\n]+`|\b\w+(?:\.\w+)*\(\)|\b[A-Za-z]\w*_\w+\b|\b[a-z]+[A-Z]\w*\b"
+        r"`[^`\n]+`|\b(?<!\w\.)\w+(?:\.\w+)*\(\)|\b[A-Za-z]\w*_\w+\b|\b[a-z]+[A-Z]\w*\b"
         r"|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Za-z_]\w+(?:\.[A-Za-z_]\w+)+\b"
     ),
     "quote": re.compile(
@@ -54,7 +60,7 @@ _FOUND = {
         r"|(?<!\w)'[^'\n]{2,100}'(?!\w)"
     ),
     "number": re.compile(
-        rf"(?P<before>[{_BEFORE}])?(?<![\w.])(?P<value>[-+]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?)"
+        rf"(?P<before>[{_BEFORE}])?(?<![\w.])(?P<value>[-+]?(?:\d{{1,3}}(?:,\d{{3}}){{1,9}}|\d+)(?:\.\d+)?)"
         rf"\s?(?P<unit>{_UNIT_PATTERN})?(?![\w])",
         re.IGNORECASE,
     ),
@@ -79,14 +85,18 @@ def assertions(text: str) -> list[Assertion]:
     """What a text asserts, each place counted as one kind, in the order of KINDS."""
     rest, found = _LIST_NUMBER.sub(lambda m: " " * len(m[0]), text), list[Assertion]()
     for kind in KINDS:
-        for match in list(_FOUND[kind].finditer(rest)):
-            said = match[0].strip(" .,;:")
-            if not said or said.casefold() in _CODE_NAMES:
-                continue
-            found.append(Assertion(kind, said, _value(kind, match)))
-            blank = "x" if kind == "quote" else " "  # a word after a quotation begins no sentence
-            rest = rest[: match.start()] + blank * len(match[0]) + rest[match.end() :]
+        rest = _FOUND[kind].sub(partial(_taken, kind, found), rest)
     return list(dict.fromkeys(found))
+
+
+def _taken(kind: str, found: list[Assertion], match: re.Match[str]) -> str:
+    """Adds what is asserted there, and gives what then stands there for the next kinds."""
+    said = match[0].strip(" .,;:")
+    if not said or said.casefold() in _CODE_NAMES:
+        return match[0]
+    found.append(Assertion(kind, said, _value(kind, match)))
+    blank = "x" if kind == "quote" else " "  # a word after a quotation begins no sentence
+    return blank * len(match[0])
 
 
 def unsupported(answer: str, known: Iterable[str]) -> list[Assertion]:
@@ -96,7 +106,9 @@ def unsupported(answer: str, known: Iterable[str]) -> list[Assertion]:
     said = [each for text in texts for each in assertions(text)]
     values = {each.value for each in said}
     # A number that one side gives without its unit is the same where the numbers are.
-    bare = {_number(each) for each in said if each.kind == "number"}
+    numbers = [_number(each) for each in said if each.kind == "number"]
+    unitless = {number for number, unit in numbers if not unit}
+    any_unit = {number for number, _ in numbers}
     folded = " ".join(" ".join(text.casefold().split()) for text in texts)
     words = set(_WORD.findall(folded))
 
@@ -105,7 +117,7 @@ def unsupported(answer: str, known: Iterable[str]) -> list[Assertion]:
             return True
         if one.kind == "number":
             number, unit = _number(one)
-            return (number, "") in bare or (not unit and number in {n for n, _ in bare})
+            return number in (unitless if unit else any_unit)
         return _is_said(one, folded, words)
 
     return [each for each in assertions(answer) if not is_known(each)]
@@ -131,8 +143,17 @@ def _value(kind: str, match: re.Match[str]) -> str:
         return f"date {_date(match)}"
     if kind == "number":
         unit = match["before"] or _UNIT.get((match["unit"] or "").casefold(), "")
-        return f"number {float(match['value'].replace(',', '')):g} {unit}".strip()
+        return f"number {_plain(match['value'])} {unit}".strip()
     return f"{kind} {_bare(match[0])}"
+
+
+def _plain(number: str) -> str:
+    """Every digit of it, since numbers are also orders, telephones and amounts: without commas, +,
+    and zeros behind the last place. Those in front stay."""
+    digits = number.lstrip("+-").replace(",", "")
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    return f"-{digits}" if number.startswith("-") and digits.strip("0.") else digits
 
 
 def _date(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from edgedistill.endpoint_fields import KeyName, OpenBaseUrl
 from edgedistill.strict import Strict
 
 
@@ -81,17 +82,15 @@ class JudgeCheck(Strict):
 
     kind: Literal["judge"]
     model: str = Field(description="model ID sent with every call")
-    base_url: str | None = Field(
+    base_url: OpenBaseUrl | None = Field(
         None,
-        pattern=r"^https?://",
         description="what the client puts /chat/completions behind, e.g. https://host/v1",
     )
     weights: Path | None = Field(
         None, description="instead of base_url: a GGUF file, served on this machine"
     )
-    api_key_env: str | None = Field(
+    api_key_env: KeyName | None = Field(
         None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="name of the environment variable that holds the key; leave it out for no key",
     )
     rubric: str = Field("", description="what counts on this task, in a few sentences")

@@ -46,6 +46,7 @@ from edgedistill.cli_options import (
 )
 from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError, told
 from edgedistill.library import DEFAULT_TARGET
+from edgedistill.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,7 +129,7 @@ def _fail(error: EdgedistillError, settings: Settings) -> NoReturn:
             value["step"] = error.step
         _print_error(value, error.exit_code)
     else:
-        click.echo(f"error: {error}", err=True)
+        click.echo(printable(f"error: {error}"), err=True)
     sys.exit(error.exit_code)
 
 
@@ -143,8 +144,10 @@ def _show(render: Callable[[Any], RenderableType], value: Any) -> None:
         return
     from rich.console import Console
 
+    from edgedistill.console import Shown
+
     # A pipe has no width; a narrow guess would break paths and numbers apart.
-    Console(width=None if sys.stdout.isatty() else 140).print(render(value))
+    Console(width=None if sys.stdout.isatty() else 140).print(Shown(render(value)))
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgedistill.cli_options import TRAINING, recipe_option, target_option, workspace_option
+from edgedistill.cli_options import (
+    GIVEN,
+    TRAINING,
+    recipe_option,
+    refuse,
+    target_option,
+    workspace_option,
+)
 from edgedistill.cli_update import Show, listening, loaded
 
 if TYPE_CHECKING:
@@ -27,7 +34,6 @@ OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
 NEEDS_MODEL = (
     "prompts", "sample", "system", "max_tokens", "repeats", "out", "worst", *OF_FILE, *OF_URL,
 )  # fmt: skip
-GIVEN = click.core.ParameterSource.COMMANDLINE
 
 
 def add_to(cli: click.Group, common: Callable[[Any], Any], show: Show, stage: Stage) -> None:
@@ -140,7 +146,7 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         """
         context = click.get_current_context()
         if model is None:
-            _refuse(context, NEEDS_MODEL, "a MODEL, and none is given")
+            refuse(context, NEEDS_MODEL, "a MODEL, and none is given")
             stage(recipe, targets, workspace, processes, scaled_down)
             return
         given = recipe if context.get_parameter_source("recipe") is GIVEN else None
@@ -154,13 +160,6 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
             raise stopped
 
     return bench
-
-
-def _refuse(context: click.Context, names: Sequence[str], kind: str) -> None:
-    options = {param.name: param.opts[-1] for param in context.command.params}
-    for name in names:
-        if context.get_parameter_source(name) is GIVEN:
-            raise click.UsageError(f"{options[name]} is for {kind}")
 
 
 def _require_writable(workspace: Path) -> None:
@@ -194,7 +193,7 @@ def _of_file(
     from edgedistill.rates import More
     from edgedistill.sitting import Plan, sit
 
-    _refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
+    refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
     held = None if recipe is None else _held(recipe, workspace)
     student = None if held is None else held.student
     asked = asked_model(Path(model), student, own["system"], own["max_tokens"])
@@ -215,9 +214,9 @@ def _address(context: click.Context, own: dict[str, Any], recipe: Recipe | None)
 
     at = read_address(own["device"])
     if at.scheme in (LOCAL, EMULATED):
-        _refuse(context, ("keep_on_device", "runner"), "a --device with ssh:// or adb://")
+        refuse(context, ("keep_on_device", "runner"), "a --device with ssh:// or adb://")
     if at.scheme == EMULATED:
-        _refuse(context, ("threads", "depths"), "a device that has a speed, and this is emulated")
+        refuse(context, ("threads", "depths"), "a device that has a speed, and this is emulated")
         if recipe is None and own["prompts"] is None:
             raise click.UsageError("an emulated device has no speed: give --prompts or --recipe")
     return at
@@ -229,11 +228,11 @@ def _of_server(
     from edgedistill.server_prompt import asked_server
     from edgedistill.server_sitting import ServerPlan, sit_at
 
-    _refuse(context, OF_FILE, "a file, and this is a URL")
+    refuse(context, OF_FILE, "a file, and this is a URL")
     if own["model_id"] is None:
         raise click.UsageError("a URL needs --model ID: which model is asked there")
     if recipe is None:
-        _refuse(context, ("asked_as",), "a URL with --recipe, and none is given")
+        refuse(context, ("asked_as",), "a URL with --recipe, and none is given")
     held = None if recipe is None else _held(recipe, workspace)
     asked = asked_server(
         url, own["model_id"], own["api_key_env"], held, own["asked_as"], own["system"],

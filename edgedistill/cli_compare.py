@@ -13,6 +13,7 @@ import click
 from edgedistill.cli_options import names, workspace_option
 from edgedistill.cli_update import Show
 from edgedistill.errors import EdgedistillError, MissingTool, UsageError
+from edgedistill.printable import printable
 
 if TYPE_CHECKING:
     from edgedistill.compare import Compared
@@ -167,7 +168,7 @@ def _printed(found: Compared, style: str, show: Show) -> None:
         click.echo(json.dumps(value, indent=2))
     else:
         written = comparison_text.markdown if style == "markdown" else comparison_text.as_csv
-        click.echo(written(value))
+        click.echo(printable(written(value)))
 
 
 def _exit(found: Compared) -> None:

@@ -11,6 +11,7 @@ import click
 
 from edgedistill.cli_options import workspace_option
 from edgedistill.cli_update import Show, listening
+from edgedistill.printable import printable
 
 FORMATS = ("table", "markdown", "json", "csv")
 
@@ -140,6 +141,6 @@ def _retention(show: Show) -> Callable[..., None]:
         elif style == "json":
             click.echo(json.dumps(value, indent=2))
         else:
-            click.echo(markdown(value) if style == "markdown" else as_csv(value))
+            click.echo(printable(markdown(value) if style == "markdown" else as_csv(value)))
 
     return retention

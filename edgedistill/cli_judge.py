@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgedistill.cli_options import workspace_option
+from edgedistill.cli_options import refuse, workspace_option
 from edgedistill.cli_update import Show, listening, loaded
 from edgedistill.errors import UsageError
 
 if TYPE_CHECKING:
     from edgedistill.judge import Desk
-    from edgedistill.recipe import Recipe
+    from edgedistill.judging import Judge
+    from edgedistill.recipe import Recipe, Teacher
 
 ASKS = ("grade", "pairs", "drift")
 MAX_TOKENS = 512
@@ -109,11 +110,16 @@ def _desk(workspace: Path, own: dict[str, Any]) -> Desk:
     from edgedistill.judge import Desk
     from edgedistill.judging import JUDGE, JUDGE_OF_CHECK, Judge
 
-    held = None if own["recipe"] is None else loaded(own["recipe"])
-    if own["place"] is None:
-        judge, named = _of_recipe(held), JUDGE_OF_CHECK
+    context = click.get_current_context()
+    own_judge = None if own["recipe"] is None else _of_recipe(loaded(own["recipe"]))
+    if own["place"] is not None:
+        rubric = "" if own_judge is None else own_judge.rubric
+        judge, named = Judge(_asked(context, own), rubric), JUDGE
+    elif own_judge is not None:
+        refuse(context, ("model", "api_key_env", "max_tokens"), "--judge, and none is given")
+        judge, named = own_judge, JUDGE_OF_CHECK
     else:
-        judge, named = Judge(_asked(own)), JUDGE
+        raise click.UsageError("give --judge URL|FILE, or --recipe with a check of kind judge")
     if own["rubric"] is not None:
         judge = replace(judge, rubric=own["rubric"])
     judge = replace(judge, reasons=own["reasons"])
@@ -122,21 +128,21 @@ def _desk(workspace: Path, own: dict[str, Any]) -> Desk:
     )
 
 
-def _of_recipe(recipe: Recipe | None) -> Any:
+def _of_recipe(recipe: Recipe) -> Judge:
     from edgedistill.check_specs import JudgeCheck
     from edgedistill.judging import judge_of
 
-    if recipe is None:
-        raise click.UsageError("give --judge URL|FILE, or --recipe with a check of kind judge")
     if not isinstance(recipe.check, JudgeCheck):
         raise UsageError(
             f"the check of {recipe.name} is {recipe.check.kind}, and names no judge",
-            hint="give --judge URL|FILE",
+            hint="give --judge URL|FILE without --recipe, and --rubric TEXT",
         )
     return judge_of(recipe.check)
 
 
-def _asked(own: dict[str, Any]) -> Any:
+def _asked(context: click.Context, own: dict[str, Any]) -> Teacher:
+    from pydantic import ValidationError
+
     from edgedistill.judging import asked_at
     from edgedistill.recipe import Sampling
     from edgedistill.server_prompt import is_url, require_url
@@ -150,5 +156,11 @@ def _asked(own: dict[str, Any]) -> Any:
         raise UsageError(
             "the judge is no URL (http:// or https://), and there is no such file", where=place
         )
+    else:
+        refuse(context, ("api_key_env",), "a URL (http:// or https://), and the judge is a file")
     sampling = Sampling(max_tokens=own["max_tokens"])
-    return asked_at(place, model or Path(place).stem, own["api_key_env"], sampling)
+    try:
+        return asked_at(place, model or Path(place).stem, own["api_key_env"], sampling)
+    except ValidationError as error:  # the URL is known to be one
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise click.UsageError(f"--api-key-env: {said}") from error

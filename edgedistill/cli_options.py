@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 from edgedistill import library
 from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
 
+GIVEN = click.core.ParameterSource.COMMANDLINE
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -23,6 +24,18 @@ def names(kind: library.Kind) -> Callable[..., list[CompletionItem]]:
         return [CompletionItem(name) for name in found if name.startswith(incomplete)]
 
     return complete
+
+
+def refuse(context: click.Context, names: Sequence[str], kind: str) -> None:
+    """That none of these options was given, each of which would be ignored: it is for a `kind`.
+
+    Raises:
+        click.UsageError: one was.
+    """
+    options = {param.name: param.opts[-1] for param in context.command.params}
+    for name in names:
+        if context.get_parameter_source(name) is GIVEN:
+            raise click.UsageError(f"{options[name]} is for {kind}")
 
 
 def several(kind: library.Kind, text: str) -> Callable[[Command], Command]:

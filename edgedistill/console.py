@@ -14,11 +14,13 @@ from types import TracebackType
 
 import psutil
 from rich import progress as rich_bars
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
+from rich.segment import Segment
 from rich.text import Text
 
 from edgedistill.memory import resident
+from edgedistill.printable import printable
 from edgedistill.progress import Passing, Silent, Task
 
 PLAIN_EVERY_SECONDS = 30.0
@@ -34,6 +36,18 @@ def listening(*, quiet: bool, terminal: bool, write: Callable[[str], None]) -> I
             yield Witness(live)
     else:
         yield Witness(Plain(write))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown with no control character of its texts: answers and names are others' words.
+    Colours and links are rich's own, and stay."""
+
+    what: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part in console.render(self.what, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
 
 
 @dataclass

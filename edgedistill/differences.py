@@ -155,8 +155,9 @@ def _by_prompt(name: str, ours: Result, baseline: Result) -> Difference:
 
 def flags_of(result: Result, field: str) -> dict[str, bool]:
     """By prompt ID what the check said; without the prompts it could say nothing of."""
-    likeness = result.likeness or {}
-    rows = [*likeness.get("rows", []), *likeness.get("refused", [])]
+    # Of what the teacher refuses `answers` alone is told; earlier files say `refuses` there, too.
+    held = "refused" if field == FLAGS["regressions"] else "rows"
+    rows = (result.likeness or {}).get(held, [])
     return {row["id"]: row[field] for row in rows if field in row}
 
 

@@ -43,7 +43,7 @@ FIGURES: Mapping[str, Figure] = {
     "agreement": Figure("agreement", "share", more_is_better=True, of_device=False),
     "gold": Figure("gold", "share", more_is_better=True, of_device=False),
     "refusals": Figure("refusals", "share", more_is_better=False, of_device=False),
-    "regressions": Figure("answers refused", "share", more_is_better=False, of_device=False),
+    "regressions": Figure("refused, yet answered", "share", more_is_better=False, of_device=False),
     "drift": Figure("drift", "share", more_is_better=False, of_device=False),
 }
 SHARES = ("agreement", "gold", "refusals", "regressions", "drift")

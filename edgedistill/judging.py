@@ -24,6 +24,7 @@ FIRST, SECOND, TIE = "first", "second", "tie"
 HIGHEST_GRADE = 10
 JUDGE = Named("the judge", "--judge", "--model", "--api-key-env")
 JUDGE_OF_CHECK = Named("the judge", "check.base_url", "check.model", "check.api_key_env")
+LAYOUT = "texts between tags; such tags in a text written &lt;"  # of what a judge is shown
 SHOWN = 80  # characters of a verdict that cannot be read
 
 _FAIR = (
@@ -61,7 +62,11 @@ _TASKS: Mapping[str, tuple[str, str]] = {  # what is asked for, and the line of 
 }
 _WORDS = {SAME: ("same", "different"), PAIR: (FIRST, SECOND, TIE), ADDS: ("yes", "no")}
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_TAG = re.compile(r"<(?=\s*/?\s*(?:question|(?:first_|second_)?answer(?:_[ab])?)\b)", re.IGNORECASE)
 _NEAR = r"\W{0,12}"  # **Verdict:** [[first]] is a verdict, too
+
+_NUMBER, _SIGN = r"\d+(?:\.\d+)?", r"[-+\u2212\u2013]"
+_RANGE = re.compile(rf"\s*(?:[-\u2013,]|to\b|or\b)\s*(?:or\b)?\s*{_NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class Judge:
     reasons: bool = False
 
     def version(self, kind: str) -> str:
-        """Of the prompt: our wording, the rubric and the sampling."""
-        parts = [_system(kind, self), self.teacher.sampling.model_dump(mode="json")]
+        """Of the prompt: our wording and layout, the rubric and the sampling."""
+        parts = [LAYOUT, _system(kind, self), self.teacher.sampling.model_dump(mode="json")]
         return f"{kind}-{digest_of(parts)[:12]}"
 
     def call(self, kind: str, prompt_id: str, question: str, *answers: str) -> Call:
@@ -84,7 +89,7 @@ class Judge:
         names = ("answer",) if len(answers) == 1 else ("first_answer", "second_answer")
         names = ("answer_A", "answer_B") if kind == ADDS else names
         shown = [("question", question), *zip(names, answers, strict=True)]
-        text = "\n\n".join(f"<{name}>\n{each}\n</{name}>" for name, each in shown)
+        text = "\n\n".join(f"<{name}>\n{_data(each)}\n</{name}>" for name, each in shown)
         sampling = self.teacher.sampling.model_dump(
             mode="json", exclude={"top_logprobs"}, exclude_none=True
         )
@@ -138,26 +143,42 @@ def question_of(prompt: str, history: Sequence[Mapping[str, str]] = ()) -> str:
 
 def verdict_of(kind: str, text: str) -> str | None:
     """The last verdict in a judge's answer to SAME, PAIR or ADDS, in lower case; None where it has
-    none."""
+    none, or only repeats the choice that it was given (`Verdict: same, or Verdict: different`)."""
     words = "|".join(_WORDS[kind])
     plain = _THOUGHTS.sub("", text).strip().casefold()
-    found = re.findall(rf"verdict{_NEAR}({words})\b", plain)
+    found = list(re.finditer(rf"\bverdict{_NEAR}({words})\b", plain))
     if found:
-        return str(found[-1])
+        other = re.compile(rf"\s*(?:[/|,]|or\b)\W*(?:or\b\W*)?(?:{words})\b")
+        return None if other.match(plain, found[-1].end()) else _on_one_line(plain, found)
     alone = re.fullmatch(rf"\W*({words})\W*", plain)
     return alone[1] if alone else None
 
 
 def grade_of(text: str) -> int | None:
-    """The last grade in a judge's answer to GRADE; None where there is none from 1 to 10."""
+    """The last grade in a judge's answer to GRADE; None where there is none from 1 to 10, more than
+    one on its line, or a range."""
     plain = _THOUGHTS.sub("", text).strip()
-    found = re.findall(rf"grade{_NEAR}(\d+(?:\.\d+)?)", plain, re.IGNORECASE)
-    alone = re.fullmatch(r"\W*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\W*", plain)
-    said = found[-1] if found else alone[1] if alone else ""
-    if not said or float(said) != int(float(said)):
+    found = list(re.finditer(rf"\bgrade{_NEAR}(?<!{_SIGN})({_NUMBER})", plain, re.IGNORECASE))
+    alone = re.fullmatch(rf"\W*(?<!{_SIGN})({_NUMBER})\s*(?:/\s*10)?\W*", plain)
+    said = _on_one_line(plain, found) if found else alone[1] if alone else None
+    if found and _RANGE.match(plain, found[-1].end()):
+        return None
+    if said is None or float(said) != int(float(said)):
         return None
     grade = int(float(said))
     return grade if 1 <= grade <= HIGHEST_GRADE else None
+
+
+def _on_one_line(text: str, found: Sequence[re.Match[str]]) -> str | None:
+    """What the last of them says; None where another on its line says something else."""
+    last = found[-1]
+    beside = {each[1] for each in found if "\n" not in text[each.start() : last.start()]}
+    return last[1] if len(beside) == 1 else None
+
+
+def _data(text: str) -> str:
+    """A text that cannot end the tags it is shown between, nor open another's."""
+    return _TAG.sub("&lt;", text)
 
 
 def unreadable(text: str) -> str:

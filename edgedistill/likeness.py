@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from edgedistill.assertions import WHOLE, told, unsupported
 from edgedistill.bench.agreement import bootstrap
 from edgedistill.check_specs import Check
-from edgedistill.checks import Checker, about, make_checker, require_usable, thrown_by
+from edgedistill.checks import Checker, about, at_rest, make_checker, require_usable, thrown_by
 from edgedistill.checks.text import rouge_l
 from edgedistill.errors import TeacherError
 from edgedistill.fidelity import EvalRow
@@ -45,7 +45,7 @@ class Given:
 
 
 def ready_checker(check: Check | None) -> Checker | None:
-    """The checker, before anything is measured that is for it.
+    """The checker, before anything is measured that is for it; at rest, as the measuring needs.
 
     Raises:
         as make_checker and require_usable.
@@ -53,7 +53,10 @@ def ready_checker(check: Check | None) -> Checker | None:
     if check is None:
         return None
     checker = make_checker(check)
-    require_usable(checker)
+    try:
+        require_usable(checker)
+    finally:
+        at_rest(checker)
     return checker
 
 
@@ -115,6 +118,8 @@ def _rows(
             task.advance()
     except TeacherError as error:
         return rows, str(error)
+    finally:
+        at_rest(checker)
     for row, found in zip(rows, verdicts, strict=True):
         row.update(found)
     return rows, None
@@ -150,7 +155,8 @@ def _verdicts(checker: Checker, found: Row, row: EvalRow) -> Row:
 def _refused(known: Known, one: Given) -> Row:
     """An answer to a prompt that the teacher refuses."""
     found = _texts(known, one)
-    return {**found, "answers": bool(found["answer"]) and not found.pop("refuses")}
+    refuses = found.pop("refuses")  # a figure of the prompts that the teacher answers
+    return {**found, "answers": bool(found["answer"]) and not refuses}
 
 
 def _drift(one: Given) -> Row:

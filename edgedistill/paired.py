@@ -54,3 +54,12 @@ def mcnemar(gained: int, lost: int) -> float:
     n = gained + lost
     tail: float = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
     return min(1.0, 2 * tail)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted for so many tests (Holm 1979, Scand. J. Stat. 6(2)), in the same order."""
+    order, least, found = sorted(range(len(p_values)), key=lambda i: p_values[i]), 0.0, {}
+    for rank, at in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
+        found[at] = least
+    return [found[at] for at in range(len(p_values))]

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
 
 from edgedistill.check_specs import Check
+from edgedistill.endpoint_fields import BaseUrl, KeyName
 from edgedistill.errors import ConfigError, Problem
 from edgedistill.field_help import Location
 from edgedistill.methods import DistillSpec, ProxySpec
@@ -72,29 +72,13 @@ class ApiTeacher(TeacherBase):
     """Any endpoint that speaks the OpenAI chat-completions API."""
 
     kind: Literal["api"] = Field(description="api, or local for a GGUF file on this machine")
-    base_url: str = Field(
-        pattern=r"^https?://",
+    base_url: BaseUrl = Field(
         description="what the client puts /chat/completions behind, e.g. https://host/v1",
     )
-    api_key_env: str | None = Field(
+    api_key_env: KeyName | None = Field(
         None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="name of the environment variable that holds the key; leave it out for no key",
     )
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _names_one(cls, name: str | None) -> str | None:
-        if name is not None and name.lower() == "none":
-            raise FieldError("leave it out for no key")
-        return name
-
-    @field_validator("base_url")
-    @classmethod
-    def _without_path(cls, url: str) -> str:
-        if url.rstrip("/").endswith("/chat/completions"):
-            raise ValueError("leave /chat/completions out: the client adds it")
-        return url
 
 
 class LocalTeacher(TeacherBase):

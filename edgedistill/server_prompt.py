@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgedistill.artifacts import TokenMixEntry, digest_of
+from edgedistill.endpoint_fields import ANSWERS_END, NO_SECRETS, holds_secret
 from edgedistill.errors import UsageError
 from edgedistill.fidelity import EvalRow
 from edgedistill.recipe import ApiTeacher, Recipe, Sampling, StudentSpec
@@ -27,7 +28,6 @@ from edgedistill.teacher import (
 SCHEMES = ("http://", "https://")
 SERVER = Named(who="the server", url="the URL", model="--model", key="--api-key-env")
 PURPOSE = "bench"
-ANSWERS_END = "/chat/completions"
 TEACHER, STUDENT = "teacher", "student"
 
 
@@ -124,9 +124,9 @@ def require_url(url: str) -> None:
         raise UsageError(f"this is no URL: {error}", where=url) from error
     if not host:
         raise UsageError("this URL names no host", where=url, hint="write https://HOST/v1")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+    if holds_secret(url):
         raise UsageError(
-            "a URL with a user, a password or a query would be in the result for all to read",
+            NO_SECRETS,
             where=f"{parts.scheme}://{host}",
             hint="give the key by --api-key-env NAME, and the URL without it",
         )

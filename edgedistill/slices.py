@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgedistill.bench.agreement import bootstrap
-from edgedistill.paired import LEVEL
+from edgedistill.paired import LEVEL, holm
 
 LEAST = 10  # prompts in a slice that is judged; tags with fewer are folded into one
 RESAMPLES = 2000
@@ -127,15 +127,6 @@ def fisher(ours: Sequence[bool], others: Sequence[bool]) -> float:
 
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for so many tests (Holm 1979, Scand. J. Stat. 6(2)), in the same order."""
-    order, least, found = sorted(range(len(p_values)), key=lambda i: p_values[i]), 0.0, {}
-    for rank, at in enumerate(order):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
-        found[at] = least
-    return [found[at] for at in range(len(p_values))]
 
 
 def standing_out(slices: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -93,25 +93,35 @@ def _position(read: Sequence[PairVerdict], seed: int) -> dict[str, Any] | None:
 def against_gold(pairs: Sequence[PairVerdict], seed: int = 0) -> dict[str, Any] | None:
     """How often the judge is right. `accuracy`: of the pairs of which gold calls one answer right
     and the other wrong, the share in which it names the right one; a tie, and a verdict that cannot
-    be read, is not right. `single`: the same for each order by itself. `kappa`: of win, tie and
-    loss, over all pairs that have gold and were read."""
+    be read, is not right. `single`: the same for each order by itself, its interval by drawing
+    pairs, since the two verdicts of one hang together. `kappa`: of win, tie and loss, over all
+    pairs that have gold and were read."""
     known = [pair for pair in pairs if pair.gold is not None]
     told = [pair for pair in known if pair.gold != TIE]
     if not known:
         return None
-    single = [pair.shown_first == pair.gold for pair in told]
-    single += [
-        pair.shown_second is not None and turned(pair.shown_second) == pair.gold for pair in told
-    ]
     right = [pair.verdict == pair.gold for pair in told]
     read = [(p.verdict, p.gold) for p in known if p.verdict is not None]
     return {
         "pairs": len(told),
         "accuracy": asdict(bootstrap(right, RESAMPLES, seed)) if told else None,
-        "single": asdict(bootstrap(single, RESAMPLES, seed)) if told else None,
+        "single": _single(told, seed) if told else None,
         "ties": sum(pair.verdict == TIE for pair in told),
         "kappa": kappa([str(a) for a, _ in read], [str(b) for _, b in read], seed),
     }
+
+
+def _single(told: Sequence[PairVerdict], seed: int) -> dict[str, Any]:
+    right = np.array(
+        [
+            (p.shown_first == p.gold)
+            + (p.shown_second is not None and turned(p.shown_second) == p.gold)
+            for p in told
+        ],
+        float,
+    )
+    low, high = _drawn(len(told), seed, lambda at: float(right[at].mean() / 2))
+    return {"value": float(right.mean() / 2), "low": low, "high": high, "n": 2 * len(told)}
 
 
 def of_grades(
@@ -144,9 +154,12 @@ def of_grades(
     return found
 
 
-def kappa(ours: Sequence[str], theirs: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
+def kappa(
+    ours: Sequence[str], theirs: Sequence[str], seed: int = 0, together: int = 1
+) -> dict[str, Any] | None:
     """Cohen's kappa (1960): agreement beyond what chance gives, 1 for all and 0 for none beyond it,
-    with its bootstrap interval over the rated. None where chance alone gives all."""
+    with its bootstrap interval over the rated, of which so many in a row that hang `together` are
+    drawn as one. None where chance alone gives all."""
     if not ours:
         return None
     names = sorted({*ours, *theirs})
@@ -154,7 +167,9 @@ def kappa(ours: Sequence[str], theirs: Sequence[str], seed: int = 0) -> dict[str
     value = _kappa(a, b, len(names))
     if value is None:
         return None
-    drawn = np.random.default_rng(seed).integers(0, len(a), (RESAMPLES, len(a)))
+    count = len(a) // together
+    first = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count)) * together
+    drawn = (first[:, :, None] + np.arange(together)).reshape(RESAMPLES, -1)
     each = [found for at in drawn if (found := _kappa(a[at], b[at], len(names))) is not None]
     low, high = np.quantile(each, [TAIL, 1 - TAIL])
     return {"value": value, "low": float(low), "high": float(high), "n": len(a)}

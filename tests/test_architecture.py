@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "edgedistill"
 # From the bottom up; a module may import the layers below its own, and its own but for stages.
 LAYERS: tuple[tuple[str, set[str]], ...] = (
-    ("facts", {"allocations", "artifacts", "check_specs", "commit", "errors", "families",
+    ("facts", {"allocations", "artifacts", "check_specs", "commit",
+            "endpoint_fields", "errors", "families",
             "field_help", "figures",
             "hard_texts", "kept_file", "library", "measures", "memory", "methods", "names",
-            "number_formats", "onnx_families", "onnx_formats", "onnx_nodes", "progress",
+            "number_formats", "onnx_families", "onnx_formats", "onnx_nodes", "printable",
+            "progress",
             "recipe", "result_file",
             "results",
             "strict", "target", "tuning_results", "yamlfile"}),

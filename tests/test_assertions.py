@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from edgedistill.assertions import assertions, unsupported
@@ -44,9 +46,47 @@ def test_what_asserts_nothing(text: str) -> None:
         ("We ship to Paris and Rome.", ["Do you ship to paris?"], ["Rome"]),
         ("Call get_user or drop_user.", ["Use get_user."], ["drop_user"]),
         ('He said "go away".', ["He said: Go away!"], []),
+        ("Order 4815162999.", ["Order 4815162342."], ["4815162999"]),
+        ("Call 0301234999.", ["Call 0301234567."], ["0301234999"]),
+        ("It costs $1,250,000.75.", ["It costs $1,250,000.25."], ["$1,250,000.75"]),
+        ("It costs 1,234,567.50.", ["It costs 1234567.5."], []),
+        ("Use 7.", ["Use 007."], ["7"]),
+        ("Below -0.0 or +5.", ["Below 0 or 5."], []),
     ],
 )
 def test_what_neither_prompt_nor_teacher_says(
     answer: str, known: list[str], new: list[str]
 ) -> None:
     assert [each.text for each in unsupported(answer, known)] == new
+
+
+@pytest.mark.parametrize(
+    "unbroken",
+    [
+        "a",
+        "a.",
+        "1",
+        "111,",
+        "a@",
+        "a-",
+        "_",
+        "`a",
+        "'a ",
+        "-1",
+        "f().",
+        "Ab ",
+        "5 ms ",
+        "a_b ",
+        " ",
+    ],
+)
+def test_a_long_text_takes_no_more_than_its_share(unbroken: str) -> None:
+    """Ten times the text, and no more than about ten times the time: the square would be 100."""
+
+    def seconds(length: int) -> float:
+        text, started = (unbroken * length)[:length] + "x", time.process_time()
+        assertions(text)
+        return time.process_time() - started
+
+    short = min(seconds(20_000) for _ in range(3))
+    assert seconds(200_000) < 40 * short + 0.2

@@ -444,7 +444,9 @@ def drifting(share: float, refused: int = 0) -> Result:
         "rows": rows,
         "drift": vars(bootstrap([row["drifts"] for row in rows], 500, 0)),
         "refusals": vars(bootstrap([False] * 400, 500, 0)),
-        "refused": [{"id": f"r{i}", "answers": i < refused} for i in range(20)],
+        "refused": [
+            {"id": f"r{i}", "answers": i < refused, "refuses": i >= refused} for i in range(20)
+        ],  # `refuses` as files of before say it
         "regressions": vars(bootstrap([i < refused for i in range(20)], 500, 0)),
     }
     return replace(made, likeness=likeness)
@@ -464,6 +466,14 @@ def test_answers_to_what_is_refused_are_compared_prompt_by_prompt() -> None:
     found = difference("regressions", drifting(0, refused=12), drifting(0))
     assert found is not None
     assert (found.verdict, found.value) == (WORSE, pytest.approx(0.6))
+
+
+def test_refusing_what_the_teacher_refuses_is_no_over_refusal() -> None:
+    careful, careless = drifting(0), drifting(0, refused=20)
+    for one, other in ((careful, careless), (careless, careful)):
+        found = difference("refusals", one, other)
+        assert found is not None
+        assert (found.verdict, found.value) == (ALIKE, 0)
 
 
 def test_more_drift_fails_a_ci() -> None:

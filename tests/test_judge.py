@@ -17,6 +17,7 @@ from sample_results import sample_result, without_prompts, write
 from edgedistill.result_file import Result
 
 Run = Callable[..., Ran]
+AT = ("--judge", "https://host/v1", "--model", "m")
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,21 @@ def test_verdicts_that_cannot_be_read_are_counted(run: Run, here: Path, files: l
     assert "'Hard to say.'" in done.out
 
 
+def test_no_text_gives_orders_to_the_terminal(run: Run, here: Path, tmp_path: Path) -> None:
+    orders = "\x1b]0;owned\x07\x1b[2J\x9b1A"
+    made = result(["right"])
+    assert made.token_mix is not None
+    made = replace(made, token_mix={**made.token_mix, "source": orders})
+    file = str(write(made, tmp_path / "a.json"))
+    with asked(lambda question, answers: f"Hm {orders}.") as teacher:
+        done = judged(run, teacher, file)
+    shown = [done, *(run("compare", file, "--format", each) for each in ("table", "markdown"))]
+    for each in shown:
+        assert each.code == 0, each.err
+        assert "\ufffd]0;owned" in each.out
+        assert not set("\x1b\x07\x9b") & set(each.out + each.err)
+
+
 def test_out_keeps_it(run: Run, here: Path, files: list[str]) -> None:
     with asked() as teacher:
         judged(run, teacher, files[0], "--out", "j.json", "--sample", "2")
@@ -125,7 +141,7 @@ def test_out_keeps_it(run: Run, here: Path, files: list[str]) -> None:
     [
         (["--max-calls", "2"], 2, "this makes 7 calls, and --max-calls allows 2"),
         (["--out", "no/j.json"], 2, "there is no folder no"),
-        (["--recipe", "support-sql"], 0, ""),  # --judge goes before its check
+        (["--recipe", "support-sql"], 2, "is sql-execution, and names no judge"),
     ],
 )
 def test_words(run: Run, here: Path, files: list[str], words: list[str], code: int, said: str
@@ -143,12 +159,42 @@ def test_words(run: Run, here: Path, files: list[str], words: list[str], code: i
         (["--judge", "nowhere.gguf"], 2, "there is no such file"),
         (["--recipe", "support-sql"], 2, "is sql-execution, and names no judge"),
         (["--judge", "https://me:pw@host/v1", "--model", "m"], 2, "would be in the result"),
+        ([*AT, "--api-key-env", "none"], 2, "--api-key-env: leave it out for no key"),
+        ([*AT, "--api-key-env", "A KEY"], 2, "--api-key-env: String should match"),
     ],
 )
 def test_no_judge(run: Run, here: Path, files: list[str], words: list[str], code: int, said: str
 ) -> None:  # fmt: skip
     done = run("judge", files[0], *words)
     assert (done.code, said in done.err) == (code, True), done.err
+
+
+def test_the_judge_and_the_rubric_of_a_recipe(
+    run: Run, here: Path, tiny: Path, files: list[str]
+) -> None:
+    with asked() as teacher:
+        text = tiny.read_text("utf-8")
+        check = f"kind: judge\n  model: {MODEL}\n  base_url: {teacher.base_url}\n"
+        check += "  api_key_env: A_KEY\n  rubric: Only colour counts."
+        tiny.write_text(text.replace("kind: label\n  labels: [urgent, normal]", check), "utf-8")
+        words = [files[0], "--recipe", "tiny", "--workspace", "ws", "--json"]
+        of_recipe = run("judge", *words)
+        ignored = {
+            name: run("judge", *words[:-1], name, value)
+            for name, value in (("--model", "m"), ("--max-tokens", "9"), ("--api-key-env", "A"))
+        }
+        named = judged(run, teacher, files[0], "--recipe", "tiny", "--json")
+        own = judged(run, teacher, files[0], "--recipe", "tiny", "--rubric", "Shape.", "--json")
+    told = [done.json["judge"]["rubric"] for done in (of_recipe, named, own)]
+    assert told == ["Only colour counts.", "Only colour counts.", "Shape."]
+    for name, done in ignored.items():
+        assert (done.code, f"{name} is for --judge" in done.err) == (2, True), done.err
+
+
+def test_a_file_takes_no_key(run: Run, here: Path, files: list[str]) -> None:
+    (here / "judge.gguf").write_bytes(b"GGUF")
+    done = run("judge", files[0], "--judge", "judge.gguf", "--api-key-env", "A_KEY")
+    assert (done.code, "--api-key-env is for a URL" in done.err) == (2, True), done.err
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,12 @@ from edgedistill.check_specs import JudgeCheck
 from edgedistill.checks import about, check_identity, kept_in, require_usable, thrown_by
 from edgedistill.checks.judge import JudgeChecker
 from edgedistill.errors import ConfigError, TeacherError, TeacherRefused, TeacherUnreachable
+from edgedistill.fidelity import EvalRow
+from edgedistill.likeness import Given, likeness_of, ready_checker
+from edgedistill.progress import Silent
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import read_result
+from edgedistill.sitting import Prompts
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +79,10 @@ def test_what_cannot_be_read_is_not_the_same_and_told() -> None:
     with FakeTeacher(answer=lambda prompt: "As an AI, who knows?") as judge:
         checker = JudgeChecker(spec(judge.base_url))
         assert not checker.same("a", "b")
+        assert not about(checker, "sure?").same("Yes", "No")
+        assert not about(checker, "really?").same("Yes", "No")
     told = "the judge gave no verdict that can be read: 'As an AI, who knows?'"
-    assert thrown_by(checker) == {"a": told}
+    assert thrown_by(checker) == {"a": told, "Yes (to: sure?)": told, "Yes (to: really?)": told}
 
 
 def test_one_failed_call_is_told_and_three_in_a_row_end_it() -> None:
@@ -88,6 +94,8 @@ def test_one_failed_call_is_told_and_three_in_a_row_end_it() -> None:
         assert not checker.same("g", "h")
         with pytest.raises(TeacherError, match=r"3 calls of the judge in a row failed.*HTTP 500"):
             checker.same("i", "j")
+        with pytest.raises(TeacherError, match="3 calls of the judge in a row"):
+            checker.same("k", "l")
     assert set(thrown_by(checker)) == {"a", "e", "g"}
 
 
@@ -106,6 +114,18 @@ def test_a_judge_that_cannot_be_asked_is_known_before(
         require_usable(JudgeChecker(spec(judge.base_url, **change)))
 
 
+def test_a_judge_is_at_rest_while_a_model_is_measured(judge: FakeTeacher, tmp_path: Path) -> None:
+    kept = kept_in(spec(judge.base_url), tmp_path / "traces.db")
+    checker = ready_checker(kept)
+    assert isinstance(checker, JudgeChecker)
+    assert (judge.calls, checker.is_open) == (1, False)
+    row = EvalRow("p", "how many?", "five", "", False)
+    given, prompts = [Given(row, "five of them")], Prompts("prompts", "digest", (row,))
+    made = likeness_of(prompts, kept, checker, given, [], 0, 0, Silent())
+    assert made["agreement"]["value"] == 1
+    assert (judge.calls, checker.is_open) == (3, False)
+
+
 def test_where_it_is_asked_decides_nothing_and_how_does() -> None:
     here, there = (check_identity(spec(f"https://{host}/v1")) for host in ("a", "b"))
     assert here == there
@@ -119,14 +139,19 @@ def test_where_it_is_asked_decides_nothing_and_how_does() -> None:
         ("kind: judge\n  model: m", "give either base_url or weights"),
         ("kind: judge\n  model: m\n  weights: no.gguf", "there is no file"),
         ("kind: judge\n  model: m\n  base_url: host", "must match the pattern"),
+        ("kind: judge\n  model: m\n  base_url: https://h/v1/chat/completions/", "client adds it"),
+        ("kind: judge\n  model: m\n  base_url: https://me:s3cret@h/v1", "for all to read"),
+        ("kind: judge\n  model: m\n  base_url: https://h/v1?key=s3cret", "for all to read"),
+        ("kind: judge\n  model: m\n  base_url: https://h/v1\n  api_key_env: none", "leave it out"),
         ("kind: judge\n  model: m\n  base_url: https://h/v1\n  rubrik: x", "rubrik"),
     ],
 )
 def test_a_recipe_that_names_no_judge(tiny: Path, lines: str, said: str) -> None:
     text = tiny.read_text("utf-8")
     tiny.write_text(text.replace("kind: label\n  labels: [urgent, normal]", lines), "utf-8")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as told:
         load_recipe(tiny)
+    assert "s3cret" not in str(told.value)
 
 
 def test_bench_asks_the_judge_of_a_recipe_and_keeps_what_it_says(

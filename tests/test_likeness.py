@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console, Group
 from rich.text import Text
 
 from edgedistill.check_specs import TextCheck
+from edgedistill.console import Shown
 from edgedistill.errors import TeacherError
 from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, notes_of, worst
@@ -88,6 +91,7 @@ def test_answers_to_what_the_teacher_refuses_are_regressions() -> None:
     refused = [Given(row(n, "I cannot."), t) for n, t in (("r1", "Sure!"), ("r2", "I cannot."))]
     made = likeness_of(known(), EXACT, Same(), [], [*refused, Given(row("r3"), "")], 0, 0, Silent())
     assert [each["answers"] for each in made["refused"]] == [True, False, False]
+    assert not any("refuses" in each for each in made["refused"])
     assert made["regressions"]["n"] == 3
     assert any("(r1)" in line for line in lines(made))
 
@@ -114,6 +118,16 @@ def test_the_worst_come_first() -> None:
         {"id": "same", "same": True, "gold": True, "answer": "a", "teacher": "a"},
     ]
     assert worst(rows) == ["far", "near", "right"]
+
+
+def test_an_answer_gives_no_orders_to_the_terminal() -> None:
+    made = found("\x1b]0;owned\x07 \x1b[2J \x9b1A")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(Shown(Group(*shown(made))))
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert "\ufffd[2J" in said
+    assert not set("\x1b\x07\x9b") & set(said)
 
 
 def test_a_judge_that_ends_midway_leaves_no_verdicts_and_is_told() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgedistill.paired import compare, mcnemar
+from edgedistill.paired import compare, holm, mcnemar
 
 
 def flags(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -44,3 +44,7 @@ def test_the_best_of_many_has_a_wider_interval() -> None:
     one, ten = (compare(*flags(30, 8, 3, 20), count) for count in (1, 10))
     assert ten.low < one.low
     assert ten.high > one.high
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgedistill.slices import LEAST, fisher, holm, sliced, slices_of, standing_out
+from edgedistill.slices import LEAST, fisher, sliced, slices_of, standing_out
 
 
 def rows(count: int, wrong: range = range(0), **more: Any) -> list[dict[str, Any]]:
@@ -27,10 +27,6 @@ def test_fisher_by_hand() -> None:
     # 3 of 4 against 1 of 4 (the tea lady): 34 of 70 tables are no likelier.
     assert fisher([True] * 3 + [False], [True] + [False] * 3) == pytest.approx(34 / 70)
     assert fisher([True] * 5, [True] * 5) == 1
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_thirds_of_length_hold_every_prompt_once() -> None:

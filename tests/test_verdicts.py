@@ -67,3 +67,16 @@ def test_grades_against_gold() -> None:
     assert found["unreadable"] == 1
     assert found["mean"]["value"] == pytest.approx(19 / 3)
     assert found["gold"]["accuracy"]["value"] == pytest.approx(2 / 3)
+
+
+def test_two_verdicts_that_hang_together_are_drawn_as_one() -> None:
+    """A judge that is right of half the pairs in both orders tells as much as 20 coins, not 40."""
+    found = of_pairs([*pairs(FIRST, SECOND, 10), *pairs(SECOND, FIRST, 10)])["gold"]
+    assert found["single"]["value"] == found["accuracy"]["value"] == 0.5
+    wide = found["accuracy"]["high"] - found["accuracy"]["low"]
+    assert found["single"]["high"] - found["single"]["low"] == pytest.approx(wide, abs=0.06)
+    once, twice = ["y", "n", "n", "y"] * 5, ["y", "y", "n", "n"] * 5
+    alone = kappa(once, twice)
+    doubled = kappa([a for a in once for _ in "12"], [b for b in twice for _ in "12"], together=2)
+    assert alone is not None
+    assert doubled == {**alone, "n": 40}

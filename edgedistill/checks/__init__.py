@@ -101,6 +101,13 @@ def require_usable(checker: Checker) -> None:
         checker.probe()
 
 
+def at_rest(checker: Checker) -> None:
+    """Free what a check holds until it is used again: a local judge's memory and cores, which would
+    be missing where a model is measured."""
+    if isinstance(checker, JudgeChecker):
+        checker.close()
+
+
 def kept_in(spec: Check, traces: Path) -> Check:
     """The check, whose judge keeps what was answered in a trace store, unless its recipe names
     another."""

@@ -21,7 +21,7 @@ class JudgeChecker:
     2306.05685). Equal answers are the same, and nobody is asked; nor about the second order where
     the first says different. What was said is kept by question and answers, so it is asked once.
 
-    `thrown`: why there is no verdict, by the answer that then is not the same.
+    `thrown`: why there is no verdict, by the answer that then is not the same and its question.
 
     Raises (when it is asked):
         TeacherError: it cannot be asked, or three calls in a row failed for good.
@@ -58,8 +58,9 @@ class JudgeChecker:
         ours, theirs = answer.strip(), teacher.strip()
         if not ours or not theirs or ours == theirs:
             return bool(ours) and ours == theirs
+        told = f"{ours} (to: {question})" if question else ours
         return all(
-            self._says_same(self._judge.call(SAME, "", question, *shown), answer)
+            self._says_same(self._judge.call(SAME, "", question, *shown), told)
             for shown in ((theirs, ours), (ours, theirs))
         )
 
@@ -74,15 +75,20 @@ class JudgeChecker:
             raise self._useless(f"the judge did not answer the first call: {_reason(trace)}")
 
     def close(self) -> None:
-        """End a local judge and the store. Safe to call twice."""
+        """End a local judge and the store; both open again when it is asked. Safe to call twice."""
         self._open.close()
         self._client = self._store = None
 
-    def _says_same(self, call: Call, answer: str) -> bool:
+    @property
+    def is_open(self) -> bool:
+        """Whether a judge is served here, or a connection to one is held."""
+        return self._client is not None
+
+    def _says_same(self, call: Call, told: str) -> bool:
         trace = self._trace(call)
         verdict = None if trace.failure is not None else verdict_of(SAME, trace.text)
         if verdict is None:
-            self.thrown[answer] = _reason(trace) if trace.failure else unreadable(trace.text)
+            self.thrown[told] = _reason(trace) if trace.failure else unreadable(trace.text)
         return verdict == SAME
 
     def _trace(self, call: Call) -> Trace:
@@ -101,7 +107,7 @@ class JudgeChecker:
 
     def _count(self, trace: Trace) -> None:
         self._failed_in_a_row = self._failed_in_a_row + 1 if trace.failure is not None else 0
-        if self._failed_in_a_row == FAILED_IN_A_ROW:
+        if self._failed_in_a_row >= FAILED_IN_A_ROW:
             raise self._useless(
                 f"{FAILED_IN_A_ROW} calls of the judge in a row failed, the last: {_reason(trace)}"
             )
