@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from edgedistill.differences import ratio_of, relative_error
 from edgedistill.measures import Measure
+from edgedistill.paired import holm
 
 LEVEL = 0.05  # of a run with all its benchmarks: how often equal code is called slower or faster
 LEAST_EFFECT = 0.10  # of the time
@@ -43,7 +44,7 @@ def judge(
         for name, each in now.items()
         if name in before and _tellable(each) and _tellable(before[name])
     }
-    shared = holm(tested)
+    shared = dict(zip(tested, holm(list(tested.values())), strict=True))
     found = []
     for name, each in now.items():
         if name not in before:
@@ -90,13 +91,3 @@ def two_sided(t: float, degrees: int) -> float:
     if odd:
         within = 2 / math.pi * (angle + within)
     return min(1.0, max(0.0, 1 - within))
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Each p value such that all of them together keep one level."""
-    shared, largest = dict[str, float](), 0.0
-    ordered = sorted(p_values, key=lambda name: p_values[name])
-    for place, name in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - place) * p_values[name]))
-        shared[name] = largest
-    return shared
