@@ -52,12 +52,6 @@ def test_students_t_is_that_of_the_tables(degrees: int) -> None:
     assert judging.two_sided(0.0, degrees) == 1.0
 
 
-def test_holm_by_hand() -> None:
-    assert judging.holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx(
-        {"b": 0.03, "c": 0.06, "a": 0.06}
-    )
-
-
 def test_equal_runs_are_not_flagged_in_20_tries() -> None:
     assert {verdict for seed in range(20) for verdict in verdicts(seed)} == {judging.ALIKE}
 
