@@ -1,8 +1,8 @@
 """The command line: each command parses, calls one function and shows what it returns.
 
 This is the one place that prints results, catches errors and exits: 0 done, 1 failed, 2 wrong
-usage, 3 a gate was missed or a --fail-if holds, 130 interrupted. Everything heavy is imported
-inside commands.
+usage, 3 a gate was missed or a --fail-if holds, 130 interrupted, 143 the same by SIGTERM.
+Everything heavy is imported inside commands.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from edgedistill.cli_options import (
 )
 from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError, told
 from edgedistill.library import DEFAULT_TARGET
+from edgedistill.termination import Termination
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from edgedistill.target import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ONCE_PER_RECIPE = {
     "collect": "Ask the teacher every prompt of the token mix; nothing is asked twice.",
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words, settings = list(sys.argv[1:] if arguments is None else arguments), Settings()
     # What these say to their own users is noise to ours.
     warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)(\.|$)")
+    ended = Termination()
     try:
         # What a command gives to ctx.exit() comes back as the value; commands return None.
         code = cli.main(words, prog_name="edgedistill", standalone_mode=False, obj=settings)
@@ -110,9 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise error.__cause__ from None
         what = "interrupted; what was finished is kept: run the same command again to go on"
         if settings.json:
-            _print_error({"kind": "Interrupted", "what": what}, INTERRUPTED)
+            _print_error({"kind": "Interrupted", "what": what}, ended.exit_code)
         click.echo(what, err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(ended.exit_code)
+    finally:
+        ended.stop()
     sys.exit(code or 0)
 
 
