@@ -135,8 +135,9 @@ def compared(value: Row) -> RenderableType:
     notes = notes_of(value["notes"])
     found = zip(value["judged"], comparison_text.conditions(value), strict=True)
     judged = [Text(line, style=HOLDS[each["holds"]]) for each, line in found]
-    said = Text(comparison_text.legend(value), style="dim")
-    return Group(Text(comparison_text.caption(value)), table, said, *notes, *judged)
+    legend = comparison_text.legend(value)
+    said = [Text(legend, style="dim")] if legend else []
+    return Group(Text(comparison_text.caption(value)), table, *said, *notes, *judged)
 
 
 def history(value: Row) -> RenderableType:
@@ -144,7 +145,9 @@ def history(value: Row) -> RenderableType:
     table = table_of("model", "device", value["figure"], "sittings", "first", "last", "last made")
     for series in value["series"]:
         points = series["points"]
-        first, last = (comparison_text.amount(points[i]["value"], value["unit"]) for i in (0, -1))
+        if (commits := value["commits"]) is not None:
+            points = sorted(points, key=lambda point: commits.index(point["commit"]))
+        first, last = (_point(points[i], value) for i in (0, -1))
         busy = sum(point["busy"] for point in points)
         table.add_row(
             escape(series["model"]),
@@ -153,10 +156,19 @@ def history(value: Row) -> RenderableType:
             f"{len(points)}, {busy} busy" if busy else str(len(points)),
             first,
             last,
-            f"{points[-1]['made'][:10]}" + (f", mix {series['mix']}" if series["mix"] else ""),
+            f"{series['points'][-1]['made'][:10]}"
+            + (f", mix {series['mix']}" if series["mix"] else ""),
         )
     torn = f"{value['torn']} torn lines of {value['store']} were left out"
-    return Group(table, *notes_of([torn] if value["torn"] else []))
+    outside = f"{value['outside']} sittings without a commit were left out"
+    notes = [*([torn] if value["torn"] else []), *([outside] if value["outside"] else [])]
+    return Group(table, *notes_of(notes))
+
+
+def _point(point: Row, value: Row) -> str:
+    """Its figure, and by commit also that."""
+    commit = f"\n{point['commit']}" if value["commits"] is not None else ""
+    return f"{comparison_text.amount(point['value'], value['unit'])}{commit}"
 
 
 def predictions(value: Row) -> RenderableType:
@@ -164,18 +176,18 @@ def predictions(value: Row) -> RenderableType:
     table = table_of("result", "memory", "decode", "reached", "float32", "prefill", "reached")
     for each in value["reached"]:
         table.add_row(
-            escape(each["result"]),
+            escape(each["result"]) + ("\nbusy" if each["busy"] else ""),
             f"{each['bandwidth_gb_s']:.1f} GB/s",
             f"{each['decode']:.1f} tokens/s",
-            f"{each['decode_share']:.0%}",
+            f"{_least(each)}{each['decode_share']:.0%}",
             f"{each['compute_gflops']:.0f} GFLOP/s",
             f"{each['prefill']:.0f} tokens/s",
-            f"{each['prefill_share']:.0%}",
+            f"{_least(each)}{each['prefill_share']:.0%}",
         )
     parts: list[RenderableType] = [table]
     for name, rows in (("predicted for", value["targets"]), ("checked on", value["checked"])):
         if rows:
-            parts.append(_predicted(name, rows))
+            parts.append(_predicted(name, rows, by_share=rows is value["checked"]))
     if value["checked"]:
         worst = (value["worst_decode_error"], value["worst_prefill_error"])
         said = "largest error: decode {:+.0%}, prefill {:+.0%}".format(*worst)
@@ -183,17 +195,25 @@ def predictions(value: Row) -> RenderableType:
     return Group(*parts, *notes_of(value["notes"]))
 
 
-def _predicted(name: str, rows: Sequence[Row]) -> Table:
+def _predicted(name: str, rows: Sequence[Row], *, by_share: bool) -> Table:
+    """`by_share`: prefill, too, is predicted by what was reached, and not by a profile alone."""
     table = table_of("model", "by its share at", name, "decode", "off", "prefill", "off")
     for each in rows:
         table.add_row(
-            *(escape(each[key]) for key in ("model", "by", "on")),
-            f"{each['decode']:.1f} tokens/s",
+            escape(each["model"]),
+            escape(each["by"]) + (", busy" if each["busy"] else ""),
+            escape(each["on"]),
+            f"{_least(each)}{each['decode']:.1f} tokens/s",
             _off(each["decode_error"]),
-            f"{each['prefill']:.0f} tokens/s",
+            f"{_least(each) if by_share else ''}{each['prefill']:.0f} tokens/s",
             _off(each["prefill_error"]),
         )
     return table
+
+
+def _least(each: Row) -> str:
+    """Other work took from what was reached."""
+    return "at least " if each["busy"] else ""
 
 
 def _off(error: float | None) -> str:
