@@ -1,8 +1,8 @@
 """The command line: each command parses, calls one function and shows what it returns.
 
 This is the one place that prints results, catches errors and exits: 0 done, 1 failed, 2 wrong
-usage, 3 a gate was missed or a --fail-if holds, 130 interrupted. Everything heavy is imported
-inside commands.
+usage, 3 a gate was missed or a --fail-if holds, 130 interrupted, 143 the same by SIGTERM.
+Everything heavy is imported inside commands.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from edgedistill import (
 from edgedistill.cli_options import (
     OWN,
     TRAINING,
+    Settings,
     dist_option,
     names,
     processes_option,
@@ -47,6 +48,7 @@ from edgedistill.cli_options import (
 from edgedistill.errors import ConfigError, EdgedistillError, GateFailed, TokenMixError, told
 from edgedistill.library import DEFAULT_TARGET
 from edgedistill.printable import printable
+from edgedistill.termination import Termination
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
     from edgedistill.target import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ONCE_PER_RECIPE = {
     "collect": "Ask the teacher every prompt of the token mix; nothing is asked twice.",
@@ -68,18 +69,8 @@ ONCE_PER_RECIPE = {
 ONCE_PER_TARGET = {
     "quantize": "Make and measure the target's candidate types; the smallest that passes is "
     "chosen, unless held-out prompts refuse it in bench.",
-    "bench": "Measure fidelity, agreement and latency on held-out prompts.",
     "pack": "Write the bundle: model, manifest, card, report. The same as build.",
 }
-
-
-@dataclass
-class Settings:
-    """What holds for every command."""
-
-    json: bool = False
-    quiet: bool = False
-    debug: bool = False
 
 
 class InOrder(click.Group):
@@ -94,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words, settings = list(sys.argv[1:] if arguments is None else arguments), Settings()
     # What these say to their own users is noise to ours.
     warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)(\.|$)")
+    ended = Termination()
     try:
         # What a command gives to ctx.exit() comes back as the value; commands return None.
         code = cli.main(words, prog_name="edgedistill", standalone_mode=False, obj=settings)
@@ -111,9 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise error.__cause__ from None
         what = "interrupted; what was finished is kept: run the same command again to go on"
         if settings.json:
-            _print_error({"kind": "Interrupted", "what": what}, INTERRUPTED)
+            _print_error({"kind": "Interrupted", "what": what}, ended.exit_code)
         click.echo(what, err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(ended.exit_code)
+    finally:
+        ended.stop()
     sys.exit(code or 0)
 
 
@@ -262,12 +256,11 @@ def _bench_stage(
     _build("bench", recipe, targets, workspace, Path("dist"), way)
 
 
-for _stages, _each in ((ONCE_PER_RECIPE, False), (ONCE_PER_TARGET, True)):
-    for _verb, _text in _stages.items():
-        if _verb == "bench":
-            cli_bench.add_to(cli, common, _show, _bench_stage)
-        else:
-            _add_stage(_verb, _text, per_target=_each)
+for _verb, _text in ONCE_PER_RECIPE.items():
+    _add_stage(_verb, _text, per_target=False)
+_add_stage("quantize", ONCE_PER_TARGET["quantize"], per_target=True)
+cli_bench.add_to(cli, common, _show, _bench_stage)
+_add_stage("pack", ONCE_PER_TARGET["pack"], per_target=True)
 
 
 @cli.command()

@@ -13,12 +13,13 @@ import click
 from edgedistill.cli_options import (
     GIVEN,
     TRAINING,
-    recipe_option,
+    names,
     refuse,
     target_option,
     workspace_option,
 )
 from edgedistill.cli_update import Show, listening, loaded
+from edgedistill.library import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from edgedistill.devices.address import Address
@@ -34,6 +35,7 @@ OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
 NEEDS_MODEL = (
     "prompts", "sample", "system", "max_tokens", "repeats", "out", "worst", *OF_FILE, *OF_URL,
 )  # fmt: skip
+OF_PROMPTS = ("system", "max_tokens", "sample", "worst")
 
 
 def add_to(cli: click.Group, common: Callable[[Any], Any], show: Show, stage: Stage) -> None:
@@ -68,6 +70,11 @@ def counts(least: int) -> Callable[..., tuple[int, ...] | None]:
     return read
 
 
+recipe_option = click.option(
+    "--recipe", metavar="NAME_OR_PATH", default=DEFAULT_RECIPE,
+    show_default=f"{DEFAULT_RECIPE}, and none for a MODEL", shell_complete=names("recipe"),
+    help="Recipe by name, folder or file.",
+)  # fmt: skip
 OWN = (
     click.option(
         "--prompts", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
@@ -142,7 +149,7 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         Without MODEL what a build needs is reused from the workspace, or made first. Of a MODEL
         speed is measured, and with --prompts or --recipe how it answers these prompts: how long
         that takes, and how often it gives the teacher's answer and their reference by the recipe's
-        check. Of a recipe the held-out prompts are asked.
+        check. Of a recipe the held-out prompts are asked; for a MODEL none is the default.
         """
         context = click.get_current_context()
         if model is None:
@@ -155,7 +162,7 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         _require_writable(workspace)
         measure = _of_server if _is_url(model) else _of_file
         result, stopped = measure(context, model, given, workspace, own)
-        _kept(result, own["out"], workspace, own["worst"], show)
+        _show_and_keep(result, own["out"], workspace, own["worst"], show)
         if stopped is not None:
             raise stopped
 
@@ -174,15 +181,22 @@ def _is_url(model: str) -> bool:
     return is_url(model)
 
 
-def _kept(result: Result, out: Path | None, workspace: Path, worst: int, show: Show) -> None:
+def _show_and_keep(
+    result: Result, out: Path | None, workspace: Path, worst: int, show: Show
+) -> None:
     from edgedistill import result_tables
-    from edgedistill.history import remember
+    from edgedistill.history import STORE, remember
     from edgedistill.result_file import write_result
 
     if out is not None:
         write_result(result, out)
     remember(result, workspace)
     show(partial(result_tables.sitting, worst=worst), json.loads(json.dumps(result.to_json())))
+    settings = click.get_current_context().obj
+    if not settings.quiet and not settings.json:
+        if out is not None:
+            click.echo(f"kept: {out}", err=True)
+        click.echo(f"remembered in {workspace / STORE}", err=True)
 
 
 def _of_file(
@@ -194,6 +208,8 @@ def _of_file(
     from edgedistill.sitting import Plan, sit
 
     refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
+    if recipe is None and own["prompts"] is None:
+        refuse(context, OF_PROMPTS, "answers, and needs --prompts or --recipe")
     held = None if recipe is None else _held(recipe, workspace)
     student = None if held is None else held.student
     asked = asked_model(Path(model), student, own["system"], own["max_tokens"])

@@ -67,16 +67,18 @@ def _compare(show: Show) -> Callable[..., None]:
         """
         from edgedistill.compare import compare as lay_out
         from edgedistill.compare import read_for_comparison
+        from edgedistill.result_set import given_twice
 
         _require_folder(html)
         if workspace is not None and html is None:
             raise UsageError("--workspace is for --html: it draws what the workspace remembers")
         named, base = read_for_comparison(results, baseline)
-        found = lay_out(named, base, fail_if, ignore_intervals=ignore_intervals)
+        twice = given_twice(results)
+        found = lay_out(named, base, fail_if, ignore_intervals=ignore_intervals, notes=twice)
         if html is not None:
             _draw(found, named, html, workspace)
         _printed(found, style, show)
-        _exit(found)
+        _exit(found, said=style != "csv")
 
     return compare
 
@@ -171,11 +173,15 @@ def _printed(found: Compared, style: str, show: Show) -> None:
         click.echo(printable(written(value)))
 
 
-def _exit(found: Compared) -> None:
+def _exit(found: Compared, *, said: bool) -> None:
     """Behind the result, so that a CI keeps it: 3 where a condition holds, 1 where one cannot be
-    told and none holds."""
-    lines = [f"{each.condition}: {each.result}: {each.said}" for each in found.judged if each.holds]
+    told and none holds. `said`: the result names those that hold already."""
+    held = [each for each in found.judged if each.holds]
+    lines = [f"{each.condition}: {each.result}: {each.said}" for each in held]
     if lines:
+        if said:
+            count = len({each.condition for each in held})
+            lines = [f"{count} condition{' holds' if count == 1 else 's hold'}"]
         click.echo("\n".join(f"error: {line}" for line in lines), err=True)
         click.get_current_context().exit(MISSED)
     untold = [each for each in found.judged if each.holds is None]

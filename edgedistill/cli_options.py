@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,15 @@ from edgedistill.library import DEFAULT_RECIPE, DEFAULT_TARGET
 
 GIVEN = click.core.ParameterSource.COMMANDLINE
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """What holds for every command."""
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
 
 
 def names(kind: library.Kind) -> Callable[..., list[CompletionItem]]:

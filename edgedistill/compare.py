@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.bundle_result import is_bundle
+from edgedistill.comparison_text import in_one_unit
 from edgedistill.differences import (
     ALIKE,
     BETTER,
@@ -30,6 +31,7 @@ from edgedistill.result_set import Named, read_all, require_comparable, unmatche
 
 BUSY = "no measure of the machine: other work disturbed it"
 UNHEARD = "whether other work disturbed its device is not known"
+ALONE = "there is nothing to hold against the baseline but itself"
 COURSES = ("tg128", "agreement")
 MAY_LACK = ("threads", "power source", "throttled")  # settings that not every result tells
 
@@ -90,8 +92,9 @@ def compare(
     fail_if: Sequence[str] = (),
     *,
     ignore_intervals: bool = False,
+    notes: Sequence[str] = (),
 ) -> Compared:
-    """Compare results; `baseline` is one of them.
+    """Compare results; `baseline` is one of them, and `notes` is what else there is to say.
 
     Raises:
         ArtifactError: they cannot be compared. UsageError: a condition cannot be read, or asks for
@@ -107,7 +110,7 @@ def compare(
         if each is not baseline
     ]
     if conditions and not judged:
-        raise UsageError("there is nothing to hold against the baseline but itself")
+        raise UsageError(ALONE)
     asked = next((each.result for each in named if each.result.token_mix is not None), None)
     return Compared(
         rows=rows,
@@ -116,7 +119,7 @@ def compare(
         check=None if asked is None or asked.check is None else dict(asked.check),
         judged=judged,
         ignore_intervals=ignore_intervals,
-        notes=[*_busy(named), *unmatched(named), *_unlike(named)],
+        notes=[*notes, *_busy(named), *unmatched(named), *_unlike(named)],
     )
 
 
@@ -126,7 +129,7 @@ def read_for_comparison(
     """The results, the baseline first and only once, and the baseline among them.
 
     Raises:
-        ArtifactError, UsageError: as read_all; the baseline is not one file.
+        ArtifactError, UsageError: as read_all; the baseline is not one file, or stands alone.
     """
     if baseline is None:
         return read_all(paths), None
@@ -135,6 +138,8 @@ def read_for_comparison(
             "--baseline takes one result file or bundle, not a folder of them", where=str(baseline)
         )
     named = read_all([baseline, *paths])
+    if len(named) == 1:
+        raise UsageError(ALONE, hint="give the results that are held against it, too")
     return named, named[0]
 
 
@@ -224,7 +229,9 @@ def judge(
     if holds and not ignore_intervals:
         holds = _beyond(condition, apart, base["value"])
     bound = condition.bound(base["value"])
-    said = f"{found['value']:.6g} against the baseline's {base['value']:.6g} (bound {bound:.6g})"
+    figures = (found["value"], base["value"], bound)
+    own_text, base_text, bound_text = in_one_unit(figures, FIGURES[condition.figure].unit)
+    said = f"{own_text} against the baseline's {base_text} (bound {bound_text})"
     return Judged(condition.text, ours.name, holds, said)
 
 
@@ -257,7 +264,9 @@ def _against_number(
         if nearest is None:
             return _untold(condition, ours, "its interval is unknown: measured in one process")
         holds = condition.holds(nearest, 0.0)
-    said = f"{found['value']:.6g} (bound {condition.offset:.6g})"
+    figures = (found["value"], condition.offset)
+    own_text, bound_text = in_one_unit(figures, FIGURES[condition.figure].unit)
+    said = f"{own_text} (bound {bound_text})"
     return Judged(condition.text, ours.name, holds, said)
 
 
@@ -332,7 +341,7 @@ def courses(compared: Compared, workspace: Path) -> list[History]:
     asked = [read_condition(each.condition).figure for each in compared.judged]
     models, found = {row.model for row in compared.rows}, []
     for figure in dict.fromkeys(asked or COURSES):
-        whole = read_history(workspace, figure)
+        whole = read_history(workspace, figure, may_lack=True)
         series = [each for each in whole.series if each.model in models]
         if all(point.commit for each in series for point in each.points) and series:
             ordered = read_history(workspace, figure, by_commit=True)

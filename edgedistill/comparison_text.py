@@ -19,6 +19,7 @@ ACROSS = 6  # results that fit beside each other on a page
 NUMBER = re.compile(r"(?<=[\d★]) (?=to |[★▲▼=?])|(?<=\d to) (?=[-\d])")
 MARKS = {BETTER: "▲", WORSE: "▼", ALIKE: "=", UNTOLD: "?"}
 STATES = {True: "holds", False: "does not hold", None: "cannot be told"}
+SCALES = {"bytes": ("MB", 1e-6), "share": ("%", 1e2)}  # of a figure's unit: the one shown
 CSV_HEADER = (
     "result", "model", "sha256", "device", "fingerprint", "made", "busy", "figure", "unit",
     "value", "low", "high", "best", "against", "against_kind", "against_low", "against_high",
@@ -34,9 +35,15 @@ def columns(value: Json) -> list[str]:
     return [name for name in COLUMNS if any(held[name]) or (held[name] and name not in FAULTS)]
 
 
-def headers(value: Json) -> list[list[str]]:
-    """Of each column of the table its lines: a label, and the unit of all its figures."""
-    return [["result"], *(_header(value, name) for name in columns(value))]
+def headers(value: Json, first: Sequence[str] = ()) -> list[list[str]]:
+    """Of each column of the table its lines: a label, and the unit of all its figures; `first` are
+    the figures that stand before the others."""
+    return [["result"], *(_header(value, name) for name in _ordered(value, first))]
+
+
+def _ordered(value: Json, first: Sequence[str]) -> list[str]:
+    held = columns(value)
+    return [*(name for name in first if name in held), *(n for n in held if n not in first)]
 
 
 def _header(value: Json, name: str) -> list[str]:
@@ -45,13 +52,14 @@ def _header(value: Json, name: str) -> list[str]:
     return [label, f"p{percentile}, {unit}"] if space else [percentile, unit]
 
 
-def cells(value: Json, row: Json) -> list[list[str]]:
-    """Of each column its lines."""
+def cells(value: Json, row: Json, first: Sequence[str] = ()) -> list[list[str]]:
+    """Of each column its lines, in the order of `headers`."""
     result = [row["name"]]
     result += [BASELINE] if row["name"] == value["baseline"] else []
     result += [BUSY] if row["busy"] else []
     result += [row["model"]] if row["model"] != row["name"] else []
-    return [[*result, _device(value, row)], *(_cell(value, row, n) for n in columns(value))]
+    figures = (_cell(value, row, name) for name in _ordered(value, first))
+    return [[*result, _device(value, row)], *figures]
 
 
 def _device(value: Json, row: Json) -> str:
@@ -66,7 +74,7 @@ def _scale(value: Json, name: str) -> tuple[str, float]:
     if unit == "s":
         found = (row["figures"][name]["value"] for row in value["rows"] if name in row["figures"])
         return ("ms", 1e3) if max(found) < 1 else ("s", 1.0)
-    return {"bytes": ("MB", 1e-6), "share": ("%", 1e2)}.get(unit, (unit, 1.0))
+    return SCALES.get(unit, (unit, 1.0))
 
 
 def _cell(value: Json, row: Json, name: str) -> list[str]:
@@ -114,6 +122,20 @@ def amount(value: float, unit: str) -> str:
     return percent(value) if unit == "share" else f"{value:.1f} {unit}"
 
 
+def in_one_unit(values: Sequence[float], unit: str) -> list[str]:
+    """Figures that are held against each other: in the same unit, and with as many digits, four at
+    least, as tell apart those that differ."""
+    if unit == "s":
+        shown, scale = ("ms", 1e3) if max(map(abs, values)) < 1 else ("s", 1.0)
+    else:
+        shown, scale = SCALES.get(unit, (unit, 1.0))
+    for digits in range(4, 15):
+        texts = [f"{value * scale:.{digits}g} {shown}" for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
+
+
 def conditions(value: Json) -> list[str]:
     """One line a condition and result."""
     ignored = ", intervals ignored" if value["ignore_intervals"] else ""
@@ -125,15 +147,16 @@ def conditions(value: Json) -> list[str]:
 
 
 def legend(value: Json) -> str:
-    """What the marks of the table mean."""
-    best = f"{BEST} better than every other beyond the intervals"
+    """What the marks of the table mean; "" where it has none."""
+    shown = {name for row in value["rows"] for name in row["best"]} & set(columns(value))
+    best = f"{BEST} better than every other beyond the intervals" if shown else ""
     if value["baseline"] is None:
         return best
-    return (
-        f"{best}; against {value['baseline']}: ▲ better and ▼ worse beyond the intervals, "
-        "= neither, ? cannot be told (another device, a bundle, or other work disturbed "
-        "one of the two)"
+    against = (
+        f"against {value['baseline']}: ▲ better and ▼ worse beyond the intervals, = neither, ? "
+        "cannot be told (another device, a bundle, or other work disturbed one of the two)"
     )
+    return f"{best}; {against}" if best else against
 
 
 def caption(value: Json) -> str:
@@ -156,7 +179,7 @@ def markdown(value: Json) -> str:
     head, *rows = table
     rule = _line([[""]] + [["---:"]] * (len(head) - 1)).replace("|  |", "| --- |", 1)
     notes = [*conditions(value), *(f"note: {note}" for note in value["notes"]), caption(value)]
-    notes.append(legend(value))
+    notes += filter(None, [legend(value)])
     return "\n".join(
         [_line(head), rule, *map(_line, rows), "", *(f"- {_escaped(note)}" for note in notes)]
     )

@@ -1,11 +1,13 @@
 """Conditions such as `tg128 < 0.97 * baseline`: read, never evaluated as code.
 
     condition = figure ("<" | "<=" | ">" | ">=") bound
-    bound     = number | times [("+" | "-") number]
+    bound     = amount | times [("+" | "-") amount]
     times     = "baseline" | number "*" "baseline" | "baseline" "*" number
+    amount    = number ["ms" | "s" | "MB" | "%"]
 
 A figure is a name of edgedistill.figures; `inter_token.p95` is `inter_token_p95`. `baseline` is the
-same figure of the baseline.
+same figure of the baseline. A number without a unit is in the figure's own: seconds, bytes, shares
+of 1.
 """
 
 from __future__ import annotations
@@ -13,20 +15,26 @@ from __future__ import annotations
 import math
 import operator
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgedistill.errors import UsageError, did_you_mean
-from edgedistill.figures import FIGURES
+from edgedistill.figures import COLUMNS, FIGURES
 
 TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_][\w.]*)"
-    r"|(?P<sign><=|>=|[<>*+-]))"
+    r"|(?P<sign><=|>=|[<>*+%-]))"
 )
 COMPARED: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 BASELINE = "baseline"
+UNITS: Mapping[str, Mapping[str, float]] = {  # of a figure's unit: those that fit, in that unit
+    "s": {"ms": 1e-3, "s": 1.0}, "bytes": {"MB": 1e6}, "share": {"%": 1e-2},
+}  # fmt: skip
+EVERY_UNIT = tuple(unit for fitting in UNITS.values() for unit in fitting)
+EXAMPLE = "as in `tg128 < 0.97 * baseline`"
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,14 @@ class Condition:
         return COMPARED[self.sign](value, self.bound(baseline))
 
 
+def figures_like(name: str) -> str:
+    """A hint: the figure that was meant, or else those of the table."""
+    if guess := did_you_mean(name, FIGURES):
+        return guess
+    listed = f"the figures of the table are {', '.join(COLUMNS)}; docs/compare.md names the others"
+    return textwrap.fill(listed, 90, subsequent_indent="  ")
+
+
 def read_condition(text: str) -> Condition:
     """Raises:
     UsageError: it is no condition; it says at which character, and which figures there are.
@@ -79,17 +95,19 @@ class _Reader:
     def condition(self) -> Condition:
         figure = self._figure()
         sign = self._take("sign", "<, <=, > or >=", tuple(COMPARED))
-        factor, offset = self._bound()
+        factor, offset = self._bound(FIGURES[figure].unit)
+        if factor is None and self._now.text == BASELINE:
+            raise self._wrong(self._now, f"a `*` is missing before `{BASELINE}`")
         self._take("end", "the end, or + or - and a number behind `baseline`")
         return Condition(self.text, figure, sign.text, factor, offset)
 
-    def _bound(self) -> tuple[float | None, float]:
+    def _bound(self, unit: str) -> tuple[float | None, float]:
         sign = -1.0 if self._given("-") else 1.0
         factor = None
         if self._now.kind == "number":
             factor = sign * self._number()
             if not self._given("*"):
-                return None, factor
+                return None, factor * self._scale(unit)
         elif sign < 0:
             self._number()  # which refuses what stands there
         self._take("name", "a number or `baseline`", (BASELINE,))
@@ -97,16 +115,25 @@ class _Reader:
             factor = self._number() if self._given("*") else 1.0
         for text, side in (("+", 1.0), ("-", -1.0)):
             if self._given(text):
-                return factor, side * self._number()
+                return factor, side * self._number() * self._scale(unit)
         return factor, 0.0
 
     def _figure(self) -> str:
         token = self._take("name", "a figure")
         name = token.text.replace(".", "_")
         if name not in FIGURES:
-            guess = did_you_mean(name, FIGURES)
-            raise self._wrong(token, f"{token.text!r} is no figure{f'; {guess}' * bool(guess)}")
+            raise self._wrong(token, f"{token.text!r} is no figure", figures_like(name))
         return name
+
+    def _scale(self, unit: str) -> float:
+        """Of the unit that stands here, how much it is in the figure's own; 1 where none does."""
+        token = self._now
+        if token.text not in EVERY_UNIT:
+            return 1.0
+        if token.text not in UNITS.get(unit, ()):
+            raise self._wrong(token, f"this figure is in {unit}, which is not told in {token.text}")
+        self.place += 1
+        return UNITS[unit][token.text]
 
     def _number(self) -> float:
         token = self._take("number", "a number")
@@ -144,9 +171,9 @@ class _Reader:
             at = found.end()
         return [*tokens, _Token("end", "", end)]
 
-    def _wrong(self, token: _Token, what: str) -> UsageError:
+    def _wrong(self, token: _Token, what: str, hint: str = EXAMPLE) -> UsageError:
         return UsageError(
             f"--fail-if: at character {token.at + 1}: {what}\n"
             f"    {self.text}\n    {' ' * token.at}^",
-            hint=f"as in `tg128 < 0.97 * baseline`; the figures are {', '.join(FIGURES)}",
+            hint=hint,
         )

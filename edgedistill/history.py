@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 from edgedistill.artifacts import storing
 from edgedistill.commit import SHORT, commit_of
 from edgedistill.differences import value_of
-from edgedistill.errors import ArtifactError, UsageError, did_you_mean
+from edgedistill.errors import ArtifactError, UsageError
+from edgedistill.fail_if import figures_like
 from edgedistill.figures import FIGURES
 from edgedistill.result_file import Result
 
@@ -115,11 +116,14 @@ def _append(file: Path, line: bytes) -> None:
             os.fsync(stream.fileno())
 
 
-def read_history(workspace: Path, figure: str = DEFAULT, *, by_commit: bool = False) -> History:
+def read_history(
+    workspace: Path, figure: str = DEFAULT, *, by_commit: bool = False, may_lack: bool = False
+) -> History:
     """One figure over all sittings, or over those that know their commit.
 
     Raises:
-        UsageError: there is no such figure, or no sitting yet, or none with a commit.
+        UsageError: there is no such figure, or no sitting yet, or none with a commit, or, unless
+            it `may_lack`, none with this figure.
         ArtifactError: the store cannot be read.
     """
     name, store = _known(figure), workspace / STORE
@@ -135,6 +139,8 @@ def read_history(workspace: Path, figure: str = DEFAULT, *, by_commit: bool = Fa
     lines = [line for line in text.split("\n") if line.strip()]
     known = [line for line in map(_line, lines) if line is not None]
     torn, unit = len(lines) - len(known), FIGURES[name].unit
+    if not may_lack:
+        _require_figure(name, known, store)
     if not by_commit:
         return History(name, unit, _series(name, known), torn, str(store))
     placed = [line for line in known if line.get("commit")]
@@ -145,6 +151,14 @@ def read_history(workspace: Path, figure: str = DEFAULT, *, by_commit: bool = Fa
         )  # fmt: skip
     commits, outside = _commits(placed), len(known) - len(placed)
     return History(name, unit, _series(name, placed), torn, str(store), commits, outside)
+
+
+def _require_figure(name: str, lines: Sequence[Mapping[str, Any]], store: Path) -> None:
+    held = [each for each in FIGURES if any(line["figures"].get(each) for line in lines)]
+    if lines and name not in held:
+        raise UsageError(
+            f"no sitting here knows {name}; known: {', '.join(held)}", where=str(store)
+        )
 
 
 def _commits(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -165,11 +179,7 @@ def _shown(line: Mapping[str, Any]) -> str:
 def _known(figure: str) -> str:
     name = figure.replace(".", "_")
     if name not in FIGURES:
-        guess = did_you_mean(name, FIGURES)
-        listed = f"the figures are {', '.join(FIGURES)}"
-        raise UsageError(
-            f"{figure!r} is no figure", hint=f"{guess}\n  {listed}" if guess else listed
-        )
+        raise UsageError(f"{figure!r} is no figure", hint=figures_like(name))
     return name
 
 

@@ -35,19 +35,30 @@ class Kept:
         except OSError as error:
             raise self.refused(file, f"it cannot be read: {error.strerror}") from error
         except ValueError as error:
-            raise self.refused(file, f"it is incomplete, cut off or damaged: {error}") from error
+            what = f"it is incomplete, cut off or damaged: {error}"
+            raise self.refused(file, what, f"make it again: {self.hint}") from error
         if not isinstance(value, dict) or value.get("kind") != self.kind:
             raise self.refused(file, f"it is no {self.noun}: its kind is not {self.kind}")
         if value.get("version") != self.version:
-            what = f"it is of version {value.get('version')}, and this reads {self.version}"
-            raise self.refused(file, what)
+            raise self._of_version(file, value.get("version"))
         if missing := [name for name in ("kind", "version", *self.parts) if name not in value]:
             raise self.refused(file, f"it lacks {', '.join(missing)}")
         return value
 
-    def refused(self, file: Path, what: str) -> ArtifactError:
+    def refused(self, file: Path, what: str, hint: str | None = None) -> ArtifactError:
         """The error that says so of a file."""
-        return ArtifactError(what, where=str(file), hint=self.hint)
+        return ArtifactError(what, where=str(file), hint=hint or self.hint)
+
+    def _of_version(self, file: Path, version: object) -> ArtifactError:
+        what, hint = f"it is of version {version}, and this reads {self.version}", self.hint
+        if isinstance(version, int):
+            newer = version > self.version
+            hint = (
+                "it was made by a newer edgedistill: update this one"
+                if newer
+                else (f"it was made by an older edgedistill, so make it again: {self.hint}")
+            )
+        return self.refused(file, what, hint)
 
 
 def is_of_another_kind(file: Path, kind: str) -> bool:

@@ -13,6 +13,7 @@ from edgedistill.errors import UsageError, did_you_mean
 Kind = Literal["recipe", "target"]
 DEFAULT_RECIPE = "support-sql"
 DEFAULT_TARGET = "laptop"
+SHIPPED = "shipped"  # where an entry is from
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -35,7 +36,7 @@ def entries(kind: Kind, here: Path | None = None) -> list[Entry]:
     """All recipes or targets by name; the user's own hides a shipped one of the same name."""
     yours = (here or Path.cwd()) / f"{kind}s"
     shipped = shipped_root() / f"{kind}s"
-    found = {name: Entry(name, path, "shipped") for name, path in _scan(kind, shipped)}
+    found = {name: Entry(name, path, SHIPPED) for name, path in _scan(kind, shipped)}
     if yours.resolve() != shipped.resolve():
         found |= {name: Entry(name, path, "yours") for name, path in _scan(kind, yours)}
     return sorted(found.values(), key=lambda entry: entry.name)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from edgedistill.progress import Progress
+
 BUSY_SHARE = 0.05  # of all cores together, from which a result says that it was disturbed
 LISTENING_SECONDS = 1.0
 TELLS_OF_CHILDREN = sys.platform.startswith("linux")  # elsewhere psutil gives 0 for ended ones
@@ -38,20 +40,27 @@ class Load:
         return None if self.others is None else self.others > BUSY_SHARE
 
 
+def warn_of(before: float | None, progress: Progress) -> None:
+    """Tell of other work before anything is measured, while that can still be put off."""
+    if before is not None and before > BUSY_SHARE:
+        progress.note(
+            f"warning: other work takes {before:.0%} of the processor time (more than "
+            f"{BUSY_SHARE:.0%}): these figures will be no measure of the machine"
+        )
+
+
 class LoadWatch:
-    """Listens before, and counts until `stop`."""
+    """Listens `before`, and counts until `stop`."""
 
     def __init__(self, seconds: float = LISTENING_SECONDS) -> None:
         start = _spent()
         time.sleep(seconds)
-        self._before = others_share(start, _spent())
+        self.before: float | None = others_share(start, _spent())
         self._start = _spent()
 
     def stop(self) -> Load:
         """What was seen. Children of ours that have ended count as ours."""
-        return Load(
-            self._before, others_share(self._start, _spent()) if TELLS_OF_CHILDREN else None
-        )
+        return Load(self.before, others_share(self._start, _spent()) if TELLS_OF_CHILDREN else None)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from edgedistill.bench.roofline import load_of
 from edgedistill.ceilings import Ceilings
 from edgedistill.differences import device_of
 from edgedistill.errors import ArtifactError, UsageError
+from edgedistill.library import SHIPPED, entries
 from edgedistill.measures import Measure
 from edgedistill.rates import DECODE_TOKENS, PREFILL_TOKENS
 from edgedistill.result_file import Result
 from edgedistill.result_set import Named
-from edgedistill.target import Roofline, Target
+from edgedistill.target import Target, load_target
 
 DECODE, PREFILL = f"tg{DECODE_TOKENS}", f"pp{PREFILL_TOKENS}"
 BY_PROFILE = (
@@ -62,11 +63,13 @@ class Reach:
     prefill: float
     decode_share: float
     prefill_share: float
+    busy: bool = False  # other work disturbed it, so the shares are too low
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a file should do in tokens/s on `on`, by the shares that it reached at `by` (a result).
+    """What a file should do in tokens/s on `on`, by the shares that it reached at `by` (a result);
+    `busy`: these are too low, as other work disturbed that.
     On a device that was measured, too, `decode_error` and `prefill_error` are predicted over
     measured, less 1; else None."""
 
@@ -77,6 +80,7 @@ class Predicted:
     prefill: float
     decode_error: float | None = None
     prefill_error: float | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ def predict(named: Sequence[Named], targets: Sequence[Target]) -> Predictions:
     what was measured.
 
     Raises:
-        ArtifactError: a result has no roofline. UsageError: a target has none.
+        ArtifactError: a result has no roofline. UsageError: targets have none; it names them all.
     """
+    _require_profiles(targets)
     for each in named:
         _require_roofline(each)
     checked = [
@@ -147,6 +152,7 @@ def _reach(each: Named) -> Reach:
         prefill=result.figures[PREFILL].value,
         decode_share=roof["decode_share"],
         prefill_share=roof["prefill_share"],
+        busy=bool(result.load["busy"]),
     )
 
 
@@ -169,26 +175,33 @@ def _checked(ours: Named, there: Named) -> Predicted:
         prefill=prefill,
         decode_error=decode / figures[DECODE].value - 1,
         prefill_error=prefill / figures[PREFILL].value - 1,
+        busy=bool(ours.result.load["busy"]),
     )
 
 
 def _on_target(each: Named, target: Target) -> Predicted:
     """A profile's bandwidth is a data sheet's, of which less can be read than of a measured one,
     and its compute is already what prefill can use of it (target.Roofline)."""
-    profile, roof = _profile(target), _roofline(each.result)
+    profile, roof = target.roofline, _roofline(each.result)
+    assert profile is not None
     share = min(roof["decode_share"], profile.efficiency)
     decode = share * profile.bandwidth_gb_s * 1e9 / roof["bytes_per_token"]
     prefill = profile.compute_gflops * 1e9 / roof["flops_per_token"]
-    return Predicted(each.result.model["name"], each.name, target.name, decode, prefill)
+    return Predicted(
+        each.result.model["name"], each.name, target.name, decode, prefill,
+        busy=bool(each.result.load["busy"]),
+    )  # fmt: skip
 
 
-def _profile(target: Target) -> Roofline:
-    if target.roofline is None:
+def _require_profiles(targets: Sequence[Target]) -> None:
+    without = [target.name for target in targets if target.roofline is None]
+    if without:
+        shipped = [each for each in entries("target") if each.origin == SHIPPED]
+        known = [each.name for each in shipped if load_target(each.path).roofline is not None]
         raise UsageError(
-            f"the target {target.name} says nothing of its memory and compute",
-            hint="give it a `roofline`, as targets/phone.yaml has one",
+            f"nothing is said of memory and compute by {', '.join(without)}",
+            hint=f"a `roofline` have {', '.join(known)}; or give a target of your own one",
         )
-    return target.roofline
 
 
 def _worst(errors: Sequence[float | None]) -> float | None:

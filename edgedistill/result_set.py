@@ -43,6 +43,15 @@ def read_all(paths: Sequence[Path]) -> list[Named]:
     return [Named(*each) for each in zip(names, shown, results, strict=True)]
 
 
+def given_twice(paths: Sequence[Path]) -> list[str]:
+    """Notes on the files that are named more than once, each of which is read once."""
+    every = [file for path in paths for file in _files(path)]
+    times = Counter(file.resolve() for file in every)
+    first = {file.resolve(): file for file in reversed(every)}
+    return [f"{first[file]} is given twice, and stands here once" for file in times
+            if times[file] > 1]  # fmt: skip
+
+
 def _files(path: Path) -> list[Path]:
     if not path.is_dir() or is_bundle(path):
         return [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from edgedistill.report.units import duration as seconds
 from edgedistill.tables import line, table_of
 
 Row = Mapping[str, Any]
+UNIT = re.compile(r"\s")  # before it; a no-break space, too
+OF_P99 = 100  # values from which it is more than the largest of them
 HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
 
 
@@ -27,9 +30,13 @@ def sitting(value: Row, worst: int = likeness_table.WORST) -> RenderableType:
     title = f"\n{model['name']} at {device['address']}"
     if model["bytes"] is not None:
         title = f"\n{model['name']}, {model['bytes'] / 1e6:.1f} MB, on {_device(device)}"
-    parts: list[RenderableType] = [Text(title, style="bold")]
+    busy = (": busy", "bold red") if value["load"]["busy"] else ""
+    parts: list[RenderableType] = [Text.assemble((title, "bold"), busy)]
+    if facts := _facts(value):
+        parts.append(Text(facts, style="dim"))
     if value["figures"]:
         parts.append(_figures(value["figures"]))
+    parts += [Text(text, style="dim") for text in _of_table(value)]
     if value["roofline"]:
         parts.append(_roofline(value["roofline"]))
     if value["likeness"]:
@@ -42,6 +49,38 @@ def _device(device: Row) -> str:
     """Its processor, and where it is when that is elsewhere."""
     at = device["address"]
     return str(device["cpu"]) if at == "local" else f"{device['cpu']} ({at})"
+
+
+def _facts(value: Row) -> str:
+    """What the device is, in one line; of a server nothing is known."""
+    device, threads = value["device"], value["settings"].get("threads")
+    if device["cpu"] is None or threads is None:
+        return ""
+    parts = [f"{_counted(threads, 'thread')} of {_counted(device['physical_cores'], 'core')}"]
+    runtime = dict(device.get("runtime") or {})
+    name, more = runtime.pop("name", ""), " ".join(f"{k} {v}" for k, v in runtime.items() if v)
+    parts += [size(device["memory_bytes"]), device["os"]]
+    return ", ".join([*map(str, parts), f"{name} ({more})" if more else str(name)])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _of_table(value: Row) -> list[str]:
+    """How to read the figures, where they are few."""
+    said = []
+    if any(_is_too_few(name, each) for name, each in value["figures"].items()):
+        said.append(f"p99 of fewer than {OF_P99} values is in the result (--json), not here")
+    for noun in ("processes", "passes"):
+        if value["figures"] and value["settings"].get(noun) == 2:
+            said.append(f"two {noun}, so the intervals are wide: raise --repeats")
+    return said
+
+
+def _is_too_few(name: str, figure: Row) -> bool:
+    """Whether its name says more than it is: of few values p99 is about the largest."""
+    return name.partition("@")[0].endswith("_p99") and min(map(len, figure["groups"])) < OF_P99
 
 
 def _roofline(roof: Row) -> Text:
@@ -60,13 +99,24 @@ def notes_of(notes: Sequence[str]) -> list[Text]:
 def _figures(figures: Row) -> Table:
     table = table_of("", "figure", "95 % of other sittings", "of values")
     for name, each in figures.items():
+        if _is_too_few(name, each):
+            continue
         count = str(sum(map(len, each["groups"])))
         count += f", {len(each['outliers'])} far off" if each["outliers"] else ""
-        span = "not known"
-        if each["low"] is not None:
-            span = f"{_amount(each['low'], each['unit'])} to {_amount(each['high'], each['unit'])}"
-        table.add_row(name, _amount(each["value"], each["unit"]), span, count)
+        table.add_row(name, _amount(each["value"], each["unit"]), _span(each), count)
     return table
+
+
+def _span(figure: Row) -> str:
+    """Where other sittings are expected, the unit once where both ends have the same."""
+    if figure["low"] is None:
+        return "not known"
+    if figure["high"] - figure["value"] > figure["value"]:
+        return "unknown: too few repeats"
+    low, high = (_amount(figure[end], figure["unit"]) for end in ("low", "high"))
+    (least, of_low), (_, of_high) = (UNIT.split(text, maxsplit=1) for text in (low, high))
+    once = of_low == of_high and not any(map(str.isdigit, of_high))  # "min 5 s" is no unit
+    return f"{least if once else low} to {high}"
 
 
 def _amount(value: float, unit: str) -> str:
@@ -85,8 +135,9 @@ def compared(value: Row) -> RenderableType:
     notes = notes_of(value["notes"])
     found = zip(value["judged"], comparison_text.conditions(value), strict=True)
     judged = [Text(line, style=HOLDS[each["holds"]]) for each, line in found]
-    said = Text(comparison_text.legend(value), style="dim")
-    return Group(Text(comparison_text.caption(value)), table, said, *notes, *judged)
+    legend = comparison_text.legend(value)
+    said = [Text(legend, style="dim")] if legend else []
+    return Group(Text(comparison_text.caption(value)), table, *said, *notes, *judged)
 
 
 def history(value: Row) -> RenderableType:
@@ -94,7 +145,9 @@ def history(value: Row) -> RenderableType:
     table = table_of("model", "device", value["figure"], "sittings", "first", "last", "last made")
     for series in value["series"]:
         points = series["points"]
-        first, last = (comparison_text.amount(points[i]["value"], value["unit"]) for i in (0, -1))
+        if (commits := value["commits"]) is not None:
+            points = sorted(points, key=lambda point: commits.index(point["commit"]))
+        first, last = (_point(points[i], value) for i in (0, -1))
         busy = sum(point["busy"] for point in points)
         table.add_row(
             escape(series["model"]),
@@ -103,10 +156,19 @@ def history(value: Row) -> RenderableType:
             f"{len(points)}, {busy} busy" if busy else str(len(points)),
             first,
             last,
-            f"{points[-1]['made'][:10]}" + (f", mix {series['mix']}" if series["mix"] else ""),
+            f"{series['points'][-1]['made'][:10]}"
+            + (f", mix {series['mix']}" if series["mix"] else ""),
         )
     torn = f"{value['torn']} torn lines of {value['store']} were left out"
-    return Group(table, *notes_of([torn] if value["torn"] else []))
+    outside = f"{value['outside']} sittings without a commit were left out"
+    notes = [*([torn] if value["torn"] else []), *([outside] if value["outside"] else [])]
+    return Group(table, *notes_of(notes))
+
+
+def _point(point: Row, value: Row) -> str:
+    """Its figure, and by commit also that."""
+    commit = f"\n{point['commit']}" if value["commits"] is not None else ""
+    return f"{comparison_text.amount(point['value'], value['unit'])}{commit}"
 
 
 def predictions(value: Row) -> RenderableType:
@@ -114,18 +176,18 @@ def predictions(value: Row) -> RenderableType:
     table = table_of("result", "memory", "decode", "reached", "float32", "prefill", "reached")
     for each in value["reached"]:
         table.add_row(
-            escape(each["result"]),
+            escape(each["result"]) + ("\nbusy" if each["busy"] else ""),
             f"{each['bandwidth_gb_s']:.1f} GB/s",
             f"{each['decode']:.1f} tokens/s",
-            f"{each['decode_share']:.0%}",
+            f"{_least(each)}{each['decode_share']:.0%}",
             f"{each['compute_gflops']:.0f} GFLOP/s",
             f"{each['prefill']:.0f} tokens/s",
-            f"{each['prefill_share']:.0%}",
+            f"{_least(each)}{each['prefill_share']:.0%}",
         )
     parts: list[RenderableType] = [table]
     for name, rows in (("predicted for", value["targets"]), ("checked on", value["checked"])):
         if rows:
-            parts.append(_predicted(name, rows))
+            parts.append(_predicted(name, rows, by_share=rows is value["checked"]))
     if value["checked"]:
         worst = (value["worst_decode_error"], value["worst_prefill_error"])
         said = "largest error: decode {:+.0%}, prefill {:+.0%}".format(*worst)
@@ -133,17 +195,25 @@ def predictions(value: Row) -> RenderableType:
     return Group(*parts, *notes_of(value["notes"]))
 
 
-def _predicted(name: str, rows: Sequence[Row]) -> Table:
+def _predicted(name: str, rows: Sequence[Row], *, by_share: bool) -> Table:
+    """`by_share`: prefill, too, is predicted by what was reached, and not by a profile alone."""
     table = table_of("model", "by its share at", name, "decode", "off", "prefill", "off")
     for each in rows:
         table.add_row(
-            *(escape(each[key]) for key in ("model", "by", "on")),
-            f"{each['decode']:.1f} tokens/s",
+            escape(each["model"]),
+            escape(each["by"]) + (", busy" if each["busy"] else ""),
+            escape(each["on"]),
+            f"{_least(each)}{each['decode']:.1f} tokens/s",
             _off(each["decode_error"]),
-            f"{each['prefill']:.0f} tokens/s",
+            f"{_least(each) if by_share else ''}{each['prefill']:.0f} tokens/s",
             _off(each["prefill_error"]),
         )
     return table
+
+
+def _least(each: Row) -> str:
+    """Other work took from what was reached."""
+    return "at least " if each["busy"] else ""
 
 
 def _off(error: float | None) -> str:

@@ -20,12 +20,12 @@ from edgedistill.conditions import Conditions, changes, read_conditions
 from edgedistill.errors import TeacherError, UsageError
 from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
-from edgedistill.load_watch import BUSY_SHARE, LoadWatch
+from edgedistill.load_watch import BUSY_SHARE, LoadWatch, warn_of
 from edgedistill.measures import Measure, measure
 from edgedistill.progress import Progress
 from edgedistill.result_file import Result
 from edgedistill.server_prompt import AskedServer, settings_of
-from edgedistill.sitting import Prompts, mix_facts, percentiles
+from edgedistill.sitting import UNJUDGED, Prompts, mix_facts, percentiles
 from edgedistill.streaming import Pass, Stop, Streamed, ask_all, reason
 from edgedistill.teacher import TeacherClient
 
@@ -76,6 +76,7 @@ def sit_at(asked: AskedServer, plan: ServerPlan, progress: Progress) -> ServerSi
     if asked.here:
         with progress.task("listening to other work on this machine", None):
             watch, before = LoadWatch(), read_conditions()
+            warn_of(watch.before, progress)
     client = TeacherClient(asked.endpoint, TIMEOUT_SECONDS, ATTEMPTS, plan.backoff_seconds)
     with client:
         _warm_up(client, asked, plan.prompts.rows[0])
@@ -222,6 +223,8 @@ def _likeness(
     every = [one for said in given.values() for one in said]
     if empty := [one for one in every if not one.answer.text.strip()]:
         notes.append(f"{_counted(empty, 'answer')} without text: only their end_to_end counts")
+    if plan.check is None:
+        notes.append(UNJUDGED)
     if unlike:
         notes.append(f"not the same answer in all passes: {unlike} of {len(first)} prompts")
     found = likeness_of(

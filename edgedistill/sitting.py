@@ -25,7 +25,7 @@ from edgedistill.curate import curate, read_refused
 from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import EvalRow, read_rows, shuffled
 from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
-from edgedistill.load_watch import BUSY_SHARE, Load
+from edgedistill.load_watch import BUSY_SHARE, Load, warn_of
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked, model_facts
 from edgedistill.places import HERE, NONE, THERE, Here, Place
@@ -47,6 +47,7 @@ CLOCKS = {  # what a result says of its seconds
     THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
     NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
 }
+UNJUDGED = "the answers are in the result, but not judged: no check; give --recipe NAME"
 REFUSED_AT_MOST = 100  # prompts that the teacher refuses, asked beside the others
 
 
@@ -72,7 +73,7 @@ def prompts_of(file: Path, sample: int | None) -> Prompts:
     Raises:
         TokenMixError: they cannot be read.
     """
-    mix = read_token_mix(file, sample)
+    mix = read_token_mix(file, sample, "--prompts names it, relative to the folder you are in")
     return Prompts(file.name, mix.digest, [_row(each, "") for each in mix.entries], _tags(mix))
 
 
@@ -169,6 +170,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     prompt = asked.prompt() if rows else None
     with progress.task(f"listening to other work ({place.address})", None):
         watch, before = place.watch(), place.conditions()
+    warn_of(getattr(watch, "before", None), progress)  # an emulated device's hears nothing
     seen = []
     with progress.task(
         "measuring", plan.processes * (len(rows) + 1 + plan.more.steps), "steps"
@@ -196,7 +198,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=roofline,
-        notes=[*CLOCKS[place.clock], *_notes(load, likeness, place.clock != NONE), *unknown],
+        notes=[*CLOCKS[place.clock], *_notes(plan, load, likeness, place), *unknown],
     )  # fmt: skip
 
 
@@ -213,17 +215,19 @@ def _roofline(
         return None, [f"the device's ceilings are not known: {error.what}"]
 
 
-def _notes(load: Load, likeness: Mapping[str, Any] | None, timed: bool) -> list[str]:
+def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Place) -> list[str]:
     notes = []
     if load.busy:
         notes.append(
             f"other work took {load.others:.0%} of this machine's "
             f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
         )
-    if load.busy is None and timed:
+    if load.busy is None and place.clock != NONE:
         notes.append("the device does not tell whether other work disturbed these figures")
     if likeness is not None and likeness["unlike"]:
         notes.append(f"{likeness['unlike']} answers were not the same in all processes")
+    if plan.prompts is not None and plan.check is None:
+        notes.append(UNJUDGED)
     return notes + notes_of(likeness)
 
 

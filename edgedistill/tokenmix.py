@@ -23,6 +23,7 @@ FIELDS = frozenset({"id", "prompt", "messages", "weight", "tags", "reference"})
 ROLES = ("system", "user", "assistant")
 MAX_WEIGHT = 1e9
 PHRASING = "phrasing:"
+OF_RECIPE = "`prompts` in the recipe names it, relative to the recipe's folder"
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class TokenMix:
     digest: str
 
 
-def read_token_mix(path: Path, sample: int | None = None) -> TokenMix:
-    """Read a token mix, or so many of its prompts.
+def read_token_mix(path: Path, sample: int | None = None, named_by: str = OF_RECIPE) -> TokenMix:
+    """Read a token mix, or so many of its prompts; `named_by` says where its path was given.
 
     Raises:
         TokenMixError: missing, empty, not UTF-8, or broken lines; all of them, with line numbers.
@@ -46,7 +47,7 @@ def read_token_mix(path: Path, sample: int | None = None) -> TokenMix:
         raise TokenMixError(
             f"the prompts file cannot be read: {error.strerror}",
             where=str(path),
-            hint="`prompts` in the recipe names it, relative to the recipe's folder",
+            hint=named_by,
         ) from error
     problems: list[Problem] = []
     entries: dict[str, TokenMixEntry] = {}

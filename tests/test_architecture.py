@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
             "progress",
             "recipe", "result_file",
             "results",
-            "strict", "target", "tuning_results", "yamlfile"}),
+            "strict", "target", "termination", "tuning_results", "yamlfile"}),
     ("parts", {"activations", "adapter_file", "ahead", "alignment", "answering", "browser",
             "assertions", "bundle_result", "ceilings", "ceilings_child", "check_child", "checks",
             "child", "comparison_text", "conditions", "judging", "refusing",

@@ -17,11 +17,11 @@ import pytest
 from conftest import Ran
 
 from edgedistill import __version__
-from edgedistill.cli import ONCE_PER_RECIPE, ONCE_PER_TARGET, cli
+from edgedistill.cli import ONCE_PER_RECIPE, cli
 from edgedistill.errors import ConfigError, GateFailed, Problem, TeacherRefused, UsageError
 
 Run = Callable[..., Ran]
-STAGES = (*ONCE_PER_RECIPE, *ONCE_PER_TARGET)
+STAGES = (*ONCE_PER_RECIPE, "quantize", "bench", "pack")
 COMMANDS = (
     *("build", *STAGES, "init", "validate", "recipes", "targets"),
     *(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Ran
+from matplotlib.figure import Figure
 from sample_results import (
     CHECK,
     changed,
@@ -29,6 +30,7 @@ from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ra
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.measures import measure
 from edgedistill.report.comparison import pareto
+from edgedistill.report.plots import TEACHER, intervals
 from edgedistill.result_file import Result, read_result, write_result
 from edgedistill.result_set import Named
 
@@ -250,8 +252,38 @@ def test_a_condition_that_holds_ends_with_3_behind_the_table(run: Run, files: Pa
     assert done.code == 3
     assert "tg128 < 0.97 * baseline: holds for slow" in done.out
     assert "tg128 < 0.97 * baseline: does not hold for equal" in done.out
-    assert done.err.count("error: ") == 2
+    assert done.err == "error: 2 conditions hold\n"
+    again = run("compare", ".", *words, "--format", "csv")
+    assert "error: tg128 < 0.97 * baseline: slow: " in again.err  # a CSV says nothing of it
     assert run("compare", "equal.json", *words).code == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "said"),
+    [
+        ((38.123456, 40.0), "tokens/s", ["38.12 tokens/s", "40 tokens/s"]),
+        ((0.0401, 0.05), "s", ["40.1 ms", "50 ms"]),
+        ((0.9, 1.1), "s", ["0.9 s", "1.1 s"]),
+        ((105_000_001, 105_000_000), "bytes", ["105.000001 MB", "105 MB"]),
+        ((0.87, 0.87), "share", ["87 %", "87 %"]),
+    ],
+)
+def test_what_is_held_against_each_other(
+    values: tuple[float, float], unit: str, said: list[str]
+) -> None:
+    assert comparison_text.in_one_unit(values, unit) == said
+
+
+def test_a_star_is_explained_where_there_is_one(run: Run, files: Path) -> None:
+    assert "★ better than" in run("compare", "base.json", "slow.json").out
+    assert "★" not in run("compare", "base.json", "equal.json").out
+    assert "★" not in run("compare", "base.json", "equal.json", "--format", "markdown").out
+
+
+def test_a_file_given_twice_is_told(run: Run, files: Path) -> None:
+    words = ["compare", "base.json", ".", "--baseline", "base.json"]
+    assert "note: base.json is given twice, and stands here once" in run(*words).out
+    assert "given twice" not in run("compare", ".", "--baseline", "base.json").out
 
 
 def test_a_condition_that_cannot_be_told_fails(run: Run, files: Path) -> None:
@@ -292,8 +324,17 @@ def test_a_page_without_network_and_with_all_charts(run: Run, files: Path) -> No
     assert page.count("<svg") == 2 * 4  # wide and narrow
     for unwanted in ("http://", "https://", "<script", "src="):
         assert unwanted not in page.replace("http://www.w3.org", "")
+    assert page.index(">agreement<") < page.index(">decode<")
     for expected in ("slow", "no other there is both faster", "var(--student)"):
         assert expected in page
+
+
+def test_a_hollow_marker_is_not_filled_by_its_interval() -> None:
+    axes = Figure().subplots()
+    share = {"value": 0.8, "low": 0.7, "high": 0.9}
+    intervals(axes, [(0, share)], "gold", "s", 0.0, TEACHER, filled=False)
+    assert axes.lines[0].get_marker() == "s"
+    assert all(axes.lines[0].zorder > bar.zorder for bar in axes.collections)
 
 
 def test_a_page_of_many_results(run: Run, here: Path) -> None:
@@ -373,7 +414,7 @@ def test_a_file_that_is_no_result(
         (["base.json", "--html", "no/page.html"], 2, "there is no folder no; make it first"),
         (["base.json", "--fail-if", "tg128 < baseline"], 2, "needs --baseline FILE"),
         (["base.json", "--fail-if", "tg128 < x"], 2, "at character 9"),
-        (["base.json", "--baseline", "base.json", "--fail-if", "tg128 < 1"], 2, "nothing to hold"),
+        (["base.json", "--baseline", "base.json"], 2, "nothing to hold against the baseline but"),
         (["base.json", "--format", "xml"], 2, "'xml' is not one of"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgedistill.conditions import Conditions, changes, conditions_of, read_conditions
+from edgedistill.console import Plain
 from edgedistill.load_watch import (
     TELLS_OF_CHILDREN,
     Load,
@@ -18,6 +19,7 @@ from edgedistill.load_watch import (
     _spent,
     others_share,
     spent_in,
+    warn_of,
 )
 
 
@@ -139,3 +141,11 @@ def test_a_child_of_ours_counts_as_ours() -> None:
     assert load.during is not None
     assert 0 <= load.during <= 1
     assert _spent().ours - before > 0.3  # on a machine full of other work, too
+
+
+@pytest.mark.parametrize(("before", "told"), [(0.3, 1), (0.05, 0), (None, 0)])
+def test_other_work_is_told_before_it_spoils_the_figures(before: float | None, told: int) -> None:
+    said: list[str] = []
+    warn_of(before, Plain(said.append))
+    assert len(said) == told
+    assert all("warning: other work takes 30%" in line for line in said)

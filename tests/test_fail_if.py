@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgedistill.errors import UsageError
-from edgedistill.fail_if import read_condition
+from edgedistill.fail_if import figures_like, read_condition
 
 
 @pytest.mark.parametrize(
@@ -17,19 +17,23 @@ from edgedistill.fail_if import read_condition
         ("inter_token.p95 > 0.05", "inter_token_p95", ">", None, 0.05),
         ("  bytes >= 1.1 * baseline + 1e6 ", "bytes", ">=", 1.1, 1e6),
         ("gold <= -1", "gold", "<=", None, -1.0),
+        ("inter_token.p95 > 50 ms", "inter_token_p95", ">", None, 0.05),
+        ("load > 2s", "load", ">", None, 2.0),
+        ("gold < baseline - 2%", "gold", "<", 1.0, -0.02),
+        ("peak_memory > 1.1 * baseline + 5 MB", "peak_memory", ">", 1.1, 5e6),
     ],
 )
 def test_conditions(text: str, figure: str, sign: str, factor: float | None, offset: float) -> None:
     found = read_condition(text)
     assert (found.figure, found.sign) == (figure, sign)
-    assert (found.factor, found.offset) == (factor, offset)
+    assert (found.factor, found.offset) == (factor, pytest.approx(offset))
 
 
 @pytest.mark.parametrize(
     ("text", "at", "said"),
     [
         ("", 1, "a figure is expected here, not the end"),
-        ("tg129 < 3", 1, "'tg129' is no figure; did you mean tg128?"),
+        ("tg129 < 3", 1, "'tg129' is no figure"),
         ("0.5 < tg128", 1, "a figure is expected here, not '0.5'"),
         ("tg128 = 3", 7, "'=' is not understood"),
         ("tg128 == baseline", 7, "'=' is not understood"),
@@ -37,7 +41,7 @@ def test_conditions(text: str, figure: str, sign: str, factor: float | None, off
         ("tg128 <", 8, "a number or `baseline` is expected here, not the end"),
         ("tg128 < 0.95 * base", 16, "a number or `baseline` is expected here, not 'base'"),
         ("tg128 < -baseline", 10, "a number is expected here, not 'baseline'"),
-        ("tg128 < 0.95 baseline", 14, "the end, or + or - and a number behind"),
+        ("tg128 < 0.95 baseline", 14, "a `*` is missing before `baseline`"),
         ("tg128 < baseline - ", 19, "a number is expected here, not the end"),
         ("tg128 < baseline - gold", 20, "a number is expected here, not 'gold'"),
         ("tg128 < baseline - 1 - 1", 22, "the end, or + or - and a number behind"),
@@ -45,6 +49,11 @@ def test_conditions(text: str, figure: str, sign: str, factor: float | None, off
         ("tg128 < 1e999", 9, "1e999 is too large"),
         ("tg128 < __import__('os')", 19, "'(' is not understood"),
         ("tg128 < 5; gold < 1", 10, "';' is not understood"),
+        ("tg128 < 5 s", 11, "this figure is in tokens/s, which is not told in s"),
+        ("load > 5 MB", 10, "this figure is in s, which is not told in MB"),
+        ("load > 5 s s", 12, "the end, or + or - and a number behind"),
+        ("gold < 97 % * baseline", 13, "the end, or + or - and a number behind"),
+        ("load > % 5", 8, "a number or `baseline` is expected here, not '%'"),
     ],
 )
 def test_what_is_no_condition(text: str, at: int, said: str) -> None:
@@ -52,4 +61,12 @@ def test_what_is_no_condition(text: str, at: int, said: str) -> None:
         read_condition(text)
     assert f"at character {at}: {said}" in raised.value.what
     assert raised.value.what.splitlines()[-1] == "    " + " " * (at - 1) + "^"
-    assert "inter_token_p95" in str(raised.value.hint)
+    assert "tg128" in str(raised.value.hint)
+
+
+def test_a_mistyped_figure() -> None:
+    assert figures_like("tg129") == "did you mean tg128?"
+    listed = figures_like("xyz")
+    assert "inter_token_p95" in listed
+    assert "end_to_end_p99" not in listed
+    assert max(map(len, listed.splitlines())) <= 90

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def test_the_command(run: Run, store: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tg12"], "'tg12' is no figure"),
+        (["tg12"], "'tg12' is no figure\n  did you mean tg128?"),
+        (["drift"], "no sitting here knows drift; known: tg128, pp512, time_to_first"),
         (["--workspace", "elsewhere"], "no sitting is remembered here"),
         (["--html", "no/h.html"], "there is no folder no"),
     ],
@@ -132,6 +134,18 @@ def test_by_commit_in_the_order_of_the_commits(store: Path) -> None:
 def test_without_the_commits_dates_by_the_first_sitting(store: Path) -> None:
     committed(store, commit("b", None, None), commit("a", None, None))
     assert read_history(store, by_commit=True).commits == ["b" * 9, "a" * 9]
+
+
+def test_the_table_by_commit(run: Run, store: Path) -> None:
+    """The last sitting of the first model was at the oldest commit."""
+    committed(store, commit("b", 2), commit("a", 1), commit("c", 3), None, None)
+    shown = run("history", "--by", "commit").out
+    _, amounts, commits = (line.split() for line in shown.splitlines()[2:5])
+    rates = (round(float(before)) for before, unit in pairwise(amounts) if "tokens" in unit)
+    assert list(rates) == [60, 50]
+    assert commits == ["a" * 9, "c" * 9]
+    assert "2026-03-04" in shown  # the last sitting
+    assert "2 sittings without a commit were left out" in shown
 
 
 def test_no_sitting_with_a_commit(run: Run, store: Path) -> None:

@@ -89,13 +89,22 @@ def test_a_result_without_ceilings() -> None:
 
 
 def test_a_target_without_them() -> None:
-    laptop = load_target(library.find("target", "laptop"))
-    with pytest.raises(UsageError, match="says nothing of its memory and compute"):
-        predict(named(on_device("a", 10, 100, 50)), [replace_roofline(laptop)])
+    targets = [load_target(library.find("target", n)) for n in ("laptop", "phone", "browser")]
+    with pytest.raises(UsageError) as raised:
+        predict(named(on_device("a", 10, 100, 50)), targets)
+    assert raised.value.what == "nothing is said of memory and compute by laptop, browser"
+    assert "metal, phone, phone-onnx, raspberry-pi-5" in str(raised.value.hint)
 
 
-def replace_roofline(target: Any) -> Any:
-    return target.model_copy(update={"roofline": None})
+def test_what_a_disturbed_sitting_reached_is_the_least(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    busy = on_device("a", 10, 100, 50)
+    write_result(replace(busy, load={"busy": True}), tmp_path / "a.json")
+    write_result(on_device("b", 20, 100, 80), tmp_path / "b.json")
+    found = run("predict", str(tmp_path), "--target", "phone")
+    assert found.out.count("at least ") == 2 + 1 + 2  # reached; on phone decode alone; checked
+    assert "a, busy" in found.out
 
 
 def test_ceilings_of_this_machine() -> None:

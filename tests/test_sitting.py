@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 from conftest import Ran
 from fakes import KEY, MODEL, FakeTeacher
+from rich.console import Console
 
 from edgedistill import result_tables
 from edgedistill.ceilings import Ceilings
@@ -24,8 +27,8 @@ from edgedistill.model_prompt import asked_model
 from edgedistill.places import Here
 from edgedistill.progress import Silent
 from edgedistill.recipe import load_recipe
-from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.sitting import Plan, held_out_of, prompts_of, sit
+from edgedistill.result_file import Result, read_result, write_result, written
+from edgedistill.sitting import UNJUDGED, Plan, held_out_of, prompts_of, sit
 from edgedistill.student import TOKENIZER_GGUF
 
 SAYS = "Sure"
@@ -149,17 +152,28 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_result(tmp_path / "r.json")
 
 
+def test_a_missing_file_of_prompts(run: Callable[..., Ran], model: Path, here: Path) -> None:
+    done = run("bench", str(model), "--prompts", "nope.jsonl")
+    assert done.code == 1
+    assert "nope.jsonl: the prompts file cannot be read" in done.err
+    assert "--prompts names it, relative to the folder you are in" in done.err
+    assert "recipe" not in done.err
+
+
 def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, here: Path) -> None:
     words = ["--prompts", str(prompts), "--sample", "2", "--max-tokens", "8", "--repeats", "2"]
     done = run("bench", str(model), *words, "--threads", "1", "-o", "r.json")
     assert done.code == 0, done.err
+    assert done.err.endswith("kept: r.json\nremembered in .edgedistill/history.jsonl\n")
     for expected in ("model, 2.5 MB", "pp512", "tokens/s", "time_to_first_token_p50", "95 %"):
         assert expected in done.out
     kept = read_result(here / "r.json")
     assert kept.token_mix is not None
     assert (kept.token_mix["prompts"], kept.settings["threads"]) == (2, 1)
+    again = run("bench", str(model), "--repeats", "2", "--quiet")
+    assert (again.code, again.err) == (0, "")
     (series,) = read_history(here / ".edgedistill").series
-    assert [point.value for point in series.points] == [kept.figures["tg128"].value]
+    assert [point.value for point in series.points][:1] == [kept.figures["tg128"].value]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +184,8 @@ def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, here: 
         (["x.gguf", "--out", "no/r.json"], 2, "there is no folder no; make it first"),
         (["--out", "r.json"], 2, "--out is for a MODEL, and none is given"),
         (["--max-tokens", "3"], 2, "--max-tokens is for a MODEL"),
+        (["x.gguf", "--system", "hi"], 2, "--system is for answers, and needs --prompts or --rec"),
+        (["x.gguf", "--worst", "1"], 2, "--worst is for answers, and needs --prompts or --recipe"),
     ],
 )
 def test_bad_words(
@@ -198,6 +214,51 @@ def test_values_far_off_are_counted() -> None:
     groups = [[1.0, 1.01, 0.99, 1.02], [1.0, 1.01, 0.98, 9.0]]
     table = result_tables._figures({"load": vars(measure(groups, "s"))})
     assert list(table.columns[3].cells) == ["8, 1 far off"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "unit", "span"),
+    [
+        ([[40.0], [41.0], [42.0]], "tokens/s", "37.5 to 44.5 tokens/s"),
+        ([[0.9], [1.0], [1.1]], "s", "649\xa0ms to 1.35\xa0s"),
+        ([[130.0], [131.0]], "s", "2\xa0min 2\xa0s to 2\xa0min 19\xa0s"),
+        ([[1.0], [3.0]], "s", "unknown: too few repeats"),
+        ([[1.0, 2.0]], "s", "not known"),
+    ],
+)
+def test_an_interval_and_its_unit(groups: list[list[float]], unit: str, span: str) -> None:
+    figure = written(vars(measure(groups, unit)))
+    assert list(result_tables._figures({"load": figure}).columns[2].cells) == [span]
+
+
+def shown(result: Result, **change: Any) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(result_tables.sitting(json.loads(json.dumps(result.to_json())) | change))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_device_and_what_few_values_tell(result: Result) -> None:
+    said = shown(result)
+    facts = result.device
+    assert f"1 thread of {facts['physical_cores']} core" in said
+    assert f"{facts['os']}, llama.cpp (llama-cpp-python " in said
+    assert "two processes, so the intervals are wide: raise --repeats" in said
+    assert "_p95" in said
+    assert "_p99" not in said
+    assert "p99 of fewer than 100 values" in said
+    assert "two processes" not in shown(result, settings={**result.settings, "processes": 3})
+
+
+def test_a_busy_sitting_says_so_in_its_heading(result: Result) -> None:
+    assert ": busy\n" in shown(result, load={**result.load, "busy": True})
+    assert ": busy\n" not in shown(result, load={**result.load, "busy": False})
+
+
+def test_prompts_without_a_check_are_not_judged(model: Path, prompts: Path) -> None:
+    plan = Plan(processes=2, runs=1, threads=1, prompts=prompts_of(prompts, 2))
+    notes = sit(asked_model(model, None, None, 8), plan, Silent()).notes
+    assert UNJUDGED in notes
 
 
 def test_a_file_that_is_no_model(run: Callable[..., Ran], here: Path) -> None:

@@ -27,9 +27,11 @@ from edgedistill.errors import (
 from edgedistill.progress import Silent
 from edgedistill.recipe import ApiTeacher, LocalTeacher
 from edgedistill.teacher import call_for, open_endpoint
+from edgedistill.teacher.answers import Trouble
 from edgedistill.teacher.client import Call, Endpoint, TeacherClient
 from edgedistill.teacher.local_answers import Usage, batch_ends, bundles, reusable
 from edgedistill.teacher.local_server import Server, serve
+from edgedistill.teacher.refusals import TEACHER, Asked, unreachable
 
 
 def call(prompt: str = "hello", model: str = MODEL) -> Call:
@@ -172,8 +174,16 @@ def test_nobody_there() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         asked = TeacherClient(Endpoint(url, ""), 1, 2, 0.01)
-        with asked, pytest.raises(TeacherUnreachable, match=url):
+        with asked, pytest.raises(TeacherUnreachable, match=url) as raised:
             asked.ask(call())
+    assert "kept" not in str(raised.value)  # nothing was answered
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_answers_are_kept_where_there_are_any(first: bool) -> None:
+    at = Asked("http://here/v1", None, TEACHER, first=first)
+    said = str(unreachable(Trouble("refused"), 2, at))
+    assert ("Answers so far are kept" in said) is not first
 
 
 @pytest.mark.parametrize(("usage", "tokens"), [(True, 30), (False, 3)])

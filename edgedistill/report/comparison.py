@@ -35,6 +35,7 @@ from edgedistill.report.series import DASHES, LEGEND, at_least_tall, columns_of,
 Json = Mapping[str, Any]
 DRAWN = 200  # points of a distribution
 LARGEST = 500.0  # a marker's area, in points squared
+LEADING = ("agreement", "gold")  # columns right behind the name
 LATENCY = "end_to_end_p50"
 DISTRIBUTIONS = {"end_to_end": "time to the whole answer", "inter_token": "time between tokens"}
 
@@ -48,7 +49,7 @@ def comparison_page(compared: Json, distributions: Json, histories: Sequence[Jso
         histories: each a History as JSON, of a figure of the results' models.
     """
     template = environment().get_template("comparison.html.jinja")
-    rows = [comparison_text.cells(compared, row) for row in compared["rows"]]
+    rows = [comparison_text.cells(compared, row, LEADING) for row in compared["rows"]]
     charts = draw_comparison({**compared, "distributions": distributions})
     courses = {}
     for each in histories:
@@ -59,7 +60,7 @@ def comparison_page(compared: Json, distributions: Json, histories: Sequence[Jso
         compared=compared,
         caption=comparison_text.caption(compared),
         legend=comparison_text.legend(compared),
-        headers=comparison_text.headers(compared),
+        headers=comparison_text.headers(compared, LEADING),
         rows=rows,
         conditions=comparison_text.conditions(compared),
         charts=charts,

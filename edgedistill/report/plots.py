@@ -185,11 +185,12 @@ def intervals(
         [max(0.0, row["high"] - row["value"]) for _, row in rows],
     ]
     big = label == "overall"
-    axes.errorbar(
+    markers = axes.errorbar(
         values, [index + shift for index, _ in rows], xerr=spread, fmt=marker, color=colour,
         markerfacecolor=colour if filled else PAPER, markersize=8 if big else 5.5,
         elinewidth=2.2 if big else 1.1, capsize=3.5 if big else 2, label=label, zorder=3,
-    )  # fmt: skip
+    )[0]  # fmt: skip
+    markers.set_zorder(4)  # or the interval's line fills a hollow one, unlike in the legend
 
 
 def _bars(report: Report) -> list[tuple[int, float]]:

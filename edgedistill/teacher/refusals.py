@@ -67,8 +67,9 @@ def raise_if_hopeless(
 def unreachable(trouble: Trouble, attempts: int, at: Asked) -> TeacherUnreachable:
     """No attempt got a connection."""
     tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
+    kept = "" if at.first else " Answers so far are kept"
     return TeacherUnreachable(
         f"no connection to {at.named.who} in {tries}: {trouble.detail}",
         where=at.where,
-        hint=f"is it running, and is {at.named.url} right? Answers so far are kept",
+        hint=f"is it running, and is {at.named.url} right?{kept}",
     )
