@@ -67,6 +67,11 @@ def figures_like(name: str) -> str:
     if guess := did_you_mean(name, FIGURES):
         return guess
     listed = f"the figures of the table are {', '.join(COLUMNS)}; docs/compare.md names the others"
+    return wrapped(listed)
+
+
+def wrapped(listed: str) -> str:
+    """A hint of many names, in lines that a terminal holds."""
     return textwrap.fill(listed, 90, subsequent_indent="  ")
 
 

@@ -21,7 +21,7 @@ from edgedistill.artifacts import storing
 from edgedistill.commit import SHORT, commit_of
 from edgedistill.differences import value_of
 from edgedistill.errors import ArtifactError, UsageError
-from edgedistill.fail_if import figures_like
+from edgedistill.fail_if import figures_like, wrapped
 from edgedistill.figures import FIGURES
 from edgedistill.result_file import Result
 
@@ -157,8 +157,9 @@ def _require_figure(name: str, lines: Sequence[Mapping[str, Any]], store: Path) 
     held = [each for each in FIGURES if any(line["figures"].get(each) for line in lines)]
     if lines and name not in held:
         raise UsageError(
-            f"no sitting here knows {name}; known: {', '.join(held)}", where=str(store)
-        )
+            f"no sitting here knows {name}", where=str(store),
+            hint=wrapped(f"known: {', '.join(held)}"),
+        )  # fmt: skip
 
 
 def _commits(lines: Iterable[Mapping[str, Any]]) -> list[str]:

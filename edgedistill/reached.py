@@ -200,7 +200,7 @@ def _require_profiles(targets: Sequence[Target]) -> None:
         known = [each.name for each in shipped if load_target(each.path).roofline is not None]
         raise UsageError(
             f"nothing is said of memory and compute by {', '.join(without)}",
-            hint=f"a `roofline` have {', '.join(known)}; or give a target of your own one",
+            hint=f"{', '.join(known)} have a `roofline`; or give one to a target of your own",
         )
 
 

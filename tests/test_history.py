@@ -90,7 +90,7 @@ def test_the_command(run: Run, store: Path) -> None:
     ("words", "said"),
     [
         (["tg12"], "'tg12' is no figure\n  did you mean tg128?"),
-        (["drift"], "no sitting here knows drift; known: tg128, pp512, time_to_first"),
+        (["drift"], "no sitting here knows drift\n  known: tg128, pp512, time_to_first"),
         (["--workspace", "elsewhere"], "no sitting is remembered here"),
         (["--html", "no/h.html"], "there is no folder no"),
     ],
