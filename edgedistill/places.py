@@ -18,7 +18,10 @@ HERE, THERE, NONE = "here", "there", "none"
 
 
 class Watch(Protocol):
-    """Counts what other work takes of a device until it is stopped."""
+    """Counts what other work takes of a device until it is stopped. `before`: the share that it
+    heard at first, None where the device does not tell."""
+
+    before: float | None
 
     def stop(self) -> Load: ...
 

@@ -170,7 +170,7 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
     prompt = asked.prompt() if rows else None
     with progress.task(f"listening to other work ({place.address})", None):
         watch, before = place.watch(), place.conditions()
-    warn_of(getattr(watch, "before", None), progress)  # an emulated device's hears nothing
+    warn_of(watch.before, progress)
     seen = []
     with progress.task(
         "measuring", plan.processes * (len(rows) + 1 + plan.more.steps), "steps"

@@ -21,6 +21,8 @@ from edgedistill.runtimes import LLAMA, Opened
 class NoWatch:
     """Where nothing is timed, nothing disturbs."""
 
+    before: float | None = None
+
     def stop(self) -> Load:
         return Load(None, None)
 
