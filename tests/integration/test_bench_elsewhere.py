@@ -67,7 +67,7 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdbDevice
 
 
 def words(model: Path, address: str, out: Path, *more: str) -> list[str]:
-    asked = ["--max-tokens", "8", "--threads", "1", "--repeats", "2", "--device", address]
+    asked = ["--threads", "1", "--repeats", "2", "--device", address]
     asked += ["--workspace", str(out.parent / "w"), "-o", str(out), *more]
     return [sys.executable, "-m", "edgedistill", "bench", str(model), *asked]
 
@@ -95,7 +95,7 @@ def test_by_ssh(server: Sshd, model: Path, tmp_path: Path) -> None:
     out, prompts = tmp_path / "r.json", str(model.with_name("prompts.jsonl"))
     own = own_runner(tmp_path)
     knows_ceilings = not own
-    asked = words(model, server.address, out, "--prompts", prompts, *own)
+    asked = words(model, server.address, out, "--prompts", prompts, "--max-tokens", "8", *own)
     done = subprocess.run(
         [*server.inside, *asked], env=server.environment, capture_output=True, text=True
     )
