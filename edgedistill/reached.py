@@ -128,8 +128,8 @@ def predict(named: Sequence[Named], targets: Sequence[Target]) -> Predictions:
 def _require_roofline(each: Named) -> None:
     if each.result.roofline is None:
         raise ArtifactError(
-            "it has no ceilings of its device: a server's are not known, and neither are those of "
-            "results made by earlier versions",
+            "it has no ceilings of its device: its notes say why; a server's are not known, nor a "
+            "device's with too little memory, nor those of results made by earlier versions",
             where=str(each.file),
             hint="measure the file: edgedistill bench MODEL --out FILE",
         )
