@@ -158,6 +158,7 @@ class _Stream:
                     pipe.close()
 
     def end(self) -> None:
+        self.ready.put(True)  # no OKAY comes any more: whoever waits for one would never end
         with contextlib.suppress(OSError, AttributeError):
             assert self._process.stdin is not None
             self._process.stdin.close()
