@@ -36,11 +36,15 @@ class Judged:
 
 
 def judge(
-    now: Mapping[str, Measure], before: Mapping[str, Measure], least_effect: float = LEAST_EFFECT
+    now: Mapping[str, Measure],
+    before: Mapping[str, Measure],
+    least_effect: float = LEAST_EFFECT,
+    one_run: bool = False,
 ) -> list[Judged]:
-    """Each benchmark of `now` against that of `before`, in the order of `now`."""
+    """Each benchmark of `now` against that of `before`, in the order of `now`. `one_run`: both were
+    measured in turn, and no other hour is between them."""
     tested = {
-        name: p_value(each, before[name])
+        name: p_value(each, before[name], one_run)
         for name, each in now.items()
         if name in before and _tellable(each) and _tellable(before[name])
     }
@@ -52,12 +56,15 @@ def judge(
         elif name not in shared:
             found.append(Judged(name, UNTOLD, why="it was measured in fewer than two processes"))
         else:
-            found.append(_judged(name, each, before[name], shared[name], least_effect))
+            ratio = ratio_of(each, before[name], one_run)
+            found.append(_judged(name, ratio, shared[name], least_effect))
     return found
 
 
-def _judged(name: str, now: Measure, before: Measure, shared: float, least_effect: float) -> Judged:
-    ratio, low, high = ratio_of(now, before)
+def _judged(
+    name: str, found: tuple[float, float, float], shared: float, least_effect: float
+) -> Judged:
+    ratio, low, high = found
     verdict = ALIKE
     if shared < LEVEL and ratio >= 1 + least_effect:
         verdict = SLOWER
@@ -70,9 +77,9 @@ def _tellable(figure: Measure) -> bool:
     return len(figure.groups) > 1 and figure.value > 0
 
 
-def p_value(now: Measure, before: Measure) -> float:
+def p_value(now: Measure, before: Measure, one_run: bool = False) -> float:
     """Of Welch's test that both take the same time."""
-    error, degrees = relative_error(now, before)
+    error, degrees = relative_error(now, before, one_run)
     apart = abs(math.log(now.value / before.value))
     if error == 0:
         return 1.0 if apart == 0 else 0.0

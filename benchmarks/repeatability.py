@@ -25,9 +25,10 @@ from edgedistill import library, machine
 from edgedistill.measures import Measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
+from edgedistill.prompts import held_out_of
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.sitting import Plan, held_out_of, sit
+from edgedistill.sitting import Plan, sit
 
 
 def main() -> None:

@@ -97,7 +97,8 @@ def _run(given: argparse.Namespace) -> int:
             earlier = run.against_benchmarks if before is None else before[1].benchmarks
             busy = bool((run.load or {}).get("busy"))
             busy |= before is not None and bool((before[1].load or {}).get("busy"))
-            _judge(given, run, judge(run.benchmarks, earlier, given.least_effect), busy)
+            found = judge(run.benchmarks, earlier, given.least_effect, one_run=before is None)
+            _judge(given, run, found, busy)
         if not given.hot_paths_only:
             _scripts(given, inputs | {k: v for k, v in at_hand(given.workspace).items()
                                       if k not in inputs}, run, file)  # fmt: skip

@@ -24,9 +24,9 @@ from edgedistill.library import DEFAULT_RECIPE
 if TYPE_CHECKING:
     from edgedistill.devices.address import Address
     from edgedistill.progress import Progress
+    from edgedistill.prompts import Prompts
     from edgedistill.recipe import Recipe
     from edgedistill.result_file import Result
-    from edgedistill.sitting import Prompts
     from edgedistill.streaming import Stop
 
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
@@ -44,7 +44,7 @@ def add_to(cli: click.Group, common: Callable[[Any], Any], show: Show, stage: St
     bench = _bench(show, stage)
     for option in reversed([recipe_option, workspace_option, target_option, *TRAINING, *OWN]):
         bench = option(bench)
-    bench = click.argument("model", required=False, metavar="[MODEL]")(bench)
+    bench = click.argument("models", nargs=-1, metavar="[MODEL]...")(bench)
     cli.command("bench")(common(bench))
 
 
@@ -113,8 +113,9 @@ OWN = (
         help="MODEL: in so many processes, one behind the other; a URL: passes over the prompts.",
     ),
     click.option(
-        "-o", "--out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
-        help="MODEL: keep the result as JSON, with the prompts and answers in it.",
+        "-o", "--out", metavar="FILE", type=click.Path(path_type=Path),
+        help="MODEL: keep the result as JSON, with the prompts and answers in it; several: a "
+        "folder, with a file for each.",
     ),
     click.option(
         "--worst", metavar="N", type=click.IntRange(0), default=3, show_default=True,
@@ -140,7 +141,7 @@ OWN = (
 
 def _bench(show: Show, stage: Stage) -> Callable[..., None]:
     def bench(
-        model: str | None, recipe: str, workspace: Path, targets: Sequence[str],
+        models: Sequence[str], recipe: str, workspace: Path, targets: Sequence[str],
         processes: int | None, scaled_down: bool, **own: Any,
     ) -> None:  # fmt: skip
         """Measure a build on held-out prompts, or any MODEL: a GGUF file, an ONNX model folder, a
@@ -150,19 +151,21 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         speed is measured, and with --prompts or --recipe how it answers these prompts: how long
         that takes, and how often it gives the teacher's answer and their reference by the recipe's
         check. Of a recipe the held-out prompts are asked; for a MODEL none is the default.
+
+        Several files are measured process by process in turn, so that compare tells smaller
+        differences between them than between two sittings.
         """
         context = click.get_current_context()
-        if model is None:
+        if not models:
             refuse(context, NEEDS_MODEL, "a MODEL, and none is given")
             stage(recipe, targets, workspace, processes, scaled_down)
             return
         given = recipe if context.get_parameter_source("recipe") is GIVEN else None
-        if own["out"] is not None and not own["out"].parent.is_dir():
-            raise click.UsageError(f"--out: there is no folder {own['out'].parent}; make it first")
+        kept_in = _files_of(models, own["out"])
         _require_writable(workspace)
-        measure = _of_server if _is_url(model) else _of_file
-        result, stopped = measure(context, model, given, workspace, own)
-        _show_and_keep(result, own["out"], workspace, own["worst"], show)
+        measure = _of_server if any(map(_is_url, models)) else _of_files
+        results, stopped = measure(context, models, given, workspace, own)
+        _show_and_keep(results, kept_in, workspace, own["worst"], show)
         if stopped is not None:
             raise stopped
 
@@ -181,39 +184,71 @@ def _is_url(model: str) -> bool:
     return is_url(model)
 
 
+def _files_of(models: Sequence[str], out: Path | None) -> list[Path] | None:
+    """Where each result is kept: one in the file `out`, several in the folder `out`.
+
+    Raises:
+        click.UsageError: they cannot be.
+    """
+    if out is None:
+        return None
+    if not out.parent.is_dir():
+        raise click.UsageError(f"--out: there is no folder {out.parent}; make it first")
+    if len(models) == 1:
+        if out.is_dir():
+            raise click.UsageError(f"--out: {out} is a folder, and one MODEL gives one file")
+        return [out]
+    if out.is_file():
+        raise click.UsageError(f"--out: {out} is a file, and several MODELs give a folder of them")
+    names: list[str] = []
+    for model in map(Path, models):
+        name = model.name if model.is_dir() else model.stem
+        names.append(f"{name}-{names.count(name) + 1}" if name in names else name)
+    return [out / f"{name}.json" for name in names]
+
+
 def _show_and_keep(
-    result: Result, out: Path | None, workspace: Path, worst: int, show: Show
+    results: Sequence[Result], out: Sequence[Path] | None, workspace: Path, worst: int, show: Show
 ) -> None:
     from edgedistill import result_tables
     from edgedistill.history import STORE, remember
     from edgedistill.result_file import write_result
 
     if out is not None:
-        write_result(result, out)
-    remember(result, workspace)
-    show(partial(result_tables.sitting, worst=worst), json.loads(json.dumps(result.to_json())))
+        out[0].parent.mkdir(exist_ok=True)
+    for result, file in zip(results, out or (), strict=out is not None):
+        write_result(result, file)
+    for result in results:
+        remember(result, workspace)
+    shown = json.loads(json.dumps([result.to_json() for result in results]))
+    show(partial(result_tables.sittings, worst=worst), shown if len(shown) > 1 else shown[0])
     settings = click.get_current_context().obj
     if not settings.quiet and not settings.json:
-        if out is not None:
-            click.echo(f"kept: {out}", err=True)
+        for file in out or ():
+            click.echo(f"kept: {file}", err=True)
         click.echo(f"remembered in {workspace / STORE}", err=True)
 
 
-def _of_file(
-    context: click.Context, model: str, recipe: str | None, workspace: Path, own: dict[str, Any]
-) -> tuple[Result, None]:
+def _of_files(
+    context: click.Context, models: Sequence[str], recipe: str | None, workspace: Path,
+    own: dict[str, Any],
+) -> tuple[list[Result], None]:  # fmt: skip
     from edgedistill.devices import place_at
     from edgedistill.model_prompt import asked_model
     from edgedistill.rates import More
-    from edgedistill.sitting import Plan, sit
+    from edgedistill.sitting import Plan, sit_in_turn
 
     refuse(context, OF_URL, "a URL (http:// or https://), and this is a file")
     if recipe is None and own["prompts"] is None:
         refuse(context, OF_PROMPTS, "answers, and needs --prompts or --recipe")
     held = None if recipe is None else _held(recipe, workspace)
     student = None if held is None else held.student
-    asked = asked_model(Path(model), student, own["system"], own["max_tokens"])
+    asked = [asked_model(Path(m), student, own["system"], own["max_tokens"]) for m in models]
     at = _address(context, own, held)
+    if len(asked) > 1 and at.scheme != "local":
+        raise click.UsageError(
+            "several MODELs are measured in turn on this machine alone: give one"
+        )
     with listening() as progress:
         prompts = _prompts(held, workspace, own, progress)
         check = None if held is None else held.check
@@ -221,8 +256,8 @@ def _of_file(
         one = threads[0] if len(threads) == 1 else None
         more = More(tuple(filter(None, own["depths"])), threads if one is None else ())
         plan = Plan(own["repeats"], threads=one, more=more, prompts=prompts, check=check)
-        with place_at(at, asked.file, own["runner"], own["keep_on_device"], progress) as place:
-            return sit(asked, plan, progress, place), None
+        with place_at(at, asked[0].file, own["runner"], own["keep_on_device"], progress) as place:
+            return sit_in_turn(asked, plan, progress, place), None
 
 
 def _address(context: click.Context, own: dict[str, Any], recipe: Recipe | None) -> Address:
@@ -239,12 +274,16 @@ def _address(context: click.Context, own: dict[str, Any], recipe: Recipe | None)
 
 
 def _of_server(
-    context: click.Context, url: str, recipe: str | None, workspace: Path, own: dict[str, Any]
-) -> tuple[Result, Stop | None]:
+    context: click.Context, models: Sequence[str], recipe: str | None, workspace: Path,
+    own: dict[str, Any],
+) -> tuple[list[Result], Stop | None]:  # fmt: skip
     from edgedistill.server_prompt import asked_server
     from edgedistill.server_sitting import ServerPlan, sit_at
 
     refuse(context, OF_FILE, "a file, and this is a URL")
+    if len(models) > 1:
+        raise click.UsageError("a server is measured alone: files take turns, URLs do not")
+    url = models[0]
     if own["model_id"] is None:
         raise click.UsageError("a URL needs --model ID: which model is asked there")
     if recipe is None:
@@ -263,7 +302,7 @@ def _of_server(
             max_calls=own["max_calls"],
         )  # fmt: skip
         sitting = sit_at(asked, plan, progress)
-    return sitting.result, sitting.stopped
+    return [sitting.result], sitting.stopped
 
 
 def _held(recipe: str, workspace: Path) -> Recipe:
@@ -275,7 +314,7 @@ def _held(recipe: str, workspace: Path) -> Recipe:
 def _prompts(
     recipe: Recipe | None, workspace: Path, own: dict[str, Any], progress: Progress
 ) -> Prompts | None:
-    from edgedistill.sitting import held_out_of, prompts_of
+    from edgedistill.prompts import held_out_of, prompts_of
 
     if own["prompts"] is not None:
         return prompts_of(own["prompts"], own["sample"])

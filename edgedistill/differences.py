@@ -1,7 +1,8 @@
 """What one figure of a result is worth beside the same figure of another.
 
-A timing belongs to its device: two are told apart by Welch's interval over their processes. Answers
-to the same prompts are compared prompt by prompt. A file's size is known exactly.
+A timing belongs to its device: two are told apart process by process where they were measured in
+turn, and else by Welch's interval. Answers to the same prompts are compared prompt by prompt. A
+file's size is known exactly.
 """
 
 from __future__ import annotations
@@ -81,10 +82,35 @@ def difference(name: str, ours: Result, baseline: Result) -> Difference | None:
         return Difference(UNTOLD, "measured on another device")
     if ours.load["busy"] or baseline.load["busy"]:
         return Difference(UNTOLD, "other work disturbed the machine")
-    return _timed(name, ours.figures[name], baseline.figures[name])
+    figures = ours.figures[name], baseline.figures[name]
+    if ours.turns is not None and ours.turns == baseline.turns and _as_many(*figures):
+        return _timed(name, *paired_ratio(*figures))
+    return _timed(name, *ratio_of(*figures))
 
 
-def ratio_of(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
+def _as_many(ours: Measure, baseline: Measure) -> bool:
+    return len(ours.groups) == len(baseline.groups)
+
+
+def paired_ratio(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
+    """The ratio of two figures whose processes ran in turn, with its 95 % interval: the geometric
+    mean of the ratios of each turn, and Student's t over their logarithms. What moves the machine
+    from one turn to the next moves both. Unbounded (nan) where there was one turn; all nan where a
+    figure is 0."""
+    turns = list(zip(_each(ours), _each(baseline), strict=True))
+    if not all(value > 0 for turn in turns for value in turn):
+        return math.nan, math.nan, math.nan
+    logs = [math.log(a / b) for a, b in turns]
+    middle = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(middle), math.nan, math.nan
+    half = t95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def ratio_of(
+    ours: Measure, baseline: Measure, one_sitting: bool = False
+) -> tuple[float, float, float]:
     """The ratio of two figures with its 95 % interval: Welch's over the processes' figures, by the
     relative error of each (Welch 1947, Biometrika 34). Unbounded (nan) where one of them was
     measured in one process. A `baseline` of 0 has no ratio: all nan."""
@@ -93,17 +119,21 @@ def ratio_of(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
     ratio = ours.value / baseline.value
     if min(len(ours.groups), len(baseline.groups)) < 2:
         return ratio, math.nan, math.nan
-    error, degrees = relative_error(ours, baseline)
+    error, degrees = relative_error(ours, baseline, one_sitting)
     if error == 0:
         return ratio, ratio, ratio
     half = t95(degrees) * error
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
 
 
-def relative_error(ours: Measure, baseline: Measure) -> tuple[float, int]:
+def relative_error(
+    ours: Measure, baseline: Measure, one_sitting: bool = False
+) -> tuple[float, int]:
     """The standard error of the logarithm of two figures' ratio, and its degrees of freedom by
-    Welch and Satterthwaite, rounded down. Each was measured in two processes at least."""
-    a, b = _relative_variance(ours), _relative_variance(baseline)
+    Welch and Satterthwaite, rounded down. Each was measured in two processes at least, and in a
+    sitting of its own, which differs from another as its processes do (measures.measure), unless
+    it was `one_sitting`."""
+    a, b = (_relative_variance(each, one_sitting) for each in (ours, baseline))
     if a + b == 0:
         return 0.0, 1
     shares = ((a, len(ours.groups)), (b, len(baseline.groups)))
@@ -111,14 +141,20 @@ def relative_error(ours: Measure, baseline: Measure) -> tuple[float, int]:
     return math.sqrt(a + b), max(1, math.floor(degrees + ROUNDING))
 
 
-def _relative_variance(figure: Measure) -> float:
+def _relative_variance(figure: Measure, one_sitting: bool) -> float:
     """Of the mean over processes, as a share of it."""
-    each = [STATISTICS[figure.statistic](group) for group in figure.groups]
-    return statistics.variance(each) / len(each) / figure.value**2
+    each = _each(figure)
+    n = len(each)
+    share = 1 / n if one_sitting else (1 + 1 / n) / 2  # half of what two sittings differ by
+    return statistics.variance(each) * share / figure.value**2
 
 
-def _timed(name: str, ours: Measure, baseline: Measure) -> Difference:
-    ratio, low, high = ratio_of(ours, baseline)
+def _each(figure: Measure) -> list[float]:
+    """By process."""
+    return [STATISTICS[figure.statistic](group) for group in figure.groups]
+
+
+def _timed(name: str, ratio: float, low: float, high: float) -> Difference:
     if math.isnan(low):
         return Difference(UNTOLD, "it was 0, or measured in one process only")
     return Difference(_verdict(name, low, high), value=ratio, low=low, high=high)

@@ -64,8 +64,10 @@ def measure(groups: Sequence[Sequence[float]], unit: str, statistic: str = "mean
     """The figure of values in groups. Of a single group nothing is known about others, so its
     interval is the value itself only where its several values are equal, and else unknown (nan).
 
-    The interval is for the value of another sitting with as many groups: both have the standard
-    error s / sqrt(n) of the groups' figures, and so their difference sqrt(2) times that.
+    The interval is for the value of another sitting: that of one more group (the prediction
+    interval, s * sqrt(1 + 1/n)). Its mean would vary less if nothing but groups varied; but a
+    sitting is in another hour, and ten of them were measured to differ by about as much as that
+    (docs/bench.md).
 
     Raises:
         ValueError: there is no value, or an empty group.
@@ -76,7 +78,7 @@ def measure(groups: Sequence[Sequence[float]], unit: str, statistic: str = "mean
     each = [STATISTICS[statistic](group) for group in held]
     value, n = statistics.fmean(each), len(each)
     if n > 1:
-        half = t95(n - 1) * statistics.stdev(each) * math.sqrt(2 / n)
+        half = t95(n - 1) * statistics.stdev(each) * math.sqrt(1 + 1 / n)
     else:
         half = 0.0 if len(held[0]) > 1 and len(set(held[0])) == 1 else math.nan
     least = 0.0 if min(map(min, held)) >= 0 else -math.inf  # no time and no rate is below 0

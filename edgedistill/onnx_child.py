@@ -12,7 +12,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +108,14 @@ class Native:
         self.held = None  # a cache of the whole context: two would be twice the memory
         stop, made, ticks = frozenset(stop_ids), list[int](), list[float]()
         started = time.perf_counter()
-        generator = self._generator()
-        _feed(generator, ids)
-        token = int(self._row(generator).argmax())
+        tokens = self._most_likely(ids, stop)
+        token = next(tokens)
         first = time.perf_counter()
         while token not in stop:
             made.append(token)
             if len(made) >= max_tokens or holds_any(self.detokenize, made, stop_texts):
                 break
-            _feed(generator, [token])
-            token = int(self._row(generator).argmax())
+            token = next(tokens)
             ticks.append(time.perf_counter())
         ended = time.perf_counter()
         return {
@@ -129,6 +127,23 @@ class Native:
             "decode_seconds": ended - first,
             "token_seconds": [late - early for early, late in itertools.pairwise([first, *ticks])],
         }
+
+    def _most_likely(self, ids: list[int], stop: frozenset[int]) -> Iterator[int]:
+        """The token behind these, the one behind that, and so on."""
+        generator = self._generator()
+        _feed(generator, ids)
+        row = self._row(generator)
+        # genai's own step is 4 to 8 % faster than a token that is fed. It does not go past its end
+        # tokens: where one of them is no end for the caller, tokens are fed.
+        own = stop.issuperset(self.end_ids())
+        while own:
+            generator.generate_next_token()
+            yield int(generator.get_next_tokens()[0])
+        while True:
+            token = int(row.argmax())
+            yield token
+            _feed(generator, [token])
+            row = self._row(generator)
 
     def logits(self, ids: list[int], first: int, into: str) -> list[int]:
         """Append rows [len(ids)-first, n_vocab]: row j predicts ids[first+j]. The most likely token
@@ -166,7 +181,8 @@ class Native:
 
     def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
         """llama-bench's convention (llama.cpp, tools/llama-bench): random tokens, an empty cache
-        each run or one of `depth` tokens (its -d), one warm-up, neither tokenization nor sampling.
+        each run or one of `depth` tokens (its -d), one warm-up, no tokenization. Decoding goes on
+        from one of them by genai's own step, as an app does, which takes the most likely token.
         Tokens a second of each run."""
         self._fits(depth + max(pp, tg))
         self.held = None
@@ -178,10 +194,11 @@ class Native:
             _feed(generator, ids[:pp])
 
         def decode(generator: Any) -> None:
-            for token in ids[:tg]:
-                _feed(generator, [token])
+            _feed(generator, ids[:1])
+            for _ in range(tg):  # the first of them only takes what is behind the token fed
+                generator.generate_next_token()
 
-        generator = self._generator()
+        generator = self._generator(at_least=self.n_ctx)  # it does not end on the way
         _feed(generator, before)
         return {
             "pp": self._rates(generator, depth, prompt, pp, runs),
@@ -200,10 +217,14 @@ class Native:
             rates.append(tokens / (time.perf_counter() - started))
         return rates[1:]  # the first run warms up
 
-    def _generator(self) -> Any:
-        """An empty cache of the whole context, as an app gets it."""
+    def _generator(self, at_least: int = 0) -> Any:
+        """An empty cache of the whole context, as an app gets it; no end token is taken before so
+        many tokens."""
         options = genai.GeneratorParams(self.model)
-        options.set_search_options(max_length=self.n_ctx, do_sample=False)
+        options.set_search_options(
+            max_length=self.n_ctx, min_length=at_least, do_sample=False, num_beams=1,
+            repetition_penalty=1.0, no_repeat_ngram_size=0,
+        )  # fmt: skip
         return genai.Generator(self.model, options)
 
     def _row(self, generator: Any) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -63,7 +63,8 @@ class Result:
     one's `load` and `conditions`, and what its `device` is, are None, too. `roofline` is None where
     the device's ceilings were not measured. `token_mix.dataset` is the digest of the dataset whose
     held-out prompts were asked, all of them; of a bundle, which tells its prompts by that alone,
-    `token_mix.digest` is None. `model.bundle`: see bundle_result."""
+    `token_mix.digest` is None. `model.bundle`: see bundle_result. `turns` is alike in results whose
+    models were measured process by process in turn, and None where one was measured alone."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str
@@ -78,6 +79,7 @@ class Result:
     likeness: Mapping[str, Any] | None = None
     roofline: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    turns: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it. JSON has no nan: the bounds of an unknown interval are null."""

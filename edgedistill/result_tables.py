@@ -23,6 +23,12 @@ OF_P99 = 100  # values from which it is more than the largest of them
 HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
 
 
+def sittings(value: Row | list[Row], worst: int = likeness_table.WORST) -> RenderableType:
+    """One sitting, or those of several models that took turns."""
+    rows = value if isinstance(value, list) else [value]
+    return Group(*(sitting(row, worst) for row in rows))
+
+
 def sitting(value: Row, worst: int = likeness_table.WORST) -> RenderableType:
     """What one sitting measured of a model file, or of a server, with so many of the worst
     answers."""

@@ -23,9 +23,10 @@ from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
 from edgedistill.load_watch import BUSY_SHARE, LoadWatch, warn_of
 from edgedistill.measures import Measure, measure
 from edgedistill.progress import Progress
+from edgedistill.prompts import Prompts, mix_facts
 from edgedistill.result_file import Result
 from edgedistill.server_prompt import AskedServer, settings_of
-from edgedistill.sitting import UNJUDGED, Prompts, mix_facts, percentiles
+from edgedistill.sitting import UNJUDGED, percentiles
 from edgedistill.streaming import Pass, Stop, Streamed, ask_all, reason
 from edgedistill.teacher import TeacherClient
 

@@ -1,8 +1,9 @@
-"""One sitting: a model file measured at a place, into a Result.
+"""One sitting: a model file measured at a place, or several in turn, into a Result of each.
 
 It is loaded in several processes one behind the other, since two processes differ by more than two
-runs of one; each asks the prompts in an order of its own. Other work on the machine is listened to
-before and counted throughout, so that a disturbed figure is told from a slow one.
+runs of one; each asks the prompts in an order of its own. Several models take turns process by
+process, so that a machine that changes over minutes favours none. Other work on the machine is
+listened to before and counted throughout, so that a disturbed figure is told from a slow one.
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ from __future__ import annotations
 import datetime
 import random
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgedistill import __version__
-from edgedistill.artifacts import TokenMixEntry, digest_of
+from edgedistill.ceilings import Ceilings
 from edgedistill.check_specs import Check
 from edgedistill.checks import Checker, check_identity
-from edgedistill.collect import collect
-from edgedistill.conditions import changes, spent
-from edgedistill.curate import curate, read_refused
+from edgedistill.conditions import Conditions, changes, spent
 from edgedistill.errors import RuntimeFailure
-from edgedistill.fidelity import EvalRow, read_rows, shuffled
+from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
 from edgedistill.load_watch import BUSY_SHARE, Load, warn_of
 from edgedistill.measures import Measure, measure
@@ -31,14 +30,12 @@ from edgedistill.model_prompt import Asked, model_facts
 from edgedistill.places import HERE, NONE, THERE, Here, Place
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
+from edgedistill.prompts import Prompts, mix_facts
 from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
 from edgedistill.reached import reached
-from edgedistill.recipe import CurateSpec, Recipe
 from edgedistill.result_file import Result
 from edgedistill.runtime import Generation
 from edgedistill.runtimes import asked_ids
-from edgedistill.tokenmix import TokenMix, read_token_mix
-from edgedistill.workspace import locked
 
 SHORT_CONTEXT = 256
 NO_MORE = More()
@@ -47,83 +44,8 @@ CLOCKS = {  # what a result says of its seconds
     THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
     NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
 }
+NO_CEILINGS = "the device's ceilings are not known: {}"
 UNJUDGED = "the answers are in the result, but not judged: no check; give --recipe NAME"
-REFUSED_AT_MOST = 100  # prompts that the teacher refuses, asked beside the others
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What is asked; `digest` is over all of it. A row's `answer` is the teacher's, "" where none
-    is known. `dataset` is the digest of that whose held-out prompts these are, all of them. `tags`
-    go by prompt ID; `refusals` are how refusals start. `refused` are prompts that the teacher
-    refuses, with what it says: each is asked once, and not timed."""
-
-    source: str
-    digest: str
-    rows: Sequence[EvalRow]
-    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    refusals: Sequence[str] = CurateSpec().refusals
-    refused: Sequence[EvalRow] = ()
-    dataset: str | None = None
-
-
-def prompts_of(file: Path, sample: int | None) -> Prompts:
-    """The prompts of a file, or so many of them.
-
-    Raises:
-        TokenMixError: they cannot be read.
-    """
-    mix = read_token_mix(file, sample, "--prompts names it, relative to the folder you are in")
-    return Prompts(file.name, mix.digest, [_row(each, "") for each in mix.entries], _tags(mix))
-
-
-def _row(entry: TokenMixEntry, answer: str) -> EvalRow:
-    return EvalRow(
-        id=entry.id,
-        prompt=entry.prompt,
-        answer=answer,
-        phrasing="",
-        seen=False,
-        reference=entry.reference,
-        history=entry.messages[:-1],
-    )
-
-
-def _tags(mix: TokenMix) -> dict[str, Sequence[str]]:
-    return {entry.id: entry.tags for entry in mix.entries if entry.tags}
-
-
-def held_out_of(recipe: Recipe, sample: int | None, root: Path, progress: Progress) -> Prompts:
-    """A recipe's held-out prompts, or so many of them: on prompts that a student has learnt it
-    looks better than it is. What the workspace `root` lacks of the teacher's answers is asked.
-
-    Raises:
-        TeacherError: that fails. DatasetError: too few answers are left.
-    """
-    with locked(root):
-        mix = read_token_mix(recipe.prompts, recipe.sample)
-        traces = collect(mix, recipe.teacher, recipe.collect, root, progress)
-        dataset = curate(traces, mix, recipe.curate, recipe.check, root, progress)
-    rows = _drawn(read_rows(dataset.folder / "held_out.jsonl"), sample)
-    said = read_refused(dataset.folder / "rejected.jsonl")
-    refused = [_row(each, said[each.id]) for each in mix.entries if each.id in said]
-    return Prompts(
-        source=f"held-out prompts of {recipe.name}",
-        digest=digest_of([asdict(row) for row in rows]),
-        rows=rows,
-        dataset=dataset.digest if sample is None else None,
-        tags=_tags(mix),
-        refusals=recipe.curate.refusals,
-        refused=_drawn(refused, min(REFUSED_AT_MOST, sample or REFUSED_AT_MOST)),
-    )
-
-
-def _drawn(rows: Sequence[EvalRow], sample: int | None) -> Sequence[EvalRow]:
-    """So many of them, in their order; which, the IDs alone decide."""
-    if sample is None:
-        return rows
-    chosen = {row.id for row in sorted(rows, key=lambda row: shuffled(row.id, 0))[:sample]}
-    return [row for row in rows if row.id in chosen]
 
 
 @dataclass(frozen=True)
@@ -153,43 +75,96 @@ class _Seen:
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
-    """Measure a model file at `place`, or here.
+    """Measure one model file; as sit_in_turn."""
+    return sit_in_turn([asked], plan, progress, place)[0]
+
+
+def sit_in_turn(
+    models: Sequence[Asked], plan: Plan, progress: Progress, place: Place | None = None
+) -> list[Result]:
+    """Measure model files at `place`, or here, process by process in turn.
 
     Raises:
-        RuntimeFailure: the runtime refuses it. WeightsError: it has no prompt that can be used.
+        RuntimeFailure: the runtime refuses one. WeightsError: one has no prompt that can be used.
         UsageError: a depth is beyond its context, or there are more threads than cores.
         TeacherError: the judge of the check cannot be asked.
     """
-    require_depths(asked.file, plan.more.depths)
+    for asked in models:
+        require_depths(asked.file, plan.more.depths)
     checker = None if plan.prompts is None else ready_checker(plan.check)
     place = place or Here()
-    device, model = place.facts(), model_facts(asked)
+    device, facts = place.facts(), [model_facts(asked) for asked in models]
     require_cores([plan.threads or 1, *plan.more.threads], device["usable_cores"])
     threads = plan.threads or device["threads"]
-    rows = plan.prompts.rows if plan.prompts is not None else []
-    prompt = asked.prompt() if rows else None
     with progress.task(f"listening to other work ({place.address})", None):
         watch, before = place.watch(), place.conditions()
     warn_of(watch.before, progress)
-    seen = []
-    with progress.task(
-        "measuring", plan.processes * (len(rows) + 1 + plan.more.steps), "steps"
-    ) as task:
-        for number in range(plan.processes):
-            seen.append(_process(asked, plan, place, prompt, threads, number, task))
+    seen = _in_turn(models, plan, place, threads, progress)
     load, after = watch.stop(), place.conditions()
+    ceilings, unknown = _ceilings(place, threads, progress)
+    heard = _Heard(place, device, threads, load, before, after, ceilings, unknown)
+    turns = str(uuid.uuid4()) if len(models) > 1 else None
+    return [
+        _result(asked, plan, heard, model, each, checker, turns, progress)
+        for asked, model, each in zip(models, facts, seen, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What all models of a sitting share."""
+
+    place: Place
+    device: dict[str, Any]
+    threads: int
+    load: Load
+    before: Conditions
+    after: Conditions
+    ceilings: Ceilings | None
+    unknown: list[str]  # why there are none
+
+
+def _in_turn(
+    models: Sequence[Asked], plan: Plan, place: Place, threads: int, progress: Progress
+) -> list[list[_Seen]]:
+    """What each process of each model gave; who goes first alternates."""
+    rows = plan.prompts.rows if plan.prompts is not None else []
+    prompts = [asked.prompt() if rows else None for asked in models]
+    seen: list[list[_Seen]] = [[] for _ in models]
+    steps = len(models) * plan.processes * (len(rows) + 1 + plan.more.steps)
+    with progress.task("measuring", steps, "steps") as task:
+        for number in range(plan.processes):
+            order = range(len(models))
+            for at in order if number % 2 == 0 else reversed(order):
+                found = _process(models[at], plan, place, prompts[at], threads, number, task)
+                seen[at].append(found)
+    return seen
+
+
+def _result(
+    asked: Asked,
+    plan: Plan,
+    heard: _Heard,
+    model: dict[str, Any],
+    seen: Sequence[_Seen],
+    checker: Checker | None,
+    turns: str | None,
+    progress: Progress,
+) -> Result:
+    place, load, before, after = heard.place, heard.load, heard.before, heard.after
     figures = {} if place.clock == NONE else _figures(seen)
-    roofline, unknown = _roofline(asked, place, threads, figures, progress)
+    roofline, unknown = _reached(asked, figures, heard.ceilings)
     likeness = _likeness(plan, checker, seen, progress)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
         model=model,
-        device={"address": place.address, **device, "runtime": place.runtime(asked.file)},
+        device={"address": place.address, **heard.device, "runtime": place.runtime(asked.file)},
         load={**asdict(load), "busy": load.busy},
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
         settings={
-            "processes": plan.processes, "runs": plan.runs, "threads": threads, "seed": plan.seed,
+            "processes": plan.processes, "runs": plan.runs, "threads": heard.threads,
+            "seed": plan.seed,
             "depths": list(plan.more.depths), "thread_counts": list(plan.more.threads),
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
@@ -198,25 +173,33 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=roofline,
-        notes=[*CLOCKS[place.clock], *_notes(plan, load, likeness, place), *unknown],
+        notes=_notes(plan, load, likeness, place) + heard.unknown + unknown,
+        turns=turns,
     )  # fmt: skip
 
 
-def _roofline(
-    asked: Asked, place: Place, threads: int, figures: Mapping[str, Measure], progress: Progress
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The ceilings and what was reached of them, or a note on why they are not known: what was
-    measured before stands without them."""
+def _ceilings(place: Place, threads: int, progress: Progress) -> tuple[Ceilings | None, list[str]]:
+    """The device's, or a note on why they are not known: what was measured before stands without
+    them."""
     try:
         with progress.task("measuring memory and arithmetic", None):
-            ceilings = place.ceilings(threads)
-            return None if ceilings is None else reached(asked.file, figures, ceilings), []
+            return place.ceilings(threads), []
     except RuntimeFailure as error:
-        return None, [f"the device's ceilings are not known: {error.what}"]
+        return None, [NO_CEILINGS.format(error.what)]
+
+
+def _reached(
+    asked: Asked, figures: Mapping[str, Measure], ceilings: Ceilings | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The ceilings and what the model reached of them, or a note on why that is not known."""
+    try:
+        return None if ceilings is None else reached(asked.file, figures, ceilings), []
+    except RuntimeFailure as error:
+        return None, [NO_CEILINGS.format(error.what)]
 
 
 def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Place) -> list[str]:
-    notes = []
+    notes = list(CLOCKS[place.clock])
     if load.busy:
         notes.append(
             f"other work took {load.others:.0%} of this machine's "
@@ -347,13 +330,3 @@ def _likeness(
         len({tuple(each.answers[row.id][1].ids) for each in seen}) > 1 for row in prompts.rows
     )
     return likeness_of(prompts, plan.check, checker, given, refused, unlike, plan.seed, progress)
-
-
-def mix_facts(prompts: Prompts | None) -> dict[str, Any] | None:
-    """What was asked, as a result has it."""
-    if prompts is None:
-        return None
-    return {
-        "source": prompts.source, "digest": prompts.digest, "prompts": len(prompts.rows),
-        "dataset": prompts.dataset,
-    }  # fmt: skip

@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, set[str]], ...] = (
     ("stages", {"bench", "collect", "combine", "curate", "distill", "export", "fit", "merge",
             "pack", "prune", "quantize", "trim", "verify"}),
     ("flow", {"adapt", "compare", "evaluate", "feasible", "judge", "learning", "learning_curve",
-            "likeness", "pipeline", "planning",
+            "likeness", "pipeline", "planning", "prompts",
             "reached", "recorder", "retention", "scaled", "server_sitting", "sitting", "slices",
             "sweep", "tuning", "update", "variants", "verdicts"}),
     ("command", {"catalogue", "console", "doctor", "evaluation_tables", "initialise",

@@ -42,7 +42,7 @@ def side(seed: int, seconds: float = 1.0, processes: int = 5) -> dict[str, Measu
 
 
 def verdicts(seed: int, seconds: float = 1.0) -> list[str]:
-    found = judging.judge(side(2 * seed, seconds), side(2 * seed + 1))
+    found = judging.judge(side(2 * seed, seconds), side(2 * seed + 1), one_run=True)
     return [each.verdict for each in found]
 
 
@@ -63,6 +63,16 @@ def test_what_became_slower_or_faster_is_found(seconds: float, verdict: str) -> 
     found = [verdicts(seed, seconds) for seed in range(10)]
     assert [each[0] for each in found] == [verdict] * 10
     assert {other for each in found for other in each[1:]} == {judging.ALIKE}
+
+
+def test_runs_of_two_hours_are_told_apart_less() -> None:
+    now, before = side(0, 1.25), side(1)
+    apart, turns = (judging.judge(now, before, one_run=each)[0] for each in (False, True))
+    assert apart.ratio == turns.ratio
+    assert apart.low is not None
+    assert turns.low is not None
+    assert apart.low < turns.low
+    assert (apart.p_value or 0) > (turns.p_value or 0)
 
 
 def test_small_but_sure_is_no_regression() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from sample_results import (
 from edgedistill import comparison_text
 from edgedistill.bench.agreement import bootstrap
 from edgedistill.compare import Compared, compare, read_for_comparison
-from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ratio_of
+from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, paired_ratio, ratio_of
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.measures import measure
 from edgedistill.report.comparison import pareto
@@ -50,15 +51,48 @@ def laid(baseline: bool = True, fail_if: tuple[str, ...] = (), **results: Result
     return compare(held, held[0] if baseline else None, fail_if)
 
 
-def test_welch_by_hand() -> None:
+@pytest.mark.parametrize(("one_sitting", "share"), [(True, 1 / 3), (False, (1 + 1 / 3) / 2)])
+def test_welch_by_hand(one_sitting: bool, share: float) -> None:
     ours, base = (measure([[a - 1], [a], [a + 1]], "s") for a in (90.0, 100.0))
-    ratio, low, high = ratio_of(ours, base)
-    half = 2.776 * math.sqrt(1 / 3 / 90**2 + 1 / 3 / 100**2)  # Student's t of 4 degrees
+    ratio, low, high = ratio_of(ours, base, one_sitting)
+    # 3.98 degrees by Welch and Satterthwaite, of which 3 whole ones are counted: Student's t.
+    half = 3.182 * math.sqrt(share / 90**2 + share / 100**2)
     assert ratio == pytest.approx(0.9)
-    # 3.98 degrees by Welch and Satterthwaite, of which 3 whole ones are counted.
-    assert (low, high) == pytest.approx(
-        (0.9 * math.exp(-half * 3.182 / 2.776), 0.9 * math.exp(half * 3.182 / 2.776))
+    assert (low, high) == pytest.approx((0.9 * math.exp(-half), 0.9 * math.exp(half)))
+
+
+def test_turns_by_hand() -> None:
+    """What moves both from turn to turn is no difference."""
+    base, ours = (measure([[100 * a], [80 * a], [120 * a]], "s") for a in (1.0, 0.95))
+    assert paired_ratio(ours, base) == pytest.approx((0.95, 0.95, 0.95))
+    ours = measure([[95], [80 * 0.97], [120 * 0.93]], "s")
+    logs = [math.log(each) for each in (0.95, 0.97, 0.93)]
+    half = 4.303 * statistics.stdev(logs) / math.sqrt(3)
+    middle = math.exp(statistics.fmean(logs))
+    found = paired_ratio(ours, base)
+    assert found == pytest.approx((middle, middle * math.exp(-half), middle * math.exp(half)))
+    assert math.isnan(paired_ratio(measure([[0.0], [1.0]], "s"), measure([[1.0]] * 2, "s"))[0])
+    assert math.isnan(paired_ratio(measure([[1.0]], "s"), measure([[2.0]], "s"))[1])
+
+
+def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> None:
+    """A machine that slows down by half on the way tells two files apart that took turns."""
+    paces = [40.0, 30.0, 20.0, 35.0, 25.0]
+    base, ours = (
+        replace(
+            BASE,
+            turns="a",
+            figures={"tg128": measure([[pace * share] for pace in paces], "tokens/s")},
+        )
+        for share in (1.0, 0.95)
     )
+    turns = difference("tg128", ours, base)
+    assert turns is not None
+    assert (turns.verdict, turns.value) == (WORSE, pytest.approx(0.95))
+    for other in ("b", None):
+        apart = difference("tg128", replace(ours, turns=other), base)
+        assert apart is not None
+        assert apart.verdict == ALIKE
 
 
 @pytest.mark.parametrize(
@@ -66,7 +100,7 @@ def test_welch_by_hand() -> None:
     [
         (sample_result(2), "tg128", ALIKE),
         (sample_result(2, decode=38), "tg128", WORSE),
-        (sample_result(2, decode=42), "tg128", BETTER),
+        (sample_result(2, decode=43), "tg128", BETTER),
         (sample_result(2, decode=38), "inter_token_p95", WORSE),
         (sample_result(2, decode=38, fingerprint="bbbb"), "tg128", UNTOLD),
         (sample_result(2, decode=38, busy=True), "tg128", UNTOLD),
@@ -299,7 +333,7 @@ def test_formats(run: Run, files: Path) -> None:
     assert len({line.count("|") for line in table[:4]}) == 1
     assert table[1] == "| --- | ---: | ---: |"  # a column for each result
     decoded = next(line for line in table if line.startswith("| decode, tokens/s |"))
-    assert "<br><sub>36.3\u00a0to\u00a039.9</sub><br><sub>\u00d70.948\u00a0▼</sub>" in decoded
+    assert "<br><sub>35.6\u00a0to\u00a040.7</sub><br><sub>\u00d70.948\u00a0▼</sub>" in decoded
     rows = list(csv.DictReader(io.StringIO(run(*words, "--format", "csv").out)))
     (decode,) = [row for row in rows if (row["result"], row["figure"]) == ("slow", "tg128")]
     assert decode["verdict"] == "worse"

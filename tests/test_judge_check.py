@@ -18,9 +18,9 @@ from edgedistill.errors import ConfigError, TeacherError, TeacherRefused, Teache
 from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, ready_checker
 from edgedistill.progress import Silent
+from edgedistill.prompts import Prompts
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import read_result
-from edgedistill.sitting import Prompts
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, notes_of, worst
 from edgedistill.likeness_table import likeness as shown
 from edgedistill.progress import Silent
+from edgedistill.prompts import Prompts
 from edgedistill.refusing import refuses
-from edgedistill.sitting import Prompts
 
 EXACT = TextCheck(kind="exact")
 REFUSALS = ("i cannot", "i'm sorry")

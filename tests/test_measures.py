@@ -13,7 +13,7 @@ from edgedistill.measures import measure, outliers, percentile, t95
 def test_a_figure_is_the_mean_over_groups() -> None:
     found = measure([[1, 2, 9], [3, 4, 5]], "s", "p50")
     assert (found.value, found.unit, found.statistic) == (3.0, "s", "p50")
-    half = 12.706 * math.sqrt(2) * math.sqrt(2 / 2)
+    half = 12.706 * math.sqrt(2) * math.sqrt(1 + 1 / 2)
     assert (found.low, found.high) == pytest.approx((0, 3 + half))  # no time is below 0
     assert measure([[-1, 2, 9], [3, 4, 5]], "K", "p50").low == pytest.approx(3 - half)
 
@@ -42,18 +42,21 @@ def test_what_stands_out_is_named_and_counts() -> None:
     assert outliers([[5, 5, 5, 6]]) == []
 
 
-def test_intervals_hold_another_sitting() -> None:
-    """Processes differ by 5 %, values within one by 1 %."""
+@pytest.mark.parametrize(("processes", "between"), [(3, 5 / 3**0.5), (5, 5 * 0.4**0.5)])
+def test_intervals_hold_another_sitting(processes: int, between: float) -> None:
+    """Processes differ by 5 %, values within one by 1 %; and sittings by what makes the mean of
+    one vary as a process does."""
     chance, held = random.Random(0), 0
 
-    def sitting(processes: int) -> list[list[float]]:
-        levels = [chance.gauss(100, 5) for _ in range(processes)]
+    def sitting() -> list[list[float]]:
+        hour = chance.gauss(100, between)
+        levels = [chance.gauss(hour, 5) for _ in range(processes)]
         return [[chance.gauss(level, 1) for _ in range(5)] for level in levels]
 
-    for _ in range(500):
-        one, two = measure(sitting(4), "s"), measure(sitting(4), "s")
+    for _ in range(1000):
+        one, two = measure(sitting(), "s"), measure(sitting(), "s")
         held += one.low <= two.value <= one.high
-    assert 0.93 < held / 500 < 0.97
+    assert 0.93 < held / 1000 < 0.97
 
 
 def test_t_falls_to_the_normal_distribution() -> None:

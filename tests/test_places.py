@@ -17,9 +17,10 @@ from edgedistill.model_prompt import asked_model, context_limit, model_facts
 from edgedistill.onnx_builder import build_onnx
 from edgedistill.places import Here, kind_of
 from edgedistill.progress import Silent
+from edgedistill.prompts import prompts_of
 from edgedistill.result_file import Result, read_result
 from edgedistill.runtimes import ONNX, size_of
-from edgedistill.sitting import Plan, prompts_of, sit
+from edgedistill.sitting import Plan, sit
 
 SAYS = "Sure"
 CONTEXT = 1024

@@ -18,10 +18,10 @@ from edgedistill.check_specs import TextCheck
 from edgedistill.errors import TeacherError, UsageError
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Silent, SilentTask, Task
+from edgedistill.prompts import Prompts
 from edgedistill.result_file import read_result, write_result
 from edgedistill.server_prompt import asked_server
 from edgedistill.server_sitting import ServerPlan, ServerSitting, sit_at
-from edgedistill.sitting import Prompts
 
 COUNT = 6
 

@@ -1,0 +1,104 @@
+"""Several model files measured process by process in turn."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import Ran
+
+from edgedistill.export.gguf import Provenance, write_gguf
+from edgedistill.model_prompt import asked_model
+from edgedistill.places import Here
+from edgedistill.progress import Silent
+from edgedistill.result_file import read_result
+from edgedistill.runtimes import Opened
+from edgedistill.sitting import Plan, sit_in_turn
+from edgedistill.student import TOKENIZER_GGUF
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One model under three names."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.tiny_student(folder, says="Sure")
+    made_from = Provenance("recipe", "example/Tiny-2M-Instruct", "Apache-2.0", "digest")
+    write_gguf(folder, folder / TOKENIZER_GGUF, folder / "a.gguf", made_from, Silent())
+    return [
+        folder / "a.gguf",
+        *(shutil.copy(folder / "a.gguf", folder / f"{n}.gguf") for n in "bc"),
+    ]
+
+
+class Noting(Here):
+    """Here, which notes what is opened."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+
+    def open(self, model: Path, *, threads: int, context_tokens: int) -> Opened:
+        self.opened.append(model.stem)
+        return super().open(model, threads=threads, context_tokens=context_tokens)
+
+
+def test_who_goes_first_alternates(models: list[Path]) -> None:
+    place, asked = Noting(), [asked_model(each, None, None, None) for each in models]
+    found = sit_in_turn(asked, Plan(processes=3, runs=1, threads=1), Silent(), place)
+    # Each process loads its model for the prompts, and again for the rates.
+    assert place.opened == [name for name in "abccbaabc" for _ in range(2)]
+    assert [each.model["name"] for each in found] == ["a", "b", "c"]
+    assert {len(each.figures["tg128"].groups) for each in found} == {3}
+    assert len({each.turns for each in found}) == 1
+    assert found[0].turns is not None
+    first, *others = (each.roofline for each in found)
+    assert all(each and first and each["bandwidth_gb_s"] == first["bandwidth_gb_s"]
+               for each in others)  # fmt: skip
+
+
+def test_the_command_keeps_a_file_for_each(
+    run: Callable[..., Ran], models: list[Path], here: Path
+) -> None:
+    same = here / "a.gguf"
+    shutil.copy(models[0], same)
+    words = ["bench", *map(str, models[:2]), str(same), "--repeats", "2", "--threads", "1"]
+    done = run(*words, "--out", "r")
+    assert done.code == 0, done.err
+    kept = [here / "r" / f"{name}.json" for name in ("a", "b", "a-2")]
+    results = [read_result(file) for file in kept]
+    assert len({each.turns for each in results}) == 1
+    assert [done.err.count(f"kept: {Path('r') / file.name}\n") for file in kept] == [1, 1, 1]
+    assert done.out.count("pp512") == 3
+    again = run(*words, "--out", "r")
+    assert again.code == 0, again.err
+    assert len({read_result(file).turns for file in kept} | {results[0].turns}) == 2
+    told = run("--json", *words).json
+    assert [each["model"]["name"] for each in told] == ["a", "b", "a"]
+    alone = run("--json", "bench", str(models[0]), "--repeats", "2", "--threads", "1").json
+    assert (alone["model"]["name"], alone["turns"]) == ("a", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["http://127.0.0.1:9/v1", "--model", "m"], "a server is measured alone"),
+        (["--device", "emulated://phone", "--prompts", "p.jsonl"], "on this machine alone"),
+        (["--device", "ssh://nowhere"], "on this machine alone"),
+        (["--out", "taken"], "taken is a file, and several MODELs give a folder"),
+        (["--out", "no/r"], "there is no folder no"),
+    ],
+)
+def test_what_takes_no_turns(
+    run: Callable[..., Ran], models: list[Path], here: Path, words: list[str], said: str
+) -> None:
+    (here / "taken").write_text("")
+    done = run("bench", *map(str, models[:2]), *words)
+    assert (done.code, said in done.err) == (2, True), done.err
+
+
+def test_one_model_gives_no_folder(run: Callable[..., Ran], models: list[Path], here: Path) -> None:
+    (here / "r").mkdir()
+    done = run("bench", str(models[0]), "--out", "r")
+    assert (done.code, "r is a folder, and one MODEL gives one file" in done.err) == (2, True)
