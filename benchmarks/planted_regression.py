@@ -5,7 +5,8 @@
 
 With --real every two sittings that repeatability.py has kept there, of one model on one machine,
 are taken for a baseline and a candidate: as they are (equal builds), and with each decode rate of
-the candidate 5 % less and 3 points of its right answers wrong. Their noise is real.
+the candidate 5 % less and 3 points of its right answers wrong. Their noise is real. Of what it has
+kept with --twice the two results of each sitting are taken, the first for the baseline.
 
 Without it results are made, not measured: by the noise model of edgedistill/measures.py (a pace
 for each process, values around it) and with answers of which some change for no reason. A true
@@ -68,7 +69,10 @@ def main() -> None:
 def _real(kept: list[Named]) -> dict[str, Any]:
     """What each condition flags of all ordered pairs of undisturbed sittings."""
     calm = [each.result for each in kept if not each.result.load["busy"]]
+    turns = [list(each) for _, each in itertools.groupby(calm, lambda result: result.turns)]
     pairs = list(itertools.permutations(calm, 2))
+    if calm[0].turns is not None:
+        pairs = [(one, two) for one, two in turns]
     planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(pairs)]
     conditions = SPEED if calm[0].likeness is None else (*SPEED, *ANSWERS)
     return {

@@ -1,12 +1,16 @@
 """Do the intervals that `bench MODEL` states hold? The same model in several sittings.
 
-    python benchmarks/repeatability.py MODEL --keep FOLDER [--recipe NAME] [--sittings 10]
+    python benchmarks/repeatability.py MODEL --keep FOLDER [--recipe NAME] [--sittings 10] [--twice]
 
 Each sitting is one whole `bench MODEL`, kept in FOLDER as a result file, so that a killed run goes
 on behind the last whole one. Prints JSON: of each figure its mean over sittings, its spread (the
 standard deviation as a share of the mean), half its stated interval as a share of the value (the
 median over sittings), and its coverage: of all pairs of sittings, how often the interval of the
 earlier one holds the later one's value. Disturbed sittings are counted, and left out.
+
+With --twice each sitting measures the model twice, in turn, as two equal builds: of each figure how
+far the two are apart, half the interval of their ratio, and how often that holds 1. What
+planted_regression.py --real then makes of FOLDER says which losses they would tell.
 """
 
 from __future__ import annotations
@@ -22,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import library, machine
+from edgedistill.differences import paired_ratio
 from edgedistill.measures import Measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
 from edgedistill.prompts import held_out_of
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.sitting import Plan, sit
+from edgedistill.sitting import Plan, sit_in_turn
 
 
 def main() -> None:
@@ -40,6 +45,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int)
     parser.add_argument("--sittings", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--twice", action="store_true", help="two equal builds in turn")
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
     asked, plan = asked_model(given.model, None, None, None), Plan(given.repeats)
@@ -48,16 +54,21 @@ def main() -> None:
         asked = asked_model(given.model, held.student, None, None)
         prompts = held_out_of(held, given.sample, given.workspace, Silent())
         plan = Plan(given.repeats, prompts=prompts, check=held.check)
-    results: list[Result] = []
+    sittings: list[list[Result]] = []
     for number in range(given.sittings):
-        file = given.keep / f"sitting-{number:02d}.json"
-        if not file.is_file():
+        names = [f"sitting-{number:02d}{each}" for each in (("-a", "-b") if given.twice else ("",))]
+        files = [given.keep / f"{name}.json" for name in names]
+        if not all(file.is_file() for file in files):
             print(f"sitting {number + 1} of {given.sittings}", file=sys.stderr)
-            write_result(sit(asked, plan, Silent()), file)
-        results.append(read_result(file))
-        if _asked(results[0]) != _asked(results[-1]):
-            parser.error(f"{file} is of another model, other prompts or settings: another --keep")
-    print(json.dumps(summary(results), indent=2))
+            found = sit_in_turn([asked] * len(files), plan, Silent())
+            for result, file in zip(found, files, strict=True):
+                write_result(result, file)
+        sittings.append([read_result(file) for file in files])
+        if _asked(sittings[0][0]) != _asked(sittings[-1][0]):
+            parser.error(f"{files[0]} is of another model, other prompts or settings: "
+                         "another --keep")  # fmt: skip
+    told = of_turns(sittings) if given.twice else summary([result for (result,) in sittings])
+    print(json.dumps(told, indent=2))
 
 
 def _asked(result: Result) -> tuple[object, ...]:
@@ -98,6 +109,32 @@ def _figure(sittings: Sequence[Measure]) -> dict[str, Any]:
         "coverage": round(sum(held) / len(held), 3),
         "held": sum(held),
         "pairs": len(held),
+    }
+
+
+def of_turns(sittings: Sequence[Sequence[Result]]) -> dict[str, Any]:
+    """What equal builds in turn say of each figure."""
+    calm = [pair for pair in sittings if not pair[0].load["busy"]]
+    return {
+        "machine": machine.facts(),
+        "model": sittings[0][0].model["name"],
+        "sittings": len(calm),
+        "disturbed": len(sittings) - len(calm),
+        "figures": {name: _turns([(a.figures[name], b.figures[name]) for a, b in calm])
+                    for name in sittings[0][0].figures} if calm else {},
+    }  # fmt: skip
+
+
+def _turns(pairs: Sequence[tuple[Measure, Measure]]) -> dict[str, Any]:
+    ratios = [paired_ratio(two, one) for one, two in pairs]
+    known = [(ratio, low, high) for ratio, low, high in ratios if not math.isnan(low)]
+    if not known:
+        return {"pairs": 0}
+    return {
+        "pairs": len(known),
+        "apart": round(statistics.fmean(abs(math.log(ratio)) for ratio, _, _ in known), 4),
+        "half_interval": round(statistics.median(math.log(h / low) / 2 for _, low, h in known), 4),
+        "holds_1": sum(low <= 1 <= high for _, low, high in known),
     }
 
 

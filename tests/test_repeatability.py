@@ -8,7 +8,8 @@ from pathlib import Path
 from sample_results import sample_result
 
 ROOT = Path(__file__).resolve().parents[1]
-summary = runpy.run_path(str(ROOT / "benchmarks" / "repeatability.py"))["summary"]
+SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "repeatability.py"))
+summary, of_turns = SCRIPT["summary"], SCRIPT["of_turns"]
 
 
 def test_intervals_of_one_noise_hold() -> None:
@@ -28,3 +29,13 @@ def test_sittings_that_drift_apart_are_told() -> None:
 def test_disturbed_sittings_are_left_out() -> None:
     found = summary([sample_result(i, busy=i == 1) for i in range(3)])
     assert (found["sittings"], found["disturbed"]) == (2, 1)
+
+
+def test_equal_builds_in_turn() -> None:
+    pairs = [(sample_result(2 * i), sample_result(2 * i + 1)) for i in range(40)]
+    found = of_turns([*pairs, (sample_result(1, busy=True), sample_result(2, busy=True))])
+    assert (found["sittings"], found["disturbed"]) == (40, 1)
+    decode = found["figures"]["tg128"]
+    assert decode["pairs"] == 40
+    assert 35 <= decode["holds_1"] <= 40
+    assert 0.002 < decode["apart"] < decode["half_interval"] < 0.05
