@@ -21,6 +21,7 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from edgedistill.progress import Silent
 from edgedistill.prompts import held_out_of
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.sitting import Plan, sit_in_turn
+from edgedistill.sitting import TURNS, Plan, sit_in_turn
 
 
 def main() -> None:
@@ -46,14 +47,15 @@ def main() -> None:
     parser.add_argument("--sittings", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--twice", action="store_true", help="two equal builds in turn")
+    parser.add_argument("--turns", type=int, default=TURNS, help="with --twice")
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
-    asked, plan = asked_model(given.model, None, None, None), Plan(given.repeats)
+    asked, plan = asked_model(given.model, None, None, None), Plan(given.repeats, turns=given.turns)
     if given.recipe is not None:
         held = load_recipe(library.find("recipe", given.recipe))
         asked = asked_model(given.model, held.student, None, None)
         prompts = held_out_of(held, given.sample, given.workspace, Silent())
-        plan = Plan(given.repeats, prompts=prompts, check=held.check)
+        plan = replace(plan, prompts=prompts, check=held.check)
     sittings: list[list[Result]] = []
     for number in range(given.sittings):
         names = [f"sitting-{number:02d}{each}" for each in (("-a", "-b") if given.twice else ("",))]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgedistill.streaming import Stop
 
 Stage = Callable[[str, Sequence[str], Path, int | None, bool], None]
-OF_FILE = ("threads", "depths", "device", "keep_on_device", "runner")
+OF_FILE = ("threads", "depths", "device", "keep_on_device", "runner", "turns")
 OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
 NEEDS_MODEL = (
     "prompts", "sample", "system", "max_tokens", "repeats", "out", "worst", *OF_FILE, *OF_URL,
@@ -113,6 +113,10 @@ OWN = (
         help="MODEL: in so many processes, one behind the other; a URL: passes over the prompts.",
     ),
     click.option(
+        "--turns", metavar="N", type=click.IntRange(2, 1000), default=20, show_default=True,
+        help="Several files: pp512 and tg128 in so many turns, one run each.",
+    ),
+    click.option(
         "-o", "--out", metavar="FILE", type=click.Path(path_type=Path),
         help="MODEL: keep the result as JSON, with the prompts and answers in it; several: a "
         "folder, with a file for each.",
@@ -152,8 +156,8 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         that takes, and how often it gives the teacher's answer and their reference by the recipe's
         check. Of a recipe the held-out prompts are asked; for a MODEL none is the default.
 
-        Several files are measured process by process in turn, so that compare tells smaller
-        differences between them than between two sittings.
+        Several files are measured in turn, so that compare tells smaller differences between them
+        than between two sittings.
         """
         context = click.get_current_context()
         if not models:
@@ -245,7 +249,9 @@ def _of_files(
     student = None if held is None else held.student
     asked = [asked_model(Path(m), student, own["system"], own["max_tokens"]) for m in models]
     at = _address(context, own, held)
-    if len(asked) > 1 and at.scheme != "local":
+    if len(asked) == 1:
+        refuse(context, ("turns",), "several files, and this is one")
+    elif at.scheme != "local":
         raise click.UsageError(
             "several MODELs are measured in turn on this machine alone: give one"
         )
@@ -255,7 +261,9 @@ def _of_files(
         threads: tuple[int, ...] = own["threads"] or ()
         one = threads[0] if len(threads) == 1 else None
         more = More(tuple(filter(None, own["depths"])), threads if one is None else ())
-        plan = Plan(own["repeats"], threads=one, more=more, prompts=prompts, check=check)
+        plan = Plan(
+            own["repeats"], turns=own["turns"], threads=one, more=more, prompts=prompts, check=check
+        )
         with place_at(at, asked[0].file, own["runner"], own["keep_on_device"], progress) as place:
             return sit_in_turn(asked, plan, progress, place), None
 

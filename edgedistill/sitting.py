@@ -2,8 +2,8 @@
 
 It is loaded in several processes one behind the other, since two processes differ by more than two
 runs of one; each asks the prompts in an order of its own. Several models take turns process by
-process, so that a machine that changes over minutes favours none. Other work on the machine is
-listened to before and counted throughout, so that a disturbed figure is told from a slow one.
+process, and their rates in many short ones, so that a machine that changes favours none. Other work
+is listened to before and counted throughout, so that a disturbed figure is told from a slow one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgedistill import __version__
@@ -38,6 +38,7 @@ from edgedistill.runtime import Generation
 from edgedistill.runtimes import asked_ids
 
 SHORT_CONTEXT = 256
+TURNS = 20
 NO_MORE = More()
 CLOCKS = {  # what a result says of its seconds
     HERE: (),
@@ -54,6 +55,7 @@ class Plan:
 
     processes: int = 3
     runs: int = 3  # of pp512 and tg128, in each process
+    turns: int = TURNS  # with several models: processes for pp512 and tg128, of one run each
     threads: int | None = None
     more: More = NO_MORE
     prompts: Prompts | None = None
@@ -61,17 +63,30 @@ class Plan:
     seed: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Seen:
-    """What one process gave."""
+    """What one process gave; without prompts it has only loaded, or been timed for its rates."""
 
     start_seconds: float
-    cold_seconds: float | None
-    rates: dict[str, list[float]]
-    answers: dict[str, tuple[float, Generation]]  # by prompt ID: seconds with tokenization
     peak_memory: int
-    joules: float | None  # spent while the prompts were answered, where the device tells it
-    refused: dict[str, str]  # answers to prompts that the teacher refuses, of the first process
+    rates: Mapping[str, list[float]] = field(default_factory=dict)
+    cold_seconds: float | None = None
+    # By prompt ID: seconds with tokenization.
+    answers: Mapping[str, tuple[float, Generation]] = field(default_factory=dict)
+    joules: float | None = None  # spent while the prompts were answered, where the device tells it
+    # Answers to prompts that the teacher refuses, of the first process.
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Model:
+    """One of the models, and what its processes gave. `turns` are those for rates alone."""
+
+    asked: Asked
+    facts: dict[str, Any]
+    prompt: StudentPrompt | None
+    processes: list[_Seen] = field(default_factory=list)
+    turns: list[_Seen] = field(default_factory=list)
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
@@ -93,21 +108,19 @@ def sit_in_turn(
         require_depths(asked.file, plan.more.depths)
     checker = None if plan.prompts is None else ready_checker(plan.check)
     place = place or Here()
-    device, facts = place.facts(), [model_facts(asked) for asked in models]
+    device, rows = place.facts(), plan.prompts.rows if plan.prompts is not None else []
+    held = [_Model(each, model_facts(each), each.prompt() if rows else None) for each in models]
     require_cores([plan.threads or 1, *plan.more.threads], device["usable_cores"])
     threads = plan.threads or device["threads"]
     with progress.task(f"listening to other work ({place.address})", None):
         watch, before = place.watch(), place.conditions()
     warn_of(watch.before, progress)
-    seen = _in_turn(models, plan, place, threads, progress)
+    _measure(held, plan, place, threads, progress)
     load, after = watch.stop(), place.conditions()
     ceilings, unknown = _ceilings(place, threads, progress)
     heard = _Heard(place, device, threads, load, before, after, ceilings, unknown)
     turns = str(uuid.uuid4()) if len(models) > 1 else None
-    return [
-        _result(asked, plan, heard, model, each, checker, turns, progress)
-        for asked, model, each in zip(models, facts, seen, strict=True)
-    ]
+    return [_result(each, plan, heard, checker, turns, progress) for each in held]
 
 
 @dataclass(frozen=True)
@@ -124,47 +137,51 @@ class _Heard:
     unknown: list[str]  # why there are none
 
 
-def _in_turn(
-    models: Sequence[Asked], plan: Plan, place: Place, threads: int, progress: Progress
-) -> list[list[_Seen]]:
-    """What each process of each model gave; who goes first alternates."""
-    rows = plan.prompts.rows if plan.prompts is not None else []
-    prompts = [asked.prompt() if rows else None for asked in models]
-    seen: list[list[_Seen]] = [[] for _ in models]
-    steps = len(models) * plan.processes * (len(rows) + 1 + plan.more.steps)
-    with progress.task("measuring", steps, "steps") as task:
+def _measure(
+    models: Sequence[_Model], plan: Plan, place: Place, threads: int, progress: Progress
+) -> None:
+    """All processes of all models, who goes first alternating."""
+    prompts = 0 if plan.prompts is None else len(plan.prompts.rows)
+    alone = len(models) == 1
+    steps = plan.processes * (prompts + alone + plan.more.steps) + (0 if alone else plan.turns)
+    with progress.task("measuring", len(models) * steps, "steps") as task:
         for number in range(plan.processes):
-            order = range(len(models))
-            for at in order if number % 2 == 0 else reversed(order):
-                found = _process(models[at], plan, place, prompts[at], threads, number, task)
-                seen[at].append(found)
-    return seen
+            for model in models if number % 2 == 0 else reversed(models):
+                one = _process(model, plan, place, threads, number, task)
+                if alone and place.clock != NONE:
+                    rated = _rated(model.asked, place, threads, plan.runs, task)
+                    # One that has only loaded tells little of memory.
+                    peak = one.peak_memory if prompts else rated.peak_memory
+                    one = replace(one, rates={**rated.rates, **one.rates}, peak_memory=peak)
+                model.processes.append(one)
+        for number in range(0 if alone else plan.turns):
+            for model in models if number % 2 == 0 else reversed(models):
+                model.turns.append(_rated(model.asked, place, threads, 1, task))
 
 
 def _result(
-    asked: Asked,
+    model: _Model,
     plan: Plan,
     heard: _Heard,
-    model: dict[str, Any],
-    seen: Sequence[_Seen],
     checker: Checker | None,
     turns: str | None,
     progress: Progress,
 ) -> Result:
     place, load, before, after = heard.place, heard.load, heard.before, heard.after
-    figures = {} if place.clock == NONE else _figures(seen)
+    asked, seen = model.asked, model.processes
+    figures = {} if place.clock == NONE else _figures(seen, model.turns)
     roofline, unknown = _reached(asked, figures, heard.ceilings)
     likeness = _likeness(plan, checker, seen, progress)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
-        model=model,
+        model=model.facts,
         device={"address": place.address, **heard.device, "runtime": place.runtime(asked.file)},
         load={**asdict(load), "busy": load.busy},
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
         settings={
             "processes": plan.processes, "runs": plan.runs, "threads": heard.threads,
-            "seed": plan.seed,
+            "seed": plan.seed, **({} if turns is None else {"turns": plan.turns}),
             "depths": list(plan.more.depths), "thread_counts": list(plan.more.threads),
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
@@ -215,14 +232,10 @@ def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Pl
 
 
 def _process(
-    asked: Asked,
-    plan: Plan,
-    place: Place,
-    prompt: StudentPrompt | None,
-    threads: int,
-    number: int,
-    task: Task,
+    model: _Model, plan: Plan, place: Place, threads: int, number: int, task: Task
 ) -> _Seen:
+    """One that answers the prompts, and what there is `more` to time."""
+    asked, prompt = model.asked, model.prompt
     rows = list(plan.prompts.rows) if plan.prompts is not None else []
     random.Random(f"{plan.seed}-{number}").shuffle(rows)
     longest = asked.spec.max_tokens
@@ -232,15 +245,15 @@ def _process(
         lengths = [len(prompt.prompt_ids(row.prompt, row.history)) for row in (*rows, *refused)]
         context = max(SHORT_CONTEXT, max(lengths) + longest)
     started, cold, answers = time.perf_counter(), None, {}
-    with place.open(asked.file, threads=threads, context_tokens=context) as model:
-        ready = _seconds(place, started, model.facts.get("load_seconds", 0.0))
-        stop = model.end_ids()
+    with place.open(asked.file, threads=threads, context_tokens=context) as runtime:
+        ready = _seconds(place, started, runtime.facts.get("load_seconds", 0.0))
+        stop = runtime.end_ids()
 
         def answered(row: EvalRow) -> tuple[float, Generation]:
             begun = time.perf_counter()
             assert prompt is not None
-            ids = asked_ids(model, prompt.render(row.prompt, row.history))
-            made = model.generate(ids, longest, stop)
+            ids = asked_ids(runtime, prompt.render(row.prompt, row.history))
+            made = runtime.generate(ids, longest, stop)
             return _seconds(place, begun, made.total_seconds), made
 
         energy = place.conditions().joules
@@ -251,16 +264,25 @@ def _process(
             answers[row.id] = answered(row)
             task.advance()
         joules = spent(energy, place.conditions().joules)
-        peak = 0 if place.clock == NONE else model.peak_memory_bytes()
+        peak = 0 if place.clock == NONE else runtime.peak_memory_bytes()
         not_timed = {row.id: answered(row)[1].text for row in refused}
-        if place.clock == NONE:
-            return _Seen(ready, cold, {}, answers, peak, None, not_timed)
-    with place.open(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as model:
-        rates = bench(model, plan.runs)
-        peak = peak if rows else model.peak_memory_bytes()  # one that has only loaded tells little
+    timed = place.clock != NONE
+    joules = joules if timed else None
+    rates = (
+        bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance) if timed else {}
+    )
+    return _Seen(ready, peak, rates, cold, answers, joules, not_timed)
+
+
+def _rated(asked: Asked, place: Place, threads: int, runs: int, task: Task) -> _Seen:
+    """One that is timed by llama-bench's convention."""
+    started = time.perf_counter()
+    with place.open(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as runtime:
+        ready = _seconds(place, started, runtime.facts.get("load_seconds", 0.0))
+        rates = bench(runtime, runs)
+        peak = runtime.peak_memory_bytes()
     task.advance()
-    rates |= bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance)
-    return _Seen(ready, cold, rates, answers, peak, joules, not_timed)
+    return _Seen(ready, peak, rates)
 
 
 def _seconds(place: Place, since: float, told: float) -> float:
@@ -268,12 +290,14 @@ def _seconds(place: Place, since: float, told: float) -> float:
     return time.perf_counter() - since if place.clock == HERE else told
 
 
-def _figures(seen: Sequence[_Seen]) -> dict[str, Measure]:
+def _figures(seen: Sequence[_Seen], turns: Sequence[_Seen]) -> dict[str, Measure]:
     """By name, each with its unit; see docs/bench.md."""
+    largest = seen if seen[0].answers else turns or seen
+    rated = [(name, group) for group in (turns, seen) if group for name in group[0].rates]
     figures = {
-        **{n: measure([each.rates[n] for each in seen], "tokens/s") for n in seen[0].rates},
+        **{n: measure([each.rates[n] for each in group], "tokens/s") for n, group in rated},
         "load": measure([[each.start_seconds] for each in seen], "s"),
-        "peak_memory": measure([[each.peak_memory] for each in seen], "bytes"),
+        "peak_memory": measure([[each.peak_memory] for each in largest], "bytes"),
     }
     if not seen[0].answers:
         return figures

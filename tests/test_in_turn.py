@@ -14,6 +14,7 @@ from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.model_prompt import asked_model
 from edgedistill.places import Here
 from edgedistill.progress import Silent
+from edgedistill.prompts import prompts_of
 from edgedistill.result_file import read_result
 from edgedistill.runtimes import Opened
 from edgedistill.sitting import Plan, sit_in_turn
@@ -46,16 +47,38 @@ class Noting(Here):
 
 def test_who_goes_first_alternates(models: list[Path]) -> None:
     place, asked = Noting(), [asked_model(each, None, None, None) for each in models]
-    found = sit_in_turn(asked, Plan(processes=3, runs=1, threads=1), Silent(), place)
-    # Each process loads its model for the prompts, and again for the rates.
-    assert place.opened == [name for name in "abccbaabc" for _ in range(2)]
+    found = sit_in_turn(asked, Plan(processes=2, turns=3, threads=1), Silent(), place)
+    assert "".join(place.opened) == "abccba" + "abccbaabc"  # the processes, then the turns
     assert [each.model["name"] for each in found] == ["a", "b", "c"]
-    assert {len(each.figures["tg128"].groups) for each in found} == {3}
     assert len({each.turns for each in found}) == 1
     assert found[0].turns is not None
+    for each in found:
+        shapes = {name: [len(group) for group in f.groups] for name, f in each.figures.items()}
+        assert shapes["tg128"] == shapes["pp512"] == shapes["peak_memory"] == [1, 1, 1]
+        assert shapes["load"] == [1, 1]
+        assert each.settings["turns"] == 3
     first, *others = (each.roofline for each in found)
     assert all(each and first and each["bandwidth_gb_s"] == first["bandwidth_gb_s"]
                for each in others)  # fmt: skip
+
+
+def test_prompts_are_answered_by_all_and_timed_by_process(
+    models: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text(
+        '{"id": "a", "prompt": "the others"}\n{"id": "b", "prompt": "in a canoe"}\n'
+    )
+    plan = Plan(processes=2, turns=3, threads=1, prompts=prompts_of(tmp_path / "p.jsonl", None))
+    place, asked = Noting(), [asked_model(each, None, None, 8) for each in models[:2]]
+    one, two = sit_in_turn(asked, plan, Silent(), place)
+    assert "".join(place.opened) == "abba" + "abbaab"
+    for each in (one, two):
+        assert [len(group) for group in each.figures["end_to_end_p50"].groups] == [2, 2]
+        assert len(each.figures["tg128"].groups) == 3
+        assert len(each.figures["peak_memory"].groups) == 2
+    assert one.likeness is not None
+    assert two.likeness is not None
+    assert one.likeness["rows"] == two.likeness["rows"]
 
 
 def test_the_command_keeps_a_file_for_each(
@@ -64,6 +87,7 @@ def test_the_command_keeps_a_file_for_each(
     same = here / "a.gguf"
     shutil.copy(models[0], same)
     words = ["bench", *map(str, models[:2]), str(same), "--repeats", "2", "--threads", "1"]
+    words += ["--turns", "2"]
     done = run(*words, "--out", "r")
     assert done.code == 0, done.err
     kept = [here / "r" / f"{name}.json" for name in ("a", "b", "a-2")]
@@ -98,7 +122,9 @@ def test_what_takes_no_turns(
     assert (done.code, said in done.err) == (2, True), done.err
 
 
-def test_one_model_gives_no_folder(run: Callable[..., Ran], models: list[Path], here: Path) -> None:
+def test_one_model_takes_no_turns(run: Callable[..., Ran], models: list[Path], here: Path) -> None:
+    done = run("bench", str(models[0]), "--turns", "3")
+    assert (done.code, "--turns is for several files" in done.err) == (2, True)
     (here / "r").mkdir()
     done = run("bench", str(models[0]), "--out", "r")
     assert (done.code, "r is a folder, and one MODEL gives one file" in done.err) == (2, True)
