@@ -225,13 +225,16 @@ def judge(
     own = FIGURES[condition.figure].of_device
     if (own and elsewhere) or (apart.verdict == UNTOLD and not ignore_intervals):
         return _untold(condition, ours, apart.why)
-    holds = condition.holds(found["value"], base["value"])
+    value, how = found["value"], ""
+    if apart.in_turn and apart.value is not None:
+        value, how = base["value"] * apart.value, f", {apart.value:.3f} of it turn by turn"
+    holds = condition.holds(value, base["value"])
     if holds and not ignore_intervals:
         holds = _beyond(condition, apart, base["value"])
     bound = condition.bound(base["value"])
     figures = (found["value"], base["value"], bound)
     own_text, base_text, bound_text = in_one_unit(figures, FIGURES[condition.figure].unit)
-    said = f"{own_text} against the baseline's {base_text} (bound {bound_text})"
+    said = f"{own_text} against the baseline's {base_text}{how} (bound {bound_text})"
     return Judged(condition.text, ours.name, holds, said)
 
 

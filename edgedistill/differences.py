@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgedistill import paired
@@ -23,6 +23,7 @@ FLAGS = {  # figure: its field in the rows of `likeness`
     "drift": "drifts",
 }  # fmt: skip
 TURNED = {"better": "worse", "worse": "better"}  # of a share that is better the less it is
+RANKED = 10  # turns from which their ranks tell as much as their values
 ROUNDING = 1e-9  # of the degrees of freedom, whole where both vary alike
 BETTER, WORSE, ALIKE, UNTOLD = "better", "worse", "no difference", "cannot be told"
 
@@ -40,6 +41,7 @@ class Difference:
     low: float | None = None
     high: float | None = None
     p_value: float | None = None  # of McNemar's exact test, where answers were compared
+    in_turn: bool = False  # the ratio is that of turns, and not of the two values
 
 
 def value_of(result: Result, name: str) -> dict[str, Any] | None:
@@ -84,7 +86,7 @@ def difference(name: str, ours: Result, baseline: Result) -> Difference | None:
         return Difference(UNTOLD, "other work disturbed the machine")
     figures = ours.figures[name], baseline.figures[name]
     if ours.turns is not None and ours.turns == baseline.turns and _as_many(*figures):
-        return _timed(name, *paired_ratio(*figures))
+        return replace(_timed(name, *paired_ratio(*figures)), in_turn=True)
     return _timed(name, *ratio_of(*figures))
 
 
@@ -93,14 +95,18 @@ def _as_many(ours: Measure, baseline: Measure) -> bool:
 
 
 def paired_ratio(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
-    """The ratio of two figures whose processes ran in turn, with its 95 % interval: the geometric
-    mean of the ratios of each turn, and Student's t over their logarithms. What moves the machine
-    from one turn to the next moves both. Unbounded (nan) where there was one turn; all nan where a
-    figure is 0."""
+    """The ratio of two figures that were measured in turn, with its 95 % interval, by the
+    logarithms of the ratios of each turn: what moves the machine from one turn to the next moves
+    both. From RANKED turns on by their ranks, which a few disturbed turns do not bend
+    (paired.signed_ranks), else their mean and Student's t. Unbounded (nan) where there was one
+    turn; all nan where a figure is 0."""
     turns = list(zip(_each(ours), _each(baseline), strict=True))
     if not all(value > 0 for turn in turns for value in turn):
         return math.nan, math.nan, math.nan
     logs = [math.log(a / b) for a, b in turns]
+    if len(logs) >= RANKED:
+        middle, low, high = paired.signed_ranks(logs)
+        return math.exp(middle), math.exp(low), math.exp(high)
     middle = statistics.fmean(logs)
     if len(logs) < 2:
         return math.exp(middle), math.nan, math.nan

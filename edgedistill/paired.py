@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from edgedistill.measures import NORMAL95
 from edgedistill.tuning_results import Comparison
 
 LEVEL = 0.05  # of the test, and outside the interval
@@ -63,3 +64,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
         found[at] = least
     return [found[at] for at in range(len(p_values))]
+
+
+def signed_ranks(values: Sequence[float]) -> tuple[float, float, float]:
+    """The middle of `values` (ten at least) and its 95 % interval, by the means of all pairs of
+    them: Hodges and Lehmann's estimate with the interval of Wilcoxon's signed-rank test (Hodges and
+    Lehmann 1963, Ann. Math. Stat. 34(2); the normal distribution for the rank sum)."""
+    n = len(values)
+    means = sorted((values[i] + values[j]) / 2 for i in range(n) for j in range(i, n))
+    expected, spread = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    below = math.floor(expected - NORMAL95 * spread)
+    middle = (means[(len(means) - 1) // 2] + means[len(means) // 2]) / 2
+    return middle, means[below], means[len(means) - 1 - below]

@@ -35,6 +35,22 @@ def bench(model: Runtime, runs: int, depth: int = 0, behind: str = "") -> Rates:
     return {f"pp{PREFILL_TOKENS}{behind}": found["pp"], f"tg{DECODE_TOKENS}{behind}": found["tg"]}
 
 
+def bench_in_turn(models: Sequence[Runtime], turns: int, told: Callable[[], None]) -> list[Rates]:
+    """pp512 and tg128 of models that are loaded at once: one run of each in every turn, the same
+    test of all of them within seconds, who goes first alternating. `told` is called for each model
+    and turn. Each model's rates by turn."""
+    found: list[Rates] = [{} for _ in models]
+    numbered = list(zip(models, found, strict=True))
+    for turn in range(turns):
+        order = numbered if turn % 2 == 0 else numbered[::-1]
+        for name, pp, tg in (("pp", PREFILL_TOKENS, 0), ("tg", 0, DECODE_TOKENS)):
+            for model, rates in order:
+                rates.setdefault(f"{name}{pp + tg}", []).extend(model.bench(pp, tg, 1)[name])
+        for _ in models:
+            told()
+    return found
+
+
 def bench_more(
     file: Path, more: More, place: Place, threads: int, runs: int, told: Callable[[], None]
 ) -> Rates:

@@ -2,12 +2,13 @@
 
 It is loaded in several processes one behind the other, since two processes differ by more than two
 runs of one; each asks the prompts in an order of its own. Several models take turns process by
-process, and their rates in many short ones, so that a machine that changes favours none. Other work
-is listened to before and counted throughout, so that a disturbed figure is told from a slow one.
+process, and in each run of their rates, so that a machine that changes favours none. Other work is
+listened to before and counted throughout, so that a disturbed figure is told from a slow one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import random
 import time
@@ -31,7 +32,15 @@ from edgedistill.places import HERE, NONE, THERE, Here, Place
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.prompts import Prompts, mix_facts
-from edgedistill.rates import PREFILL_TOKENS, More, bench, bench_more, require_cores, require_depths
+from edgedistill.rates import (
+    PREFILL_TOKENS,
+    More,
+    bench,
+    bench_in_turn,
+    bench_more,
+    require_cores,
+    require_depths,
+)
 from edgedistill.reached import reached
 from edgedistill.result_file import Result
 from edgedistill.runtime import Generation
@@ -55,7 +64,7 @@ class Plan:
 
     processes: int = 3
     runs: int = 3  # of pp512 and tg128, in each process
-    turns: int = TURNS  # with several models: processes for pp512 and tg128, of one run each
+    turns: int = TURNS  # with several models: runs of pp512 and tg128, all of them loaded at once
     threads: int | None = None
     more: More = NO_MORE
     prompts: Prompts | None = None
@@ -80,13 +89,14 @@ class _Seen:
 
 @dataclass
 class _Model:
-    """One of the models, and what its processes gave. `turns` are those for rates alone."""
+    """One of the models, and what its processes gave. `rates` are those of its turns."""
 
     asked: Asked
     facts: dict[str, Any]
     prompt: StudentPrompt | None
     processes: list[_Seen] = field(default_factory=list)
-    turns: list[_Seen] = field(default_factory=list)
+    rates: Mapping[str, list[float]] = field(default_factory=dict)
+    peak_memory: int = 0  # behind them
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
@@ -154,9 +164,23 @@ def _measure(
                     peak = one.peak_memory if prompts else rated.peak_memory
                     one = replace(one, rates={**rated.rates, **one.rates}, peak_memory=peak)
                 model.processes.append(one)
-        for number in range(0 if alone else plan.turns):
-            for model in models if number % 2 == 0 else reversed(models):
-                model.turns.append(_rated(model.asked, place, threads, 1, task))
+        if not alone:
+            _rate_in_turn(models, plan, place, threads, task)
+
+
+def _rate_in_turn(
+    models: Sequence[_Model], plan: Plan, place: Place, threads: int, task: Task
+) -> None:
+    with contextlib.ExitStack() as held:
+        loaded = [
+            held.enter_context(
+                place.open(model.asked.file, threads=threads, context_tokens=PREFILL_TOKENS)
+            )
+            for model in models
+        ]
+        rates = bench_in_turn(loaded, plan.turns, task.advance)
+        for at, model in enumerate(models):
+            model.rates, model.peak_memory = rates[at], loaded[at].peak_memory_bytes()
 
 
 def _result(
@@ -169,7 +193,7 @@ def _result(
 ) -> Result:
     place, load, before, after = heard.place, heard.load, heard.before, heard.after
     asked, seen = model.asked, model.processes
-    figures = {} if place.clock == NONE else _figures(seen, model.turns)
+    figures = {} if place.clock == NONE else _figures(model)
     roofline, unknown = _reached(asked, figures, heard.ceilings)
     likeness = _likeness(plan, checker, seen, progress)
     return Result(
@@ -290,14 +314,17 @@ def _seconds(place: Place, since: float, told: float) -> float:
     return time.perf_counter() - since if place.clock == HERE else told
 
 
-def _figures(seen: Sequence[_Seen], turns: Sequence[_Seen]) -> dict[str, Measure]:
-    """By name, each with its unit; see docs/bench.md."""
-    largest = seen if seen[0].answers else turns or seen
-    rated = [(name, group) for group in (turns, seen) if group for name in group[0].rates]
+def _figures(model: _Model) -> dict[str, Measure]:
+    """By name, each with its unit; see docs/bench.md. Of rates by turn each turn is a group."""
+    seen, in_turn = model.processes, model.rates
+    peaks = [[each.peak_memory] for each in seen]
+    if in_turn and not seen[0].answers:  # those have only loaded
+        peaks = [[model.peak_memory]]
     figures = {
-        **{n: measure([each.rates[n] for each in group], "tokens/s") for n, group in rated},
+        **{n: measure([[rate] for rate in rates], "tokens/s") for n, rates in in_turn.items()},
+        **{n: measure([each.rates[n] for each in seen], "tokens/s") for n in seen[0].rates},
         "load": measure([[each.start_seconds] for each in seen], "s"),
-        "peak_memory": measure([[each.peak_memory] for each in largest], "bytes"),
+        "peak_memory": measure(peaks, "bytes"),
     }
     if not seen[0].answers:
         return figures

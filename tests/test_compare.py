@@ -75,6 +75,20 @@ def test_turns_by_hand() -> None:
     assert math.isnan(paired_ratio(measure([[1.0]], "s"), measure([[2.0]], "s"))[1])
 
 
+def test_a_few_disturbed_turns_do_not_bend_many() -> None:
+    base = measure([[100.0 + i % 3] for i in range(20)], "tokens/s")
+    rates = [group[0] * 0.95 for group in base.groups]
+    ours = measure([[50.0], [60.0], [70.0], *([rate] for rate in rates[3:])], "tokens/s")
+    ratio, low, high = paired_ratio(ours, base)
+    assert ratio == pytest.approx(0.95, abs=0.001)
+    assert 0.8 < low <= ratio <= high < 0.96
+    held = named(**{name: replace(BASE, turns="a", figures={"tg128": each})
+                    for name, each in (("base", base), ("ours", ours))})  # fmt: skip
+    judged = compare(held, held[0], ["tg128 < 0.97 * baseline", "tg128 < 0.94 * baseline"]).judged
+    assert [each.holds for each in judged] == [True, False]
+    assert "0.950 of it turn by turn" in judged[0].said
+
+
 def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> None:
     """A machine that slows down by half on the way tells two files apart that took turns."""
     paces = [40.0, 30.0, 20.0, 35.0, 25.0]
@@ -89,6 +103,7 @@ def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> No
     turns = difference("tg128", ours, base)
     assert turns is not None
     assert (turns.verdict, turns.value) == (WORSE, pytest.approx(0.95))
+    assert turns.in_turn
     for other in ("b", None):
         apart = difference("tg128", replace(ours, turns=other), base)
         assert apart is not None

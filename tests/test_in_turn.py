@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import tiny
@@ -15,8 +16,9 @@ from edgedistill.model_prompt import asked_model
 from edgedistill.places import Here
 from edgedistill.progress import Silent
 from edgedistill.prompts import prompts_of
+from edgedistill.rates import bench_in_turn
 from edgedistill.result_file import read_result
-from edgedistill.runtimes import Opened
+from edgedistill.runtimes import Opened, Runtime
 from edgedistill.sitting import Plan, sit_in_turn
 from edgedistill.student import TOKENIZER_GGUF
 
@@ -48,18 +50,37 @@ class Noting(Here):
 def test_who_goes_first_alternates(models: list[Path]) -> None:
     place, asked = Noting(), [asked_model(each, None, None, None) for each in models]
     found = sit_in_turn(asked, Plan(processes=2, turns=3, threads=1), Silent(), place)
-    assert "".join(place.opened) == "abccba" + "abccbaabc"  # the processes, then the turns
+    assert "".join(place.opened) == "abccba" + "abc"  # the processes, then all at once
     assert [each.model["name"] for each in found] == ["a", "b", "c"]
     assert len({each.turns for each in found}) == 1
     assert found[0].turns is not None
     for each in found:
         shapes = {name: [len(group) for group in f.groups] for name, f in each.figures.items()}
-        assert shapes["tg128"] == shapes["pp512"] == shapes["peak_memory"] == [1, 1, 1]
-        assert shapes["load"] == [1, 1]
+        assert shapes["tg128"] == shapes["pp512"] == [1, 1, 1]
+        assert (shapes["load"], shapes["peak_memory"]) == ([1, 1], [1])
         assert each.settings["turns"] == 3
     first, *others = (each.roofline for each in found)
     assert all(each and first and each["bandwidth_gb_s"] == first["bandwidth_gb_s"]
                for each in others)  # fmt: skip
+
+
+def test_runs_of_one_test_are_next_to_each_other() -> None:
+    asked = []
+
+    class Timed:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
+            asked.append(f"{self.name}{pp or tg}")
+            return {"pp": [1.0] * bool(pp), "tg": [2.0] * bool(tg)}
+
+    told: list[None] = []
+    models = cast("list[Runtime]", [Timed("a"), Timed("b")])
+    found = bench_in_turn(models, 2, lambda: told.append(None))
+    assert asked == ["a512", "b512", "a128", "b128", "b512", "a512", "b128", "a128"]
+    assert found == [{"pp512": [1.0, 1.0], "tg128": [2.0, 2.0]}] * 2
+    assert len(told) == 4
 
 
 def test_prompts_are_answered_by_all_and_timed_by_process(
@@ -71,7 +92,7 @@ def test_prompts_are_answered_by_all_and_timed_by_process(
     plan = Plan(processes=2, turns=3, threads=1, prompts=prompts_of(tmp_path / "p.jsonl", None))
     place, asked = Noting(), [asked_model(each, None, None, 8) for each in models[:2]]
     one, two = sit_in_turn(asked, plan, Silent(), place)
-    assert "".join(place.opened) == "abba" + "abbaab"
+    assert "".join(place.opened) == "abba" + "ab"
     for each in (one, two):
         assert [len(group) for group in each.figures["end_to_end_p50"].groups] == [2, 2]
         assert len(each.figures["tg128"].groups) == 3

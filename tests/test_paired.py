@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from edgedistill.paired import compare, holm, mcnemar
+from edgedistill.paired import compare, holm, mcnemar, signed_ranks
 
 
 def flags(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -48,3 +50,24 @@ def test_the_best_of_many_has_a_wider_interval() -> None:
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_signed_ranks_of_ten() -> None:
+    """Of ten values the table's critical rank sum is 8, so 8 of 55 means are left out at each
+    end; one value far away moves neither."""
+    values = [float(i) for i in range(1, 11)]
+    middle, low, high = signed_ranks(values)
+    means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
+    assert (middle, low, high) == (5.5, means[8], means[46])
+    assert signed_ranks([*values[:-1], 1000.0])[:2] == (5.5, low)
+
+
+@pytest.mark.parametrize("far", [0.0, 0.2])
+def test_signed_ranks_hold_the_truth(far: float) -> None:
+    """In 95 of 100 cases, whether or not some values are disturbed."""
+    draw, held = random.Random(0), 0
+    for _ in range(500):
+        values = [draw.gauss(0, 5 if draw.random() < far else 1) for _ in range(20)]
+        _, low, high = signed_ranks(values)
+        held += low <= 0 <= high
+    assert 0.93 <= held / 500 <= 0.975
