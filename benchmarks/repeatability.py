@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import library, machine
-from edgedistill.differences import paired_ratio
+from edgedistill.differences import difference
 from edgedistill.measures import Measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.progress import Silent
@@ -122,14 +122,17 @@ def of_turns(sittings: Sequence[Sequence[Result]]) -> dict[str, Any]:
         "model": sittings[0][0].model["name"],
         "sittings": len(calm),
         "disturbed": len(sittings) - len(calm),
-        "figures": {name: _turns([(a.figures[name], b.figures[name]) for a, b in calm])
-                    for name in sittings[0][0].figures} if calm else {},
-    }  # fmt: skip
+        "figures": {name: _turns(name, calm) for name in sittings[0][0].figures},
+    }
 
 
-def _turns(pairs: Sequence[tuple[Measure, Measure]]) -> dict[str, Any]:
-    ratios = [paired_ratio(two, one) for one, two in pairs]
-    known = [(ratio, low, high) for ratio, low, high in ratios if not math.isnan(low)]
+def _turns(name: str, pairs: Sequence[Sequence[Result]]) -> dict[str, Any]:
+    found = [difference(name, two, one) for one, two in pairs]
+    known = [
+        (each.value, each.low, each.high)
+        for each in found
+        if each is not None and each.value and each.low and each.high
+    ]
     if not known:
         return {"pairs": 0}
     return {

@@ -1,8 +1,8 @@
 """What one figure of a result is worth beside the same figure of another.
 
-A timing belongs to its device: two are told apart process by process where they were measured in
-turn, and else by Welch's interval. Answers to the same prompts are compared prompt by prompt. A
-file's size is known exactly.
+A timing belongs to its device: two are told apart turn by turn where they were measured in many,
+and else by Welch's interval over their processes. Answers to the same prompts are compared prompt
+by prompt. A file's size is known exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLAGS = {  # figure: its field in the rows of `likeness`
     "drift": "drifts",
 }  # fmt: skip
 TURNED = {"better": "worse", "worse": "better"}  # of a share that is better the less it is
-RANKED = 10  # turns from which their ranks tell as much as their values
+RANKED = 10  # turns from which on their ranks tell something; of fewer Welch's test tells more
 ROUNDING = 1e-9  # of the degrees of freedom, whole where both vary alike
 BETTER, WORSE, ALIKE, UNTOLD = "better", "worse", "no difference", "cannot be told"
 
@@ -85,33 +85,22 @@ def difference(name: str, ours: Result, baseline: Result) -> Difference | None:
     if ours.load["busy"] or baseline.load["busy"]:
         return Difference(UNTOLD, "other work disturbed the machine")
     figures = ours.figures[name], baseline.figures[name]
-    if ours.turns is not None and ours.turns == baseline.turns and _as_many(*figures):
-        return replace(_timed(name, *paired_ratio(*figures)), in_turn=True)
-    return _timed(name, *ratio_of(*figures))
+    one_sitting = ours.turns is not None and ours.turns == baseline.turns
+    if one_sitting and RANKED <= len(figures[0].groups) == len(figures[1].groups):
+        return replace(_timed(name, *turns_ratio(*figures)), in_turn=True)
+    return _timed(name, *ratio_of(*figures, one_sitting=one_sitting))
 
 
-def _as_many(ours: Measure, baseline: Measure) -> bool:
-    return len(ours.groups) == len(baseline.groups)
-
-
-def paired_ratio(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
-    """The ratio of two figures that were measured in turn, with its 95 % interval, by the
-    logarithms of the ratios of each turn: what moves the machine from one turn to the next moves
-    both. From RANKED turns on by their ranks, which a few disturbed turns do not bend
-    (paired.signed_ranks), else their mean and Student's t. Unbounded (nan) where there was one
-    turn; all nan where a figure is 0."""
+def turns_ratio(ours: Measure, baseline: Measure) -> tuple[float, float, float]:
+    """The ratio of two figures that were measured in turn, with its 95 % interval: by the ranks of
+    the logarithms of each turn's ratio, since what moves the machine for longer than a turn moves
+    both, and a few disturbed turns do not bend ranks (paired.signed_ranks). All nan where a value
+    is 0."""
     turns = list(zip(_each(ours), _each(baseline), strict=True))
     if not all(value > 0 for turn in turns for value in turn):
         return math.nan, math.nan, math.nan
-    logs = [math.log(a / b) for a, b in turns]
-    if len(logs) >= RANKED:
-        middle, low, high = paired.signed_ranks(logs)
-        return math.exp(middle), math.exp(low), math.exp(high)
-    middle = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(middle), math.nan, math.nan
-    half = t95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+    middle, low, high = paired.signed_ranks([math.log(a / b) for a, b in turns])
+    return math.exp(middle), math.exp(low), math.exp(high)
 
 
 def ratio_of(

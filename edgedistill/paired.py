@@ -69,10 +69,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def signed_ranks(values: Sequence[float]) -> tuple[float, float, float]:
     """The middle of `values` (ten at least) and its 95 % interval, by the means of all pairs of
     them: Hodges and Lehmann's estimate with the interval of Wilcoxon's signed-rank test (Hodges and
-    Lehmann 1963, Ann. Math. Stat. 34(2); the normal distribution for the rank sum)."""
+    Lehmann 1963, Ann. Math. Stat. 34(2); the rank sum by the normal distribution)."""
     n = len(values)
     means = sorted((values[i] + values[j]) / 2 for i in range(n) for j in range(i, n))
     expected, spread = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
-    below = math.floor(expected - NORMAL95 * spread)
+    below = math.floor(expected - 0.5 - NORMAL95 * spread)  # with the correction for continuity
     middle = (means[(len(means) - 1) // 2] + means[len(means) // 2]) / 2
     return middle, means[below], means[len(means) - 1 - below]

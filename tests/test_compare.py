@@ -27,7 +27,7 @@ from sample_results import (
 from edgedistill import comparison_text
 from edgedistill.bench.agreement import bootstrap
 from edgedistill.compare import Compared, compare, read_for_comparison
-from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, paired_ratio, ratio_of
+from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ratio_of, turns_ratio
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.measures import measure
 from edgedistill.report.comparison import pareto
@@ -63,23 +63,24 @@ def test_welch_by_hand(one_sitting: bool, share: float) -> None:
 
 def test_turns_by_hand() -> None:
     """What moves both from turn to turn is no difference."""
-    base, ours = (measure([[100 * a], [80 * a], [120 * a]], "s") for a in (1.0, 0.95))
-    assert paired_ratio(ours, base) == pytest.approx((0.95, 0.95, 0.95))
-    ours = measure([[95], [80 * 0.97], [120 * 0.93]], "s")
-    logs = [math.log(each) for each in (0.95, 0.97, 0.93)]
-    half = 4.303 * statistics.stdev(logs) / math.sqrt(3)
-    middle = math.exp(statistics.fmean(logs))
-    found = paired_ratio(ours, base)
-    assert found == pytest.approx((middle, middle * math.exp(-half), middle * math.exp(half)))
-    assert math.isnan(paired_ratio(measure([[0.0], [1.0]], "s"), measure([[1.0]] * 2, "s"))[0])
-    assert math.isnan(paired_ratio(measure([[1.0]], "s"), measure([[2.0]], "s"))[1])
+    paces = [100.0 + 7 * (turn % 4) for turn in range(12)]
+    base, ours = (measure([[pace * a] for pace in paces], "s") for a in (1.0, 0.95))
+    assert turns_ratio(ours, base) == pytest.approx((0.95, 0.95, 0.95))
+    shares = [0.95 + 0.001 * turn for turn in range(12)]
+    ours = measure([[pace * a] for pace, a in zip(paces, shares, strict=True)], "s")
+    found = turns_ratio(ours, base)
+    logs = [math.log(share) for share in shares]
+    means = sorted((a + b) / 2 for i, a in enumerate(logs) for b in logs[i:])
+    assert found[1:] == pytest.approx((math.exp(means[13]), math.exp(means[64])))  # T = 13 of 78
+    assert found[0] == pytest.approx(math.exp(statistics.median(means)))
+    assert math.isnan(turns_ratio(measure([[0.0]] * 12, "s"), base)[0])
 
 
 def test_a_few_disturbed_turns_do_not_bend_many() -> None:
     base = measure([[100.0 + i % 3] for i in range(20)], "tokens/s")
     rates = [group[0] * 0.95 for group in base.groups]
     ours = measure([[50.0], [60.0], [70.0], *([rate] for rate in rates[3:])], "tokens/s")
-    ratio, low, high = paired_ratio(ours, base)
+    ratio, low, high = turns_ratio(ours, base)
     assert ratio == pytest.approx(0.95, abs=0.001)
     assert 0.8 < low <= ratio <= high < 0.96
     held = named(**{name: replace(BASE, turns="a", figures={"tg128": each})
@@ -91,7 +92,7 @@ def test_a_few_disturbed_turns_do_not_bend_many() -> None:
 
 def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> None:
     """A machine that slows down by half on the way tells two files apart that took turns."""
-    paces = [40.0, 30.0, 20.0, 35.0, 25.0]
+    paces = [40.0, 30.0, 20.0, 35.0, 25.0] * 4
     base, ours = (
         replace(
             BASE,
@@ -104,6 +105,12 @@ def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> No
     assert turns is not None
     assert (turns.verdict, turns.value) == (WORSE, pytest.approx(0.95))
     assert turns.in_turn
+    few = [replace(each, figures={"tg128": measure(each.figures["tg128"].groups[:3], "tokens/s")})
+           for each in (ours, base)]  # fmt: skip
+    found = difference("tg128", *few)
+    assert found is not None
+    ratio, low, high = ratio_of(*(each.figures["tg128"] for each in few), one_sitting=True)
+    assert (found.value, found.low, found.high, found.in_turn) == (ratio, low, high, False)
     for other in ("b", None):
         apart = difference("tg128", replace(ours, turns=other), base)
         assert apart is not None
