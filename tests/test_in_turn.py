@@ -71,14 +71,15 @@ def test_runs_of_one_test_are_next_to_each_other() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def bench(self, pp: int, tg: int, runs: int) -> dict[str, list[float]]:
-            asked.append(f"{self.name}{pp or tg}")
+        def bench(self, pp: int, tg: int, runs: int, warm_up: bool) -> dict[str, list[float]]:
+            asked.append(f"{self.name}{pp or tg}{' warmed' * warm_up}")
             return {"pp": [1.0] * bool(pp), "tg": [2.0] * bool(tg)}
 
     told: list[None] = []
     models = cast("list[Runtime]", [Timed("a"), Timed("b")])
     found = bench_in_turn(models, 2, lambda: told.append(None))
-    assert asked == ["a512", "b512", "a128", "b128", "b512", "a512", "b128", "a128"]
+    warmed = [f"{each} warmed" for each in ("a512", "b512", "a128", "b128")]
+    assert asked == [*warmed, "b512", "a512", "b128", "a128"]
     assert found == [{"pp512": [1.0, 1.0], "tg128": [2.0, 2.0]}] * 2
     assert len(told) == 4
 

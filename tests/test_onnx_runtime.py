@@ -115,6 +115,8 @@ def test_bench_gives_a_rate_for_each_run(runtime: OnnxGenai) -> None:
     rates = runtime.bench(16, 4, 3)
     assert [len(rates["pp"]), len(rates["tg"])] == [3, 3]
     assert min(rates["pp"] + rates["tg"]) > 0
+    cold = runtime.bench(16, 4, 2, warm_up=False)
+    assert [len(cold["pp"]), len(cold["tg"])] == [2, 2]
 
 
 @pytest.mark.parametrize(
