@@ -4,7 +4,7 @@
 
 BENCHMARK_E2E is benchmark/python/benchmark_e2e.py of a checkout of onnxruntime-genai; it needs
 pandas and tqdm (`--python` names an environment that has them). It decodes behind its prompt and
-takes the most likely token each time; ours decodes random tokens behind 512 (tg128@d512). Both get
+takes the most likely token each time; ours behind 512 random ones (tg128@d512). Both get
 the same threads, which do not spin while they wait. Every round runs each model in both, who goes
 first alternating. Prints JSON: tokens/s of both, and ours / theirs as a median over rounds with its
 middle half.
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _ours(model: Path, threads: int) -> Rates:
-    with OnnxGenai(model, threads=threads, context_tokens=PP + TG) as loaded:
+    with OnnxGenai(model, threads=threads, context_tokens=PP + TG + 1) as loaded:
         prompt = loaded.bench(PP, 0, RUNS)["pp"]
         decode = loaded.bench(0, TG, RUNS, PP)["tg"]
     return {"pp": sum(prompt) / RUNS, "tg": sum(decode) / RUNS}

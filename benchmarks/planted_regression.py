@@ -8,10 +8,9 @@ are taken for a baseline and a candidate: as they are (equal builds), and with e
 the candidate 5 % less and 3 points of its right answers wrong. Their noise is real. Of what it has
 kept with --twice the two results of each sitting are taken, the first for the baseline.
 
-Without it results are made, not measured: by the noise model of edgedistill/measures.py (a pace
-for each process, values around it) and with answers of which some change for no reason. A true
-sitting also differs from another by what no process of its own shows, such as a warmer machine:
-that is not in here.
+Without it results are made, not measured: with a pace for each process, values around it, and with
+answers of which some change for no reason. A true sitting also differs from another by what no
+process of its own shows, such as a warmer machine: that is not in here.
 """
 
 from __future__ import annotations
@@ -67,18 +66,23 @@ def main() -> None:
 
 
 def _real(kept: list[Named]) -> dict[str, Any]:
-    """What each condition flags of all ordered pairs of undisturbed sittings."""
+    """What each condition flags of undisturbed results: of the two of each sitting in which they
+    took turns, else of all ordered pairs."""
     calm = [each.result for each in kept if not each.result.load["busy"]]
-    turns = [list(each) for _, each in itertools.groupby(calm, lambda result: result.turns)]
-    pairs = list(itertools.permutations(calm, 2))
-    if calm[0].turns is not None:
-        pairs = [(one, two) for one, two in turns]
+    turns: dict[str, list[Result]] = {}
+    for each in calm:
+        if each.sitting is not None:
+            turns.setdefault(each.sitting, []).append(each)
+    pairs = [(two[0], two[1]) for two in turns.values() if len(two) == 2]
+    if not pairs:
+        pairs = list(itertools.permutations(calm, 2))
     planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(pairs)]
     conditions = SPEED if calm[0].likeness is None else (*SPEED, *ANSWERS)
     return {
         "machine": calm[0].device["cpu"],
-        "sittings": len(calm),
+        "results": len(calm),
         "disturbed": len(kept) - len(calm),
+        "in_turn": len(turns),
         "pairs": len(pairs),
         "prompts": len((calm[0].likeness or {"rows": []})["rows"]),
         "equal": _flagged(conditions, pairs),

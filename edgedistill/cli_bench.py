@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -110,14 +111,15 @@ OWN = (
     ),
     click.option(
         "--repeats", metavar="N", type=click.IntRange(2, 100), default=3, show_default=True,
-        help="MODEL: in so many processes, one behind the other; a URL: passes over the prompts.",
+        help="MODEL: in so many processes, one behind the other (several MODELs: for the prompts); "
+        "a URL: passes over the prompts.",
     ),
     click.option(
-        "--turns", metavar="N", type=click.IntRange(2, 1000), default=20, show_default=True,
-        help="Several files: pp512 and tg128 in so many turns, one run each.",
+        "--turns", metavar="N", type=click.IntRange(10, 1000), default=10, show_default=True,
+        help="Several files: pp512 and tg128 in so many processes of each, in turn.",
     ),
     click.option(
-        "-o", "--out", metavar="FILE", type=click.Path(path_type=Path),
+        "-o", "--out", metavar="FILE|FOLDER", type=click.Path(path_type=Path),
         help="MODEL: keep the result as JSON, with the prompts and answers in it; several: a "
         "folder, with a file for each.",
     ),
@@ -167,6 +169,8 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         given = recipe if context.get_parameter_source("recipe") is GIVEN else None
         kept_in = _files_of(models, own["out"])
         _require_writable(workspace)
+        if len(models) > 1 and own["out"] is not None:
+            _require_writable(own["out"])
         measure = _of_server if any(map(_is_url, models)) else _of_files
         results, stopped = measure(context, models, given, workspace, own)
         _show_and_keep(results, kept_in, workspace, own["worst"], show)
@@ -204,11 +208,20 @@ def _files_of(models: Sequence[str], out: Path | None) -> list[Path] | None:
         return [out]
     if out.is_file():
         raise click.UsageError(f"--out: {out} is a file, and several MODELs give a folder of them")
+    if out.suffix == ".json":
+        raise click.UsageError(f"--out: several MODELs give a folder of files, not one {out.name}")
     names: list[str] = []
     for model in map(Path, models):
-        name = model.name if model.is_dir() else model.stem
-        names.append(f"{name}-{names.count(name) + 1}" if name in names else name)
+        names.append(_free(model.name if model.is_dir() else model.stem, names))
     return [out / f"{name}.json" for name in names]
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """The name, or with a number behind it; a file system may know no capitals."""
+    used = {each.casefold() for each in taken}
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in (name, *itertools.islice(numbered, len(used) + 1))
+                if each.casefold() not in used)  # fmt: skip
 
 
 def _show_and_keep(
@@ -218,8 +231,6 @@ def _show_and_keep(
     from edgedistill.history import STORE, remember
     from edgedistill.result_file import write_result
 
-    if out is not None:
-        out[0].parent.mkdir(exist_ok=True)
     for result, file in zip(results, out or (), strict=out is not None):
         write_result(result, file)
     for result in results:
@@ -288,9 +299,9 @@ def _of_server(
     from edgedistill.server_prompt import asked_server
     from edgedistill.server_sitting import ServerPlan, sit_at
 
-    refuse(context, OF_FILE, "a file, and this is a URL")
     if len(models) > 1:
         raise click.UsageError("a server is measured alone: files take turns, URLs do not")
+    refuse(context, OF_FILE, "a file, and this is a URL")
     url = models[0]
     if own["model_id"] is None:
         raise click.UsageError("a URL needs --model ID: which model is asked there")

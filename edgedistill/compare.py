@@ -210,8 +210,9 @@ def _beats(name: str, ours: Result, rival: Result) -> bool:
 def judge(
     condition: Condition, ours: Named, baseline: Named | None, *, ignore_intervals: bool = False
 ) -> Judged:
-    """Whether a condition holds for a result: for the figures as measured, and, unless
-    `ignore_intervals`, beyond the intervals (docs/compare.md)."""
+    """Whether a condition holds for a result: for the figures as measured (of turns: for the
+    baseline's times their ratio), and, unless `ignore_intervals`, beyond the intervals
+    (docs/compare.md)."""
     found = value_of(ours.result, condition.figure)
     if found is None:
         return _untold(condition, ours, f"{ours.name} has no {condition.figure}")

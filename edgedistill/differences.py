@@ -16,14 +16,13 @@ from typing import Any
 from edgedistill import paired
 from edgedistill.figures import FIGURES, SHARES
 from edgedistill.measures import STATISTICS, Measure, t95
-from edgedistill.result_file import Result
+from edgedistill.result_file import RATES, Result
 
 FLAGS = {  # figure: its field in the rows of `likeness`
     "agreement": "same", "gold": "gold", "refusals": "refuses", "regressions": "answers",
     "drift": "drifts",
 }  # fmt: skip
 TURNED = {"better": "worse", "worse": "better"}  # of a share that is better the less it is
-RANKED = 10  # turns from which on their ranks tell something; of fewer Welch's test tells more
 ROUNDING = 1e-9  # of the degrees of freedom, whole where both vary alike
 BETTER, WORSE, ALIKE, UNTOLD = "better", "worse", "no difference", "cannot be told"
 
@@ -85,8 +84,9 @@ def difference(name: str, ours: Result, baseline: Result) -> Difference | None:
     if ours.load["busy"] or baseline.load["busy"]:
         return Difference(UNTOLD, "other work disturbed the machine")
     figures = ours.figures[name], baseline.figures[name]
-    one_sitting = ours.turns is not None and ours.turns == baseline.turns
-    if one_sitting and RANKED <= len(figures[0].groups) == len(figures[1].groups):
+    one_sitting = ours.sitting is not None and ours.sitting == baseline.sitting
+    turns = [len(each.groups) for each in figures]
+    if one_sitting and name in RATES and turns[0] == turns[1] >= paired.LEAST_RANKED:
         return replace(_timed(name, *turns_ratio(*figures)), in_turn=True)
     return _timed(name, *ratio_of(*figures, one_sitting=one_sitting))
 
@@ -126,8 +126,8 @@ def relative_error(
 ) -> tuple[float, int]:
     """The standard error of the logarithm of two figures' ratio, and its degrees of freedom by
     Welch and Satterthwaite, rounded down. Each was measured in two processes at least, and in a
-    sitting of its own, which differs from another as its processes do (measures.measure), unless
-    it was `one_sitting`."""
+    sitting of its own, unless it was `one_sitting`: another sitting's mean differs from this one
+    as one more process does (measures.measure)."""
     a, b = (_relative_variance(each, one_sitting) for each in (ours, baseline))
     if a + b == 0:
         return 0.0, 1
@@ -137,10 +137,10 @@ def relative_error(
 
 
 def _relative_variance(figure: Measure, one_sitting: bool) -> float:
-    """Of the mean over processes, as a share of it."""
+    """Of a sitting's mean, as a share of it."""
     each = _each(figure)
     n = len(each)
-    share = 1 / n if one_sitting else (1 + 1 / n) / 2  # half of what two sittings differ by
+    share = 1 / n if one_sitting else (1 + 1 / n) / 2  # two of these are one more process
     return statistics.variance(each) * share / figure.value**2
 
 

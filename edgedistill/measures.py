@@ -1,8 +1,8 @@
 """One figure, measured again and again: its value, an interval, and which values stand out.
 
 What is measured within one process is alike (the same pages, the same placement, the same minute),
-and another process differs by more than those tell. So values come in groups, one for each process,
-and the interval is made of the groups' own figures, not of all values.
+and another process differs by more than those tell. So values come in groups, one for each process
+(of a server: each pass), and the interval is made of the groups' own figures, not of all values.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def measure(groups: Sequence[Sequence[float]], unit: str, statistic: str = "mean
 
     The interval is for the value of another sitting: that of one more group (the prediction
     interval, s * sqrt(1 + 1/n)). Its mean would vary less if nothing but groups varied; but a
-    sitting is in another hour, and ten of them were measured to differ by about as much as that
-    (docs/bench.md).
+    sitting is in another hour, and ten of three processes were measured to differ by about as much
+    as that (docs/bench.md). It is right where sittings differ, beside their processes, with a
+    standard deviation of s * sqrt((1 - 1/n) / 2).
 
     Raises:
         ValueError: there is no value, or an empty group.

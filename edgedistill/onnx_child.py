@@ -132,13 +132,13 @@ class Native:
         """The token behind these, the one behind that, and so on."""
         generator = self._generator()
         _feed(generator, ids)
-        row = self._row(generator)
+        row = self._row(generator)  # which is as wide as the vocabulary, or this is no sound model
         # genai's own step is 4 to 8 % faster than a token that is fed. It does not go past its end
         # tokens: where one of them is no end for the caller, tokens are fed.
-        own = stop.issuperset(self.end_ids())
-        while own:
-            generator.generate_next_token()
-            yield int(generator.get_next_tokens()[0])
+        if stop.issuperset(self.end_ids()):
+            while True:
+                generator.generate_next_token()
+                yield int(generator.get_next_tokens()[0])
         while True:
             token = int(row.argmax())
             yield token
@@ -179,14 +179,12 @@ class Native:
     def _window(self) -> bool:
         return "sliding_window" in self.config["model"]["decoder"]
 
-    def bench(
-        self, pp: int, tg: int, runs: int, depth: int = 0, warm_up: bool = True
-    ) -> dict[str, list[float]]:
+    def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
         """llama-bench's convention (llama.cpp, tools/llama-bench): random tokens, an empty cache
-        each run or one of `depth` tokens (its -d), one warm-up (or none), no tokenization. Decoding
-        goes on from one of them by genai's own step, as an app does, which takes the most likely
-        token. Tokens a second of each run."""
-        self._fits(depth + max(pp, tg))
+        each run or one of `depth` tokens (its -d), one warm-up, no tokenization. Decoding goes on
+        from one of them by genai's own step, as an app does, which takes the most likely token.
+        Tokens a second of each run."""
+        self._fits(depth + max(pp, tg + 1 if tg else 0))  # one is fed, and so many are made
         self.held = None
         chance = random.Random(0)
         before = [chance.randrange(self.n_vocab) for _ in range(depth)]
@@ -202,23 +200,22 @@ class Native:
 
         generator = self._generator(at_least=self.n_ctx)  # it does not end on the way
         _feed(generator, before)
-        first = 1 if warm_up else 0
         return {
-            "pp": self._rates(generator, depth, prompt, pp, first + runs)[first:],
-            "tg": self._rates(generator, depth, decode, tg, first + runs)[first:],
+            "pp": self._rates(generator, depth, prompt, pp, runs),
+            "tg": self._rates(generator, depth, decode, tg, runs),
         }
 
     def _rates(
         self, generator: Any, depth: int, work: Callable[[Any], None], tokens: int, runs: int
     ) -> list[float]:
         rates = []
-        for _ in range(runs if tokens else 0):
+        for _ in range(runs + 1 if tokens else 0):
             if generator.token_count() > depth:
                 generator.rewind_to(depth)
             started = time.perf_counter()
             work(generator)
             rates.append(tokens / (time.perf_counter() - started))
-        return rates
+        return rates[1:]  # the first run warms up
 
     def _generator(self, at_least: int = 0) -> Any:
         """An empty cache of the whole context, as an app gets it; no end token is taken before so

@@ -1,4 +1,4 @@
-"""Whether one model agrees with the teacher more often than another, on the same prompts."""
+"""What differences of pairs are worth: verdicts on the same prompts, rates of the same turns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from edgedistill.measures import NORMAL95
 from edgedistill.tuning_results import Comparison
 
 LEVEL = 0.05  # of the test, and outside the interval
+LEAST_RANKED = 10  # values; of fewer the normal distribution tells the rank sum badly
 
 
 def compare(
@@ -69,8 +70,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def signed_ranks(values: Sequence[float]) -> tuple[float, float, float]:
     """The middle of `values` (ten at least) and its 95 % interval, by the means of all pairs of
     them: Hodges and Lehmann's estimate with the interval of Wilcoxon's signed-rank test (Hodges and
-    Lehmann 1963, Ann. Math. Stat. 34(2); the rank sum by the normal distribution)."""
+    Lehmann 1963, Ann. Math. Stat. 34(2); the rank sum by the normal distribution, rounded to the
+    wider interval).
+
+    Raises:
+        ValueError: there are fewer.
+    """
     n = len(values)
+    if n < LEAST_RANKED:
+        raise ValueError(f"{n} values are too few to rank")
     means = sorted((values[i] + values[j]) / 2 for i in range(n) for j in range(i, n))
     expected, spread = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
     below = math.floor(expected - 0.5 - NORMAL95 * spread)  # with the correction for continuity

@@ -35,20 +35,13 @@ def bench(model: Runtime, runs: int, depth: int = 0, behind: str = "") -> Rates:
     return {f"pp{PREFILL_TOKENS}{behind}": found["pp"], f"tg{DECODE_TOKENS}{behind}": found["tg"]}
 
 
-def bench_in_turn(models: Sequence[Runtime], turns: int, told: Callable[[], None]) -> list[Rates]:
-    """pp512 and tg128 of models that are loaded at once: one run of each in every turn, the same
-    test of all of them within seconds, who goes first alternating; the first turn has a warm-up.
-    `told` is called for each model and turn. Each model's rates by turn."""
+def bench_together(models: Sequence[Runtime], runs: int) -> list[Rates]:
+    """pp512 and tg128 of models that are loaded at once: the same test of all of them, one behind
+    the other, and then the other test."""
     found: list[Rates] = [{} for _ in models]
-    numbered = list(zip(models, found, strict=True))
-    for turn in range(turns):
-        order = numbered if turn % 2 == 0 else numbered[::-1]
-        for name, pp, tg in (("pp", PREFILL_TOKENS, 0), ("tg", 0, DECODE_TOKENS)):
-            for model, rates in order:
-                made = model.bench(pp, tg, 1, warm_up=turn == 0)[name]
-                rates.setdefault(f"{name}{pp + tg}", []).extend(made)
-        for _ in models:
-            told()
+    for name, pp, tg in (("pp", PREFILL_TOKENS, 0), ("tg", 0, DECODE_TOKENS)):
+        for model, rates in zip(models, found, strict=True):
+            rates[f"{name}{pp + tg}"] = model.bench(pp, tg, runs)[name]
     return found
 
 

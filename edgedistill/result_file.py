@@ -63,8 +63,8 @@ class Result:
     one's `load` and `conditions`, and what its `device` is, are None, too. `roofline` is None where
     the device's ceilings were not measured. `token_mix.dataset` is the digest of the dataset whose
     held-out prompts were asked, all of them; of a bundle, which tells its prompts by that alone,
-    `token_mix.digest` is None. `model.bundle`: see bundle_result. `turns` is alike in results whose
-    models were measured process by process in turn, and None where one was measured alone."""
+    `token_mix.digest` is None. `model.bundle`: see bundle_result. `sitting` is a random
+    ID, alike in the results of models that were measured in turn; None where one was alone."""
 
     made: str  # UTC, ISO 8601
     edgedistill: str
@@ -79,7 +79,7 @@ class Result:
     likeness: Mapping[str, Any] | None = None
     roofline: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
-    turns: str | None = None
+    sitting: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it. JSON has no nan: the bounds of an unknown interval are null."""
@@ -152,6 +152,8 @@ def require_whole(result: Result) -> None:
             raise ValueError(f"{section} is no object")
         if missing := [name for name in names if name not in held]:
             raise ValueError(f"{section} lacks {', '.join(missing)}")
+    if not isinstance(result.sitting, str | None):
+        raise ValueError("sitting is no text")
     _require_roofline(result)
     parts = (result.conditions.get("before"), result.conditions.get("after"))
     if not all(part is None or isinstance(part, Mapping) for part in parts):

@@ -129,14 +129,12 @@ class LlamaCpp:
         that predict `ids[first+j]`. Returns the most likely token of each row."""
         return list(self._child.ask("logits", ids=ids, first=first, into=str(into)))
 
-    def bench(
-        self, pp: int, tg: int, runs: int, depth: int = 0, warm_up: bool = True
-    ) -> dict[str, list[float]]:
-        """Tokens/s of each run after a warm-up, or without, by llama-bench's convention: `pp` for a
-        prompt of so many random tokens, `tg` for so many single-token decodes, both from an empty
-        cache or behind `depth` tokens."""
-        more = {**({"depth": depth} if depth else {}), **({} if warm_up else {"warm_up": False})}
-        return dict(self._child.ask("bench", pp=pp, tg=tg, runs=runs, **more))
+    def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
+        """Tokens/s of each run after a warm-up, by llama-bench's convention: `pp` for a prompt of
+        so many random tokens, `tg` for so many single-token decodes, both from an empty cache or
+        behind `depth` tokens."""
+        deep = {"depth": depth} if depth else {}
+        return dict(self._child.ask("bench", pp=pp, tg=tg, runs=runs, **deep))
 
     def peak_memory_bytes(self) -> int:
         """Largest resident size of the child so far."""

@@ -163,12 +163,10 @@ class Native:
                     likely.append(int(row.argmax()))
         return likely
 
-    def bench(
-        self, pp: int, tg: int, runs: int, depth: int = 0, warm_up: bool = True
-    ) -> dict[str, list[float]]:
+    def bench(self, pp: int, tg: int, runs: int, depth: int = 0) -> dict[str, list[float]]:
         """llama-bench's convention (tools/llama-bench): random tokens, an empty cache each run or
-        one of `depth` tokens (its -d), one warm-up (or none), neither tokenization nor sampling.
-        Tokens a second of each run."""
+        one of `depth` tokens (its -d), one warm-up, neither tokenization nor sampling. Tokens a
+        second of each run."""
         self._fits(depth + max(pp, tg))
         chance = random.Random(0)
         before = self._filled([chance.randrange(self.n_vocab) for _ in range(depth)])
@@ -182,21 +180,20 @@ class Native:
                 self._step(chance.randrange(self.n_vocab), position)
                 lib.llama_synchronize(self.context)
 
-        first = 1 if warm_up else 0
         return {
-            "pp": self._rates(prompt, pp, first + runs, before)[first:],
-            "tg": self._rates(decode, tg, first + runs, before)[first:],
+            "pp": self._rates(prompt, pp, runs, before),
+            "tg": self._rates(decode, tg, runs, before),
         }
 
     def _rates(self, work: Callable[[], None], tokens: int, runs: int, before: Any) -> list[float]:
         rates = []
-        for _ in range(runs if tokens else 0):
+        for _ in range(runs + 1 if tokens else 0):
             self._restore(before)
             started = time.perf_counter()
             work()
             lib.llama_synchronize(self.context)
             rates.append(tokens / (time.perf_counter() - started))
-        return rates
+        return rates[1:]  # the first run warms up
 
     def _filled(self, ids: list[int]) -> Any:
         """The cache's state behind these tokens, to be restored: they are computed once, however

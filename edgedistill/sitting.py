@@ -1,9 +1,9 @@
 """One sitting: a model file measured at a place, or several in turn, into a Result of each.
 
 It is loaded in several processes one behind the other, since two processes differ by more than two
-runs of one; each asks the prompts in an order of its own. Several models take turns process by
-process, and in each run of their rates, so that a machine that changes favours none. Other work is
-listened to before and counted throughout, so that a disturbed figure is told from a slow one.
+runs of one; each asks the prompts in an order of its own. Several models take turns, process by
+process, so that a machine that changes favours none. Other work is listened to before and counted
+throughout, so that a disturbed figure is told from a slow one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgedistill import __version__
@@ -35,9 +35,9 @@ from edgedistill.prompts import Prompts, mix_facts
 from edgedistill.rates import (
     PREFILL_TOKENS,
     More,
-    bench,
-    bench_in_turn,
+    Rates,
     bench_more,
+    bench_together,
     require_cores,
     require_depths,
 )
@@ -47,7 +47,7 @@ from edgedistill.runtime import Generation
 from edgedistill.runtimes import asked_ids
 
 SHORT_CONTEXT = 256
-TURNS = 20
+TURNS, TURN_RUNS = 10, 2
 NO_MORE = More()
 CLOCKS = {  # what a result says of its seconds
     HERE: (),
@@ -64,7 +64,7 @@ class Plan:
 
     processes: int = 3
     runs: int = 3  # of pp512 and tg128, in each process
-    turns: int = TURNS  # with several models: runs of pp512 and tg128, all of them loaded at once
+    turns: int = TURNS  # of several models: in each one process of each, for pp512 and tg128
     threads: int | None = None
     more: More = NO_MORE
     prompts: Prompts | None = None
@@ -74,29 +74,34 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one process gave; without prompts it has only loaded, or been timed for its rates."""
+    """What one process gave that answered the prompts; without prompts it has only loaded."""
 
     start_seconds: float
+    cold_seconds: float | None
+    more: Rates  # what was timed beside
+    answers: dict[str, tuple[float, Generation]]  # by prompt ID: seconds with tokenization
     peak_memory: int
-    rates: Mapping[str, list[float]] = field(default_factory=dict)
-    cold_seconds: float | None = None
-    # By prompt ID: seconds with tokenization.
-    answers: Mapping[str, tuple[float, Generation]] = field(default_factory=dict)
-    joules: float | None = None  # spent while the prompts were answered, where the device tells it
-    # Answers to prompts that the teacher refuses, of the first process.
-    refused: Mapping[str, str] = field(default_factory=dict)
+    joules: float | None  # spent while the prompts were answered, where the device tells it
+    refused: dict[str, str]  # answers to prompts that the teacher refuses, of the first process
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """What one process gave that was timed by llama-bench's convention."""
+
+    rates: Rates
+    peak_memory: int
 
 
 @dataclass
 class _Model:
-    """One of the models, and what its processes gave. `rates` are those of its turns."""
+    """One of the models, and what its processes gave."""
 
     asked: Asked
     facts: dict[str, Any]
     prompt: StudentPrompt | None
-    processes: list[_Seen] = field(default_factory=list)
-    rates: Mapping[str, list[float]] = field(default_factory=dict)
-    peak_memory: int = 0  # behind them
+    seen: list[_Seen] = field(default_factory=list)
+    rated: list[_Rated] = field(default_factory=list)
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
@@ -107,7 +112,8 @@ def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None
 def sit_in_turn(
     models: Sequence[Asked], plan: Plan, progress: Progress, place: Place | None = None
 ) -> list[Result]:
-    """Measure model files at `place`, or here, process by process in turn.
+    """Measure model files at `place`, or here, process by process in turn. There must be memory to
+    load all of them at once.
 
     Raises:
         RuntimeFailure: the runtime refuses one. WeightsError: one has no prompt that can be used.
@@ -119,22 +125,22 @@ def sit_in_turn(
     checker = None if plan.prompts is None else ready_checker(plan.check)
     place = place or Here()
     device, rows = place.facts(), plan.prompts.rows if plan.prompts is not None else []
-    held = [_Model(each, model_facts(each), each.prompt() if rows else None) for each in models]
+    measured = [_Model(each, model_facts(each), each.prompt() if rows else None) for each in models]
     require_cores([plan.threads or 1, *plan.more.threads], device["usable_cores"])
     threads = plan.threads or device["threads"]
     with progress.task(f"listening to other work ({place.address})", None):
         watch, before = place.watch(), place.conditions()
     warn_of(watch.before, progress)
-    _measure(held, plan, place, threads, progress)
+    _measure(measured, plan, place, threads, progress)
     load, after = watch.stop(), place.conditions()
     ceilings, unknown = _ceilings(place, threads, progress)
-    heard = _Heard(place, device, threads, load, before, after, ceilings, unknown)
-    turns = str(uuid.uuid4()) if len(models) > 1 else None
-    return [_result(each, plan, heard, checker, turns, progress) for each in held]
+    shared = _Shared(place, device, threads, load, before, after, ceilings, unknown)
+    sitting = str(uuid.uuid4()) if len(models) > 1 else None
+    return [_result(each, plan, shared, checker, sitting, progress) for each in measured]
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Shared:
     """What all models of a sitting share."""
 
     place: Place
@@ -152,25 +158,25 @@ def _measure(
 ) -> None:
     """All processes of all models, who goes first alternating."""
     prompts = 0 if plan.prompts is None else len(plan.prompts.rows)
-    alone = len(models) == 1
+    alone, timed = len(models) == 1, place.clock != NONE
     steps = plan.processes * (prompts + alone + plan.more.steps) + (0 if alone else plan.turns)
     with progress.task("measuring", len(models) * steps, "steps") as task:
+        # First of all, since it needs most memory: nothing else is lost where that fails.
+        for number in range(0 if alone or not timed else plan.turns):
+            _rate(_in_turn(models, number), place, threads, TURN_RUNS, task)
         for number in range(plan.processes):
-            for model in models if number % 2 == 0 else reversed(models):
-                one = _process(model, plan, place, threads, number, task)
-                if alone and place.clock != NONE:
-                    rated = _rated(model.asked, place, threads, plan.runs, task)
-                    # One that has only loaded tells little of memory.
-                    peak = one.peak_memory if prompts else rated.peak_memory
-                    one = replace(one, rates={**rated.rates, **one.rates}, peak_memory=peak)
-                model.processes.append(one)
-        if not alone:
-            _rate_in_turn(models, plan, place, threads, task)
+            for model in _in_turn(models, number):
+                model.seen.append(_process(model, plan, place, threads, number, task))
+                if alone and timed:
+                    _rate(models, place, threads, plan.runs, task)
 
 
-def _rate_in_turn(
-    models: Sequence[_Model], plan: Plan, place: Place, threads: int, task: Task
-) -> None:
+def _in_turn(models: Sequence[_Model], number: int) -> Sequence[_Model]:
+    return models if number % 2 == 0 else models[::-1]
+
+
+def _rate(models: Sequence[_Model], place: Place, threads: int, runs: int, task: Task) -> None:
+    """One process of each, all of them loaded at once."""
     with contextlib.ExitStack() as held:
         loaded = [
             held.enter_context(
@@ -178,34 +184,35 @@ def _rate_in_turn(
             )
             for model in models
         ]
-        rates = bench_in_turn(loaded, plan.turns, task.advance)
-        for at, model in enumerate(models):
-            model.rates, model.peak_memory = rates[at], loaded[at].peak_memory_bytes()
+        found = bench_together(loaded, runs)
+        for model, runtime, rates in zip(models, loaded, found, strict=True):
+            model.rated.append(_Rated(rates, runtime.peak_memory_bytes()))
+            task.advance()
 
 
 def _result(
     model: _Model,
     plan: Plan,
-    heard: _Heard,
+    shared: _Shared,
     checker: Checker | None,
-    turns: str | None,
+    sitting: str | None,
     progress: Progress,
 ) -> Result:
-    place, load, before, after = heard.place, heard.load, heard.before, heard.after
-    asked, seen = model.asked, model.processes
+    place, load, before, after = shared.place, shared.load, shared.before, shared.after
+    asked, seen = model.asked, model.seen
     figures = {} if place.clock == NONE else _figures(model)
-    roofline, unknown = _reached(asked, figures, heard.ceilings)
+    roofline, unknown = _reached(asked, figures, shared.ceilings)
     likeness = _likeness(plan, checker, seen, progress)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
         model=model.facts,
-        device={"address": place.address, **heard.device, "runtime": place.runtime(asked.file)},
+        device={"address": place.address, **shared.device, "runtime": place.runtime(asked.file)},
         load={**asdict(load), "busy": load.busy},
         conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
         settings={
-            "processes": plan.processes, "runs": plan.runs, "threads": heard.threads,
-            "seed": plan.seed, **({} if turns is None else {"turns": plan.turns}),
+            "processes": plan.processes, "runs": plan.runs, "threads": shared.threads,
+            "seed": plan.seed, **({} if sitting is None else {"turns": plan.turns}),
             "depths": list(plan.more.depths), "thread_counts": list(plan.more.threads),
             "max_tokens": asked.spec.max_tokens, "system": asked.spec.system,
         },
@@ -214,8 +221,8 @@ def _result(
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=roofline,
-        notes=_notes(plan, load, likeness, place) + heard.unknown + unknown,
-        turns=turns,
+        notes=_notes(plan, load, likeness, place) + shared.unknown + unknown,
+        sitting=sitting,
     )  # fmt: skip
 
 
@@ -290,23 +297,10 @@ def _process(
         joules = spent(energy, place.conditions().joules)
         peak = 0 if place.clock == NONE else runtime.peak_memory_bytes()
         not_timed = {row.id: answered(row)[1].text for row in refused}
-    timed = place.clock != NONE
-    joules = joules if timed else None
-    rates = (
-        bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance) if timed else {}
-    )
-    return _Seen(ready, peak, rates, cold, answers, joules, not_timed)
-
-
-def _rated(asked: Asked, place: Place, threads: int, runs: int, task: Task) -> _Seen:
-    """One that is timed by llama-bench's convention."""
-    started = time.perf_counter()
-    with place.open(asked.file, threads=threads, context_tokens=PREFILL_TOKENS) as runtime:
-        ready = _seconds(place, started, runtime.facts.get("load_seconds", 0.0))
-        rates = bench(runtime, runs)
-        peak = runtime.peak_memory_bytes()
-    task.advance()
-    return _Seen(ready, peak, rates)
+        if place.clock == NONE:
+            return _Seen(ready, cold, {}, answers, peak, None, not_timed)
+    more = bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance)
+    return _Seen(ready, cold, more, answers, peak, joules, not_timed)
 
 
 def _seconds(place: Place, since: float, told: float) -> float:
@@ -315,16 +309,15 @@ def _seconds(place: Place, since: float, told: float) -> float:
 
 
 def _figures(model: _Model) -> dict[str, Measure]:
-    """By name, each with its unit; see docs/bench.md. Of rates by turn each turn is a group."""
-    seen, in_turn = model.processes, model.rates
-    peaks = [[each.peak_memory] for each in seen]
-    if in_turn and not seen[0].answers:  # those have only loaded
-        peaks = [[model.peak_memory]]
+    """By name, each with its unit; see docs/bench.md."""
+    seen, rated = model.seen, model.rated
+    # One that has only loaded tells little of memory.
+    largest: Sequence[_Seen | _Rated] = seen if seen[0].answers else rated
     figures = {
-        **{n: measure([[rate] for rate in rates], "tokens/s") for n, rates in in_turn.items()},
-        **{n: measure([each.rates[n] for each in seen], "tokens/s") for n in seen[0].rates},
+        **{n: measure([each.rates[n] for each in rated], "tokens/s") for n in rated[0].rates},
+        **{n: measure([each.more[n] for each in seen], "tokens/s") for n in seen[0].more},
         "load": measure([[each.start_seconds] for each in seen], "s"),
-        "peak_memory": measure(peaks, "bytes"),
+        "peak_memory": measure([[each.peak_memory] for each in largest], "bytes"),
     }
     if not seen[0].answers:
         return figures

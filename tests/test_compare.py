@@ -83,7 +83,7 @@ def test_a_few_disturbed_turns_do_not_bend_many() -> None:
     ratio, low, high = turns_ratio(ours, base)
     assert ratio == pytest.approx(0.95, abs=0.001)
     assert 0.8 < low <= ratio <= high < 0.96
-    held = named(**{name: replace(BASE, turns="a", figures={"tg128": each})
+    held = named(**{name: replace(BASE, sitting="a", figures={"tg128": each})
                     for name, each in (("base", base), ("ours", ours))})  # fmt: skip
     judged = compare(held, held[0], ["tg128 < 0.97 * baseline", "tg128 < 0.94 * baseline"]).judged
     assert [each.holds for each in judged] == [True, False]
@@ -96,7 +96,7 @@ def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> No
     base, ours = (
         replace(
             BASE,
-            turns="a",
+            sitting="a",
             figures={"tg128": measure([[pace * share] for pace in paces], "tokens/s")},
         )
         for share in (1.0, 0.95)
@@ -112,7 +112,7 @@ def test_results_of_one_sitting_are_held_against_each_other_turn_by_turn() -> No
     ratio, low, high = ratio_of(*(each.figures["tg128"] for each in few), one_sitting=True)
     assert (found.value, found.low, found.high, found.in_turn) == (ratio, low, high, False)
     for other in ("b", None):
-        apart = difference("tg128", replace(ours, turns=other), base)
+        apart = difference("tg128", replace(ours, sitting=other), base)
         assert apart is not None
         assert apart.verdict == ALIKE
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -115,8 +116,39 @@ def test_bench_gives_a_rate_for_each_run(runtime: OnnxGenai) -> None:
     rates = runtime.bench(16, 4, 3)
     assert [len(rates["pp"]), len(rates["tg"])] == [3, 3]
     assert min(rates["pp"] + rates["tg"]) > 0
-    cold = runtime.bench(16, 4, 2, warm_up=False)
-    assert [len(cold["pp"]), len(cold["tg"])] == [2, 2]
+
+
+def test_a_bench_fits_into_the_context(model: Path) -> None:
+    """Decoding feeds a token and makes so many; it does not end where the model would."""
+    with OnnxGenai(model, threads=1, context_tokens=256) as own:
+        assert len(own.bench(0, 255, 1)["tg"]) == 1
+        assert len(own.bench(0, 55, 1, 200)["tg"]) == 1
+        with pytest.raises(RuntimeFailure, match="257 tokens do not fit"):
+            own.bench(0, 56, 1, 200)
+
+
+def test_both_ways_of_decoding_give_the_same(runtime: OnnxGenai) -> None:
+    """Tokens that are fed, and genai's own step, which is taken where its end is the caller's."""
+    asked = runtime.tokenize(PROMPT)
+    fed = runtime.generate(asked, 24, frozenset()).ids
+    own = runtime.generate(asked, 24, frozenset({tiny.STOP})).ids
+    assert own == fed[: len(own)]
+    assert len(own) == 24 or fed[len(own)] == tiny.STOP
+
+
+def test_a_folder_that_asks_for_other_sampling_is_asked_greedily(
+    model: Path, runtime: OnnxGenai, tmp_path: Path
+) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    config = json.loads((other / "genai_config.json").read_text("utf-8"))
+    config["search"] |= {
+        "repetition_penalty": 3.0, "min_length": 200, "num_beams": 2, "do_sample": True,
+        "no_repeat_ngram_size": 1,
+    }  # fmt: skip
+    (other / "genai_config.json").write_text(json.dumps(config), "utf-8")
+    asked, stop = runtime.tokenize(PROMPT), frozenset({tiny.STOP})
+    with OnnxGenai(other, threads=1, context_tokens=256) as loaded:
+        assert loaded.generate(asked, 24, stop).ids == runtime.generate(asked, 24, stop).ids
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def test_signed_ranks_of_ten() -> None:
     assert signed_ranks([*values[:-1], 1000.0])[:2] == (5.5, low)
 
 
+def test_few_values_are_not_ranked() -> None:
+    with pytest.raises(ValueError, match="9 values are too few"):
+        signed_ranks([1.0] * 9)
+
+
 @pytest.mark.parametrize("far", [0.0, 0.2])
 def test_signed_ranks_hold_the_truth(far: float) -> None:
     """In 95 of 100 cases, whether or not some values are disturbed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 from sample_results import sample_result
@@ -32,10 +33,13 @@ def test_disturbed_sittings_are_left_out() -> None:
 
 
 def test_equal_builds_in_turn() -> None:
-    pairs = [(sample_result(2 * i), sample_result(2 * i + 1)) for i in range(40)]
+    pairs = [
+        [replace(sample_result(2 * i + at, processes=10), sitting=str(i)) for at in (0, 1)]
+        for i in range(40)
+    ]
     found = of_turns([*pairs, (sample_result(1, busy=True), sample_result(2, busy=True))])
     assert (found["sittings"], found["disturbed"]) == (40, 1)
     decode = found["figures"]["tg128"]
     assert decode["pairs"] == 40
     assert 36 <= decode["holds_1"] <= 40
-    assert 0.002 < decode["apart"] < decode["half_interval"] < 0.05
+    assert 0.001 < decode["apart"] < decode["half_interval"] < 0.02
