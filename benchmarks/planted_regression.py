@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import sys
 from dataclasses import asdict, replace
@@ -43,6 +44,7 @@ DECODE, SLOWER = 40.0, 0.95
 LOST = 0.03  # points of agreement
 CHURN = 0.01  # of the prompts, each way, for no reason: between equal builds, too
 NOISES, PROCESSES, PROMPTS = (0.003, 0.008, 0.02), (3, 5), (110, 400, 1000)
+LEAST_TRIES = 20  # to plant something in real results
 SPEED = ("tg128 < baseline", "tg128 < 0.97 * baseline", "tg128 < 0.95 * baseline")
 ANSWERS = ("agreement < baseline", "agreement < baseline - 0.02", "agreement < baseline - 0.03")
 
@@ -76,7 +78,8 @@ def _real(kept: list[Named]) -> dict[str, Any]:
     pairs = [(two[0], two[1]) for two in turns.values() if len(two) == 2]
     if not pairs:
         pairs = list(itertools.permutations(calm, 2))
-    planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(pairs)]
+    tries = pairs * math.ceil(LEAST_TRIES / max(1, len(pairs)))  # other answers are lost in each
+    planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(tries)]
     conditions = SPEED if calm[0].likeness is None else (*SPEED, *ANSWERS)
     return {
         "machine": calm[0].device["cpu"],
@@ -84,6 +87,7 @@ def _real(kept: list[Named]) -> dict[str, Any]:
         "disturbed": len(kept) - len(calm),
         "in_turn": len(turns),
         "pairs": len(pairs),
+        "planted": len(planted),
         "prompts": len((calm[0].likeness or {"rows": []})["rows"]),
         "equal": _flagged(conditions, pairs),
         "worse": _flagged(conditions, planted),

@@ -159,11 +159,14 @@ def _measure(
     """All processes of all models, who goes first alternating."""
     prompts = 0 if plan.prompts is None else len(plan.prompts.rows)
     alone, timed = len(models) == 1, place.clock != NONE
-    steps = plan.processes * (prompts + alone + plan.more.steps) + (0 if alone else plan.turns)
-    with progress.task("measuring", len(models) * steps, "steps") as task:
+    if timed and not alone:
         # First of all, since it needs most memory: nothing else is lost where that fails.
-        for number in range(0 if alone or not timed else plan.turns):
-            _rate(_in_turn(models, number), place, threads, TURN_RUNS, task)
+        turns = plan.turns * len(models)
+        with progress.task("measuring rates in turn", turns, "processes") as task:
+            for number in range(plan.turns):
+                _rate(_in_turn(models, number), place, threads, TURN_RUNS, task)
+    steps = plan.processes * (prompts + alone + plan.more.steps)
+    with progress.task("measuring", len(models) * steps or None, "steps") as task:
         for number in range(plan.processes):
             for model in _in_turn(models, number):
                 model.seen.append(_process(model, plan, place, threads, number, task))
