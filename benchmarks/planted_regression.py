@@ -68,30 +68,41 @@ def main() -> None:
 
 
 def _real(kept: list[Named]) -> dict[str, Any]:
-    """What each condition flags of undisturbed results: of the two of each sitting in which they
-    took turns, else of all ordered pairs."""
-    calm = [each.result for each in kept if not each.result.load["busy"]]
+    """What each condition flags of pairs of kept results: of rates where nothing disturbed them, of
+    answers in any case."""
+    results = [each.result for each in kept]
+    calm = _pairs([each for each in results if not each.load["busy"]])
+    asked = _pairs([each for each in results if each.likeness is not None])
+    found: dict[str, Any] = {
+        "machine": results[0].device["cpu"],
+        "results": len(results),
+        "disturbed": sum(bool(each.load["busy"]) for each in results),
+        "in_turn": len({each.sitting for each in results} - {None}),
+    }
+    for name, conditions, pairs in (("decode", SPEED, calm), ("agreement", ANSWERS, asked)):
+        if pairs:
+            tries = pairs * math.ceil(LEAST_TRIES / len(pairs))  # other answers are lost in each
+            planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(tries)]
+            found[name] = {
+                "pairs": len(pairs),
+                "planted": len(planted),
+                "equal": _flagged(conditions, pairs),
+                "worse": _flagged(conditions, planted),
+            }
+    if asked:
+        found["agreement"]["prompts"] = len((asked[0][0].likeness or {})["rows"])
+    return found
+
+
+def _pairs(results: list[Result]) -> list[tuple[Result, Result]]:
+    """Baseline and candidate: the two of each sitting in which they took turns, else all ordered
+    pairs."""
     turns: dict[str, list[Result]] = {}
-    for each in calm:
+    for each in results:
         if each.sitting is not None:
             turns.setdefault(each.sitting, []).append(each)
     pairs = [(two[0], two[1]) for two in turns.values() if len(two) == 2]
-    if not pairs:
-        pairs = list(itertools.permutations(calm, 2))
-    tries = pairs * math.ceil(LEAST_TRIES / max(1, len(pairs)))  # other answers are lost in each
-    planted = [(base, _worse(ours, seed)) for seed, (base, ours) in enumerate(tries)]
-    conditions = SPEED if calm[0].likeness is None else (*SPEED, *ANSWERS)
-    return {
-        "machine": calm[0].device["cpu"],
-        "results": len(calm),
-        "disturbed": len(kept) - len(calm),
-        "in_turn": len(turns),
-        "pairs": len(pairs),
-        "planted": len(planted),
-        "prompts": len((calm[0].likeness or {"rows": []})["rows"]),
-        "equal": _flagged(conditions, pairs),
-        "worse": _flagged(conditions, planted),
-    }
+    return pairs or list(itertools.permutations(results, 2))
 
 
 def _worse(result: Result, seed: int) -> Result:

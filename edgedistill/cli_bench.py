@@ -115,7 +115,7 @@ OWN = (
         "a URL: passes over the prompts.",
     ),
     click.option(
-        "--turns", metavar="N", type=click.IntRange(10, 1000), default=10, show_default=True,
+        "--turns", metavar="N", type=click.IntRange(10, 1000), default=20, show_default=True,
         help="Several files: pp512 and tg128 in so many processes of each, in turn.",
     ),
     click.option(

@@ -47,7 +47,7 @@ from edgedistill.runtime import Generation
 from edgedistill.runtimes import asked_ids
 
 SHORT_CONTEXT = 256
-TURNS, TURN_RUNS = 10, 2
+TURNS, TURN_RUNS = 20, 2
 NO_MORE = More()
 CLOCKS = {  # what a result says of its seconds
     HERE: (),

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from conftest import Ran
 
+from edgedistill.cli import cli
 from edgedistill.cli_bench import _files_of
 from edgedistill.differences import difference
 from edgedistill.export.gguf import Provenance, write_gguf
@@ -22,7 +23,7 @@ from edgedistill.prompts import prompts_of
 from edgedistill.rates import bench_together
 from edgedistill.result_file import read_result
 from edgedistill.runtimes import Opened, Runtime
-from edgedistill.sitting import Plan, sit_in_turn
+from edgedistill.sitting import TURNS, Plan, sit_in_turn
 from edgedistill.student import TOKENIZER_GGUF
 
 
@@ -108,6 +109,7 @@ def test_the_command_keeps_a_file_for_each(
     same = here / "a.gguf"
     shutil.copy(models[0], same)
     words = ["bench", *map(str, models[:2]), str(same), "--repeats", "2", "--threads", "1"]
+    words += ["--turns", "10"]
     done = run(*words, "--out", "r")
     assert done.code == 0, done.err
     kept = [here / "r" / f"{name}.json" for name in ("a", "b", "a-2")]
@@ -148,6 +150,11 @@ def test_what_takes_no_turns(
     (here / "taken").write_text("")
     done = run("bench", *map(str, models[:2]), *words)
     assert (done.code, said in done.err) == (2, True), done.err
+
+
+def test_the_command_takes_as_many_turns_as_a_plan() -> None:
+    (option,) = [each for each in cli.commands["bench"].params if each.name == "turns"]
+    assert option.default == Plan().turns == TURNS
 
 
 def test_one_model_takes_no_turns(run: Callable[..., Ran], models: list[Path], here: Path) -> None:

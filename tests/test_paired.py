@@ -53,13 +53,20 @@ def test_holm_by_hand() -> None:
 
 
 def test_signed_ranks_of_ten() -> None:
-    """Of ten values the table's critical rank sum is 8, and the approximation leaves out 7 of 55
-    means at each end; one value far away moves neither the middle nor the other end."""
+    """Of ten values 8 of 55 means are left out at each end, and one value far away moves neither
+    the middle nor the other end."""
     values = [float(i) for i in range(1, 11)]
     middle, low, high = signed_ranks(values)
     means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
-    assert (middle, low, high) == (5.5, means[7], means[47])
+    assert (middle, low, high) == (5.5, means[8], means[46])
     assert signed_ranks([*values[:-1], 1000.0])[:2] == (5.5, low)
+
+
+@pytest.mark.parametrize(("n", "rank_sum"), [(10, 8), (12, 13), (15, 25), (20, 52), (30, 137)])
+def test_rank_sums_are_those_of_the_tables(n: int, rank_sum: int) -> None:
+    """Wilcoxon's table, two-sided 5 %."""
+    means = sorted((a + b) / 2 for a in range(n) for b in range(a, n))
+    assert signed_ranks([float(value) for value in range(n)])[1] == means[rank_sum]
 
 
 def test_few_values_are_not_ranked() -> None:
