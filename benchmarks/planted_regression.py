@@ -53,9 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", type=int, default=200)
     parser.add_argument("--real", type=Path)
+    parser.add_argument("--together", type=int, default=1, help="sittings in turn taken as one")
     given = parser.parse_args()
     if given.real is not None:
-        print(json.dumps(_real(read_all([given.real])), indent=2))
+        print(json.dumps(_real(read_all([given.real]), given.together), indent=2))
         return
     tries = given.tries
     speed = [
@@ -67,11 +68,11 @@ def main() -> None:
     print(json.dumps({"tries": tries, "decode": speed, "agreement": answers}, indent=2))
 
 
-def _real(kept: list[Named]) -> dict[str, Any]:
+def _real(kept: list[Named], together: int = 1) -> dict[str, Any]:
     """What each condition flags of pairs of kept results: of rates where nothing disturbed them, of
     answers in any case."""
     results = [each.result for each in kept]
-    calm = _pairs([each for each in results if not each.load["busy"]])
+    calm = _joined(_pairs([each for each in results if not each.load["busy"]]), together)
     asked = _pairs([each for each in results if each.likeness is not None])
     found: dict[str, Any] = {
         "machine": results[0].device["cpu"],
@@ -103,6 +104,22 @@ def _pairs(results: list[Result]) -> list[tuple[Result, Result]]:
             turns.setdefault(each.sitting, []).append(each)
     pairs = [(two[0], two[1]) for two in turns.values() if len(two) == 2]
     return pairs or list(itertools.permutations(results, 2))
+
+
+def _joined(pairs: list[tuple[Result, Result]], count: int) -> list[tuple[Result, Result]]:
+    """So many pairs, one behind the other, as one with all their turns of tg128."""
+    whole = [pairs[at : at + count] for at in range(0, len(pairs) - count + 1, count)]
+    return [
+        (_all_turns([base for base, _ in each]), _all_turns([ours for _, ours in each]))
+        for each in whole
+    ]
+
+
+def _all_turns(results: list[Result]) -> Result:
+    """The first, with the turns of all."""
+    groups = [group for each in results for group in each.figures["tg128"].groups]
+    figures = {**results[0].figures, "tg128": measure(groups, "tokens/s")}
+    return replace(results[0], figures=figures)
 
 
 def _worse(result: Result, seed: int) -> Result:

@@ -218,10 +218,12 @@ def _files_of(models: Sequence[str], out: Path | None) -> list[Path] | None:
 
 def _free(name: str, taken: Sequence[str]) -> str:
     """The name, or with a number behind it; a file system may know no capitals."""
-    used = {each.casefold() for each in taken}
-    numbered = (f"{name}-{number}" for number in itertools.count(2))
-    return next(each for each in (name, *itertools.islice(numbered, len(used) + 1))
-                if each.casefold() not in used)  # fmt: skip
+    used, found = {each.casefold() for each in taken}, name
+    for number in itertools.count(2):
+        if found.casefold() not in used:
+            break
+        found = f"{name}-{number}"
+    return found
 
 
 def _show_and_keep(
@@ -249,6 +251,7 @@ def _of_files(
     own: dict[str, Any],
 ) -> tuple[list[Result], None]:  # fmt: skip
     from edgedistill.devices import place_at
+    from edgedistill.devices.address import LOCAL
     from edgedistill.model_prompt import asked_model
     from edgedistill.rates import More
     from edgedistill.sitting import Plan, sit_in_turn
@@ -262,7 +265,7 @@ def _of_files(
     at = _address(context, own, held)
     if len(asked) == 1:
         refuse(context, ("turns",), "several files, and this is one")
-    elif at.scheme != "local":
+    elif at.scheme != LOCAL:
         raise click.UsageError(
             "several MODELs are measured in turn on this machine alone: give one"
         )

@@ -34,6 +34,12 @@ def test_the_two_of_each_sitting_are_held_against_each_other() -> None:
     assert found["agreement"]["equal"][FEWER]["beyond_intervals"] == 0
 
 
+def test_sittings_in_turn_are_taken_together() -> None:
+    found = real(kept(14, in_turn=True), together=3)["decode"]
+    assert (found["pairs"], found["planted"]) == (2, 20)  # the seventh is left over
+    assert found["worse"][LESS]["beyond_intervals"] == 1
+
+
 def test_answers_of_a_disturbed_machine_count_and_its_rates_do_not() -> None:
     found = real(kept(4, busy=1))
     assert (found["disturbed"], found["decode"]["pairs"], found["agreement"]["pairs"]) == (1, 6, 12)
