@@ -26,6 +26,29 @@ REQUEST_SECONDS = 600.0  # longest wait for one answer
 WAIT_SECONDS = 0.5
 LAST_LINES = 8
 
+AMX_HINT = (
+    "this processor has AMX, and GCC 12 makes wrong code of llama.cpp's use of it: in the checkout "
+    "run scripts/setup_env.py, elsewhere install it again without AMX: "
+    "CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-mno-amx-int8 pip install --force-reinstall --no-deps "
+    "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+)
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-code).name}"
+    return f"signal {-code}"
+
+
+def crash_hint(code: int, cpu_features: Sequence[str]) -> str | None:
+    """What to do about a process with llama.cpp in it that ended so; None: nothing is known."""
+    if code == -signal.SIGSEGV and "amx_int8" in cpu_features:
+        return AMX_HINT
+    return None
+
 
 @dataclass(frozen=True)
 class Program:
@@ -124,7 +147,10 @@ class Child:
             self.close()  # Ctrl-C: an answer that comes later must not be taken for another's
             raise
         if not line:
-            self._fail(f"{runtime} died while it was asked to {do}: {self._ending()}")
+            code = self._process.wait(timeout=60)
+            what = f"{runtime} died while it was asked to {do}: {ending(code)}"
+            features = machine.facts()["cpu_features"] if runtime == "llama.cpp" else ()
+            self._fail(what, crash_hint(code, features))
         answer = json.loads(line)
         if answer.get("errno") is not None:
             self.close()
@@ -144,15 +170,7 @@ class Child:
                 if left <= WAIT_SECONDS:
                     raise
 
-    def _ending(self) -> str:
-        code = self._process.wait(timeout=60)
-        if code >= 0:
-            return f"exit code {code}"
-        with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(-code).name}"
-        return f"signal {-code}"
-
-    def _fail(self, what: str) -> NoReturn:
+    def _fail(self, what: str, hint: str | None = None) -> NoReturn:
         lines = self.last_lines()
         self.close()
         for module, package in self._program.packages.items():
@@ -165,7 +183,8 @@ class Child:
         raise RuntimeFailure(
             f"{what}; its last lines:{said}" if said else what,
             where=str(self._model),
-            hint=f"the file may be damaged or made for another version of {self._program.runtime}",
+            hint=hint
+            or f"the file may be damaged or made for another version of {self._program.runtime}",
         )
 
     def last_lines(self) -> list[str]:

@@ -18,9 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "edgedistill.stamp"
+LLAMA_STAMP = VENV / "llama.stamp"
 CONSTRAINTS = ROOT / "constraints.txt"
-LEAN = ROOT / "cmake" / "llama-lean.cmake"
-SHAPING = (ROOT / "pyproject.toml", CONSTRAINTS, LEAN, Path(__file__))
+LLAMA_BUILD = ROOT / "cmake" / "llama-build.cmake"
+AMX = LLAMA_BUILD.with_name("amx_tile_config.h")
+SHAPING = (ROOT / "pyproject.toml", CONSTRAINTS, LLAMA_BUILD, AMX, Path(__file__))
 EXTRAS = "build,dev"
 
 
@@ -85,9 +87,22 @@ def install(*arguments: str, environment: dict[str, str] | None = None) -> None:
 def install_llama() -> None:
     # Without the parts that nothing here calls it builds in half the time. A caller's own flags
     # (-DGGML_CUDA=on) come last and win.
-    lean = f"-DLLAVA_BUILD=OFF {shlex.quote(f'-DCMAKE_PROJECT_INCLUDE={LEAN.as_posix()}')}"
-    flags = f"{lean} {os.environ.get('CMAKE_ARGS', '')}".strip()
-    install("llama-cpp-python[server]", environment={"CMAKE_ARGS": flags})
+    ours = shlex.quote(f"-DCMAKE_PROJECT_INCLUDE={LLAMA_BUILD.as_posix()}")
+    flags = f"-DLLAVA_BUILD=OFF {ours} {os.environ.get('CMAKE_ARGS', '')}".strip()
+    environment, wanted = {"CMAKE_ARGS": flags}, compiled_from(flags)
+    if not LLAMA_STAMP.is_file() or LLAMA_STAMP.read_text("utf-8") != wanted:
+        # Neither pip's cache of wheels nor what is installed knows by which flags it was compiled.
+        fresh = ("--force-reinstall", "--no-deps", "--no-cache-dir")
+        install(*fresh, "llama-cpp-python", environment=environment)
+        LLAMA_STAMP.write_text(wanted, "utf-8")
+    install("llama-cpp-python[server]", environment=environment)
+
+
+def compiled_from(flags: str) -> str:
+    """Changes with anything that decides what llama.cpp's library is."""
+    pins = [line for line in CONSTRAINTS.read_text("utf-8").splitlines() if "llama" in line]
+    parts = [flags, *pins, *(file.read_text("utf-8") for file in (LLAMA_BUILD, AMX))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 STEPS: tuple[tuple[str, Callable[[], None]], ...] = (

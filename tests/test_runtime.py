@@ -15,6 +15,7 @@ import psutil
 import pytest
 import tiny
 
+from edgedistill.child import AMX_HINT, crash_hint
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
@@ -68,6 +69,35 @@ def test_a_streamed_answer_counts_tokens_as_a_whole_one_does(model: Path) -> Non
     assert whole.completion_tokens > 1
     assert streamed.completion_tokens == whole.completion_tokens
     assert streamed.prompt_tokens == whole.prompt_tokens > 0
+
+
+def test_a_server_that_dies_while_it_is_used(model: Path) -> None:
+    call = Call("p", "m", ({"role": "user", "content": "the others"},), {"max_tokens": 4}, "v")
+    died = r"(?s)model\.gguf.*died while it was asked"
+    with pytest.raises(RuntimeFailure, match=died):
+        ask_a_server_that_is_killed(model, call)
+
+
+def ask_a_server_that_is_killed(model: Path, call: Call) -> None:
+    with (
+        serve(model, "m", threads=1, context_tokens=256, port=None, start_seconds=60) as server,
+        TeacherClient(server.endpoint, 60, 1, 1) as client,
+    ):
+        psutil.Process(server.pid).kill()
+        client.ask(call)
+
+
+@pytest.mark.parametrize(
+    ("code", "features", "hint"),
+    [
+        (-signal.SIGSEGV, ["avx2", "amx_int8"], AMX_HINT),
+        (-signal.SIGSEGV, ["avx2"], None),
+        (-signal.SIGABRT, ["amx_int8"], None),
+        (1, ["amx_int8"], None),
+    ],
+)
+def test_what_a_crash_tells(code: int, features: list[str], hint: str | None) -> None:
+    assert crash_hint(code, features) == hint
 
 
 @pytest.mark.parametrize("text", [PROMPT, "näïve 中文 🙂", " \n\t x"])

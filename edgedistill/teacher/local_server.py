@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import machine
-from edgedistill.errors import MissingTool, RuntimeFailure, TeacherError
+from edgedistill.child import crash_hint, ending
+from edgedistill.errors import CollectError, MissingTool, RuntimeFailure, TeacherError
 from edgedistill.memory import SERVER_MODULE, TEACHER
 from edgedistill.teacher.client import Endpoint
 from edgedistill.teacher.local_answers import BATCH_TOKENS, Recorder, answer_alike, compute_in
@@ -68,7 +69,8 @@ def serve(
     Raises:
         MissingTool: the server's packages are not installed.
         TeacherError: the port that the recipe pins is in use.
-        RuntimeFailure: the server died (with its last lines) or was not ready in `start_seconds`.
+        RuntimeFailure: the server died (with its last lines), while loading or while it was used
+            and could not be reached any more; or it was not ready in `start_seconds`.
     """
     _require("llama_cpp", "uvicorn", "fastapi")
     chosen = _port(port)
@@ -89,8 +91,16 @@ def serve(
         reader.start()
         _wait_until_ready(process, endpoint, model, start_seconds, reader, lines)
         yield Server(endpoint, process.pid, time.monotonic() - started)
+    except (CollectError, TeacherError) as error:
+        if process.poll() is None:
+            raise
+        raise _died(process, model, "while it was asked", reader, lines) from error
     finally:
         _stop(process)
+        if reader.is_alive():
+            reader.join(1.0)  # closing what it reads would end it with an error
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _require(*modules: str) -> None:
@@ -148,15 +158,8 @@ def _wait_until_ready(
 ) -> None:
     deadline = time.monotonic() + start_seconds
     while not _is_ready(endpoint):
-        status = process.poll()
-        if status is not None:
-            reader.join(1.0)
-            listed = "\n".join(f"    {line}" for line in lines)
-            raise RuntimeFailure(
-                f"the local teacher died while loading (status {status}); it said last:\n{listed}",
-                where=str(model),
-                hint="is this a whole GGUF file, and is there memory enough for it?",
-            )
+        if process.poll() is not None:
+            raise _died(process, model, "while loading", reader, lines)
         if time.monotonic() > deadline:
             raise RuntimeFailure(
                 f"the local teacher was not ready after {start_seconds:g} s",
@@ -164,6 +167,24 @@ def _wait_until_ready(
                 hint="raise teacher.start_seconds in the recipe",
             )
         time.sleep(POLL_SECONDS)
+
+
+def _died(
+    process: subprocess.Popen[bytes],
+    model: Path,
+    when: str,
+    reader: threading.Thread,
+    lines: Sequence[str],
+) -> RuntimeFailure:
+    reader.join(1.0)
+    listed = "\n".join(f"    {line}" for line in lines)
+    code = process.wait()
+    return RuntimeFailure(
+        f"the local teacher died {when} ({ending(code)}); it said last:\n{listed}",
+        where=str(model),
+        hint=crash_hint(code, machine.facts()["cpu_features"])
+        or "is this a whole GGUF file, and is there memory enough for it?",
+    )
 
 
 def _is_ready(endpoint: Endpoint) -> bool:
@@ -191,8 +212,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def main() -> None:
