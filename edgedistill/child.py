@@ -27,10 +27,10 @@ WAIT_SECONDS = 0.5
 LAST_LINES = 8
 
 AMX_HINT = (
-    "this processor has AMX, and GCC 12 makes wrong code of llama.cpp's use of it: in the checkout "
-    "run scripts/setup_env.py, elsewhere install it again without AMX: "
-    "CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-mno-amx-int8 pip install --force-reinstall --no-deps "
-    "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+    "the file may be damaged, or this llama.cpp was compiled by GCC 12, which makes wrong code for "
+    "AMX, and this processor has that: in the checkout run scripts/setup_env.py; elsewhere install "
+    "it again without: CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-mno-amx-int8 pip install --force-reinstall "
+    "--no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
 )
 
 
