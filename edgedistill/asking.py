@@ -26,7 +26,7 @@ from edgedistill.teacher import (
 
 STORE = "traces.db"
 SHOWN_REASONS = 3
-RETRY_HINT = "the same command with --retry-failed asks the failed ones again; answers are kept"
+RETRY_HINT = "`build` or `collect` with --retry-failed asks the failed ones again; answers are kept"
 
 
 class Tally:

@@ -8,6 +8,7 @@ Everything heavy is imported inside commands.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes any of them for Ctrl-D
             raise error.__cause__ from None
-        what = "interrupted; what was finished is kept: run the same command again to go on"
+        what = f"interrupted; {settings.interrupted}"
         if settings.json:
             _print_error({"kind": "Interrupted", "what": what}, ended.exit_code)
         click.echo(what, err=True)
@@ -141,7 +142,9 @@ def _show(render: Callable[[Any], RenderableType], value: Any) -> None:
     from edgedistill.console import Shown
 
     # A pipe has no width; a narrow guess would break paths and numbers apart.
-    Console(width=None if sys.stdout.isatty() else 140).print(Shown(render(value)))
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140).print(
+        Shown(render(value))
+    )
 
 
 def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -172,7 +173,11 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         if len(models) > 1 and own["out"] is not None:
             _require_writable(own["out"])
         measure = _of_server if any(map(_is_url, models)) else _of_files
-        results, stopped = measure(context, models, given, workspace, own)
+        try:
+            results, stopped = measure(context, models, given, workspace, own)
+        except BaseException:
+            _leave_no_empty(own["out"])
+            raise
         _show_and_keep(results, kept_in, workspace, own["worst"], show)
         if stopped is not None:
             raise stopped
@@ -184,6 +189,13 @@ def _require_writable(workspace: Path) -> None:
     from edgedistill.artifacts import require_writable
 
     require_writable(workspace)
+
+
+def _leave_no_empty(out: Path | None) -> None:
+    """Remove the folder of results that was made for a sitting that gave none."""
+    if out is not None and out.is_dir():
+        with contextlib.suppress(OSError):  # it has something in it
+            out.rmdir()
 
 
 def _is_url(model: str) -> bool:
@@ -278,6 +290,7 @@ def _of_files(
         plan = Plan(
             own["repeats"], turns=own["turns"], threads=one, more=more, prompts=prompts, check=check
         )
+        context.obj.interrupted = "nothing of this sitting is kept"
         with place_at(at, asked[0].file, own["runner"], own["keep_on_device"], progress) as place:
             return sit_in_turn(asked, plan, progress, place), None
 

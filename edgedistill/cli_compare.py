@@ -67,17 +67,20 @@ def _compare(show: Show) -> Callable[..., None]:
         """
         from edgedistill.compare import compare as lay_out
         from edgedistill.compare import read_for_comparison
-        from edgedistill.result_set import given_twice
+        from edgedistill.result_set import given_twice, left_out
 
         _require_folder(html)
         if workspace is not None and html is None:
             raise UsageError("--workspace is for --html: it draws what the workspace remembers")
         named, base = read_for_comparison(results, baseline)
-        twice = given_twice(results)
-        found = lay_out(named, base, fail_if, ignore_intervals=ignore_intervals, notes=twice)
+        aside = [*given_twice(results), *left_out(results)]
+        found = lay_out(named, base, fail_if, ignore_intervals=ignore_intervals, notes=aside)
         if html is not None:
             _draw(found, named, html, workspace)
         _printed(found, style, show)
+        settings = click.get_current_context().obj
+        if html is not None and not settings.quiet and not settings.json:
+            click.echo(f"drawn: {html}", err=True)
         _exit(found, said=style != "csv")
 
     return compare
@@ -186,6 +189,11 @@ def _exit(found: Compared, *, said: bool) -> None:
         click.get_current_context().exit(MISSED)
     untold = [each for each in found.judged if each.holds is None]
     if untold:
+        if said:
+            count = len({each.condition for each in untold})
+            what = f"{count} condition{'' if count == 1 else 's'} cannot be told, see above"
+            click.echo(f"error: {what}", err=True)
+            click.get_current_context().exit(UNTOLD)
         first = untold[0]
         error = EdgedistillError(
             f"{first.condition}: cannot be told for {first.result}: {first.said}",

@@ -24,6 +24,7 @@ class Settings:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    interrupted: str = "what was finished is kept: run the same command again to go on"
 
 
 def names(kind: library.Kind) -> Callable[..., list[CompletionItem]]:

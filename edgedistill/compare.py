@@ -50,6 +50,7 @@ class Row:
     sha256: str | None  # None, as the fingerprint, of a server
     device: str
     fingerprint: str | None
+    threads: int | None
     made: str
     busy: bool
     figures: dict[str, dict[str, Any]]
@@ -166,6 +167,7 @@ def _row(ours: Named, named: Sequence[Named], baseline: Named | None) -> Row:
         sha256=result.model["sha256"],
         device=_device(result),
         fingerprint=result.device["fingerprint"],
+        threads=result.settings.get("threads"),
         made=result.made,
         busy=bool(result.load["busy"]),
         figures=figures,
@@ -229,14 +231,25 @@ def judge(
     value, how = found["value"], ""
     if apart.in_turn and apart.value is not None:
         value, how = base["value"] * apart.value, f", {apart.value:.3f} of it turn by turn"
-    holds = condition.holds(value, base["value"])
+    measured = holds = condition.holds(value, base["value"])
     if holds and not ignore_intervals:
         holds = _beyond(condition, apart, base["value"])
     bound = condition.bound(base["value"])
     figures = (found["value"], base["value"], bound)
     own_text, base_text, bound_text = in_one_unit(figures, FIGURES[condition.figure].unit)
     said = f"{own_text} against the baseline's {base_text}{how} (bound {bound_text})"
+    if measured and not holds:
+        said += f"; {_noise(apart)}"
     return Judged(condition.text, ours.name, holds, said)
+
+
+def _noise(apart: Difference) -> str:
+    """Why what is measured as beyond a bound does not count as that."""
+    if apart.kind == "ratio":
+        span = f"the interval of the ratio, {apart.low:.3f} to {apart.high:.3f},"
+    else:
+        span = f"the interval of the difference, {apart.low:+.1%} to {apart.high:+.1%},"
+    return f"beyond the bound as measured, but {span} does not tell it from noise"
 
 
 def _beyond(condition: Condition, apart: Difference, base: float) -> bool:
@@ -262,7 +275,7 @@ def _against_number(
     disturbed = ours.result.load["busy"] and FIGURES[condition.figure].of_device
     if disturbed and not ignore_intervals:
         return _untold(condition, ours, BUSY)
-    holds = condition.holds(found["value"], 0.0)
+    measured = holds = condition.holds(found["value"], 0.0)
     nearest = found["high"] if condition.wants_less else found["low"]
     if holds and not ignore_intervals:
         if nearest is None:
@@ -271,6 +284,9 @@ def _against_number(
     figures = (found["value"], condition.offset)
     own_text, bound_text = in_one_unit(figures, FIGURES[condition.figure].unit)
     said = f"{own_text} (bound {bound_text})"
+    if measured and not holds:
+        (end,) = in_one_unit([nearest], FIGURES[condition.figure].unit)
+        said += f"; beyond the bound as measured, but its interval reaches {end}"
     return Judged(condition.text, ours.name, holds, said)
 
 

@@ -19,6 +19,8 @@ ACROSS = 6  # results that fit beside each other on a page
 NUMBER = re.compile(r"(?<=[\d★]) (?=to |[★▲▼=?])|(?<=\d to) (?=[-\d])")
 MARKS = {BETTER: "▲", WORSE: "▼", ALIKE: "=", UNTOLD: "?"}
 STATES = {True: "holds", False: "does not hold", None: "cannot be told"}
+BY_DIFFERENCE = "judged by the interval of the ratio or difference, not by those of the figures"
+COUNTED = ("share",)  # units of figures that are counted, and not spread by processes
 SCALES = {"bytes": ("MB", 1e-6), "share": ("%", 1e2)}  # of a figure's unit: the one shown
 CSV_HEADER = (
     "result", "model", "sha256", "device", "fingerprint", "made", "busy", "figure", "unit",
@@ -65,7 +67,10 @@ def cells(value: Json, row: Json, first: Sequence[str] = ()) -> list[list[str]]:
 def _device(value: Json, row: Json) -> str:
     """Its processor; two kinds of machine with the same one are told apart by fingerprint."""
     same = {each["fingerprint"] for each in value["rows"] if each["device"] == row["device"]}
-    return row["device"] if len(same) == 1 else f"{row['device']} ({row['fingerprint'][:6]})"
+    if len(same) == 1:
+        return str(row["device"])
+    threads = "" if row["threads"] is None else f", {row['threads']} threads"
+    return f"{row['device']} ({str(row['fingerprint'])[:6]}{threads})"
 
 
 def _scale(value: Json, name: str) -> tuple[str, float]:
@@ -91,6 +96,8 @@ def _spread(figure: Json, scale: float) -> list[str]:
     """The interval in one line, or no line where both its ends are written alike."""
     if figure["low"] is None or figure["high"] is None:
         return ["unbounded"]
+    if figure["unit"] not in COUNTED and figure["high"] - figure["value"] > figure["value"]:
+        return ["unknown"]
     low, high = (_digits(figure[name] * scale) for name in ("low", "high"))
     return [] if low == high else [f"{low} to {high}"]
 
@@ -149,14 +156,13 @@ def conditions(value: Json) -> list[str]:
 def legend(value: Json) -> str:
     """What the marks of the table mean; "" where it has none."""
     shown = {name for row in value["rows"] for name in row["best"]} & set(columns(value))
-    best = f"{BEST} better than every other beyond the intervals" if shown else ""
-    if value["baseline"] is None:
-        return best
-    against = (
-        f"against {value['baseline']}: ▲ better and ▼ worse beyond the intervals, = neither, ? "
-        "cannot be told (another device, a bundle, or other work disturbed one of the two)"
-    )
-    return f"{best}; {against}" if best else against
+    parts = [f"{BEST} better than every other (timings: of the same device)"] if shown else []
+    if value["baseline"] is not None:
+        parts.append(
+            f"against {value['baseline']}: ▲ better and ▼ worse, = neither, ? cannot be told "
+            "(another device, a bundle, or other work disturbed one of the two)"
+        )
+    return "; ".join([*parts, BY_DIFFERENCE]) if parts else ""
 
 
 def caption(value: Json) -> str:

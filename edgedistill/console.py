@@ -251,10 +251,15 @@ def counted(done: float, total: float | None, unit: str) -> str:
     return f"{count} {unit}".strip()
 
 
+SLOW = 0.1  # a second: a rate that would be written as next to nothing
+
+
 def speed(rate: float, unit: str) -> str:
-    """`2.1 steps/s`."""
+    """`2.1 steps/s`, and of what takes long `38 s each`."""
     if unit == "bytes":
         return f"{size(rate)}/s"
+    if 0 < rate < SLOW:
+        return f"{duration(1 / rate)} each"
     return f"{rate:,.1f} {unit or ''}/s".replace(" /s", "/s")
 
 

@@ -103,7 +103,10 @@ class _Reader:
         factor, offset = self._bound(FIGURES[figure].unit)
         if factor is None and self._now.text == BASELINE:
             raise self._wrong(self._now, f"a `*` is missing before `{BASELINE}`")
-        self._take("end", "the end, or + or - and a number behind `baseline`")
+        self._take(
+            "end",
+            "the end, a unit that fits (ms, s, MB, %), or + or - and a number behind `baseline`",
+        )
         return Condition(self.text, figure, sign.text, factor, offset)
 
     def _bound(self, unit: str) -> tuple[float | None, float]:

@@ -35,6 +35,8 @@ class Kept:
         except OSError as error:
             raise self.refused(file, f"it cannot be read: {error.strerror}") from error
         except ValueError as error:
+            if is_gguf(file):
+                raise self.refused(file, f"it is a model, and no {self.noun} of one") from error
             what = f"it is incomplete, cut off or damaged: {error}"
             raise self.refused(file, what, f"make it again: {self.hint}") from error
         if not isinstance(value, dict) or value.get("kind") != self.kind:
@@ -61,11 +63,28 @@ class Kept:
         return self.refused(file, what, hint)
 
 
+def is_gguf(file: Path) -> bool:
+    """Whether it begins as GGUF files do."""
+    with file.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
+
+
 def is_of_another_kind(file: Path, kind: str) -> bool:
-    """Whether it is a whole file of ours, but of another kind."""
+    """Whether it is whole, and says that it is of another kind, or of none."""
+    found = _kind(file)
+    return found is not None and found != kind
+
+
+def is_foreign(file: Path) -> bool:
+    """Whether it is whole, and of none of our kinds."""
+    found = _kind(file)
+    return found is not None and not found.startswith(OURS)
+
+
+def _kind(file: Path) -> str | None:
+    """Its kind, "" where it has none; None where it cannot be read."""
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
-        return False
-    found = value.get("kind") if isinstance(value, dict) else None
-    return isinstance(found, str) and found.startswith(OURS) and found != kind
+        return None
+    return str(value.get("kind", "")) if isinstance(value, dict) else ""

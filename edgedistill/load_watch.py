@@ -35,6 +35,12 @@ class Load:
         return max((each for each in (self.before, self.during) if each is not None), default=None)
 
     @property
+    def told(self) -> str:
+        """Both that are known, in words."""
+        times = ((self.before, "before"), (self.during, "while it was measured"))
+        return " and ".join(f"{share:.0%} {when}" for share, when in times if share is not None)
+
+    @property
     def busy(self) -> bool | None:
         """Whether other work may have disturbed the figures; None where nothing is known."""
         return None if self.others is None else self.others > BUSY_SHARE

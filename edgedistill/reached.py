@@ -69,9 +69,9 @@ class Reach:
 @dataclass(frozen=True)
 class Predicted:
     """What a file should do in tokens/s on `on`, by the shares that it reached at `by` (a result);
-    `busy`: these are too low, as other work disturbed that.
-    On a device that was measured, too, `decode_error` and `prefill_error` are predicted over
-    measured, less 1; else None."""
+    `busy`: other work disturbed that, or the sitting at `on`.
+    On a device that was measured, too, and both undisturbed, `decode_error` and `prefill_error` are
+    predicted over measured, less 1; else None."""
 
     model: str
     by: str
@@ -126,6 +126,12 @@ def predict(named: Sequence[Named], targets: Sequence[Target]) -> Predictions:
 
 
 def _require_roofline(each: Named) -> None:
+    if each.result.roofline is None and each.file.is_dir():
+        raise ArtifactError(
+            "a build does not measure the ceilings of its device",
+            where=str(each.file),
+            hint="measure the bundle: edgedistill bench BUNDLE --out FILE",
+        )
     if each.result.roofline is None:
         raise ArtifactError(
             "it has no ceilings of its device: its notes say why; a server's are not known, nor a "
@@ -167,15 +173,16 @@ def _rates(result: Result, bandwidth_gb_s: float, compute_gflops: float) -> tupl
 def _checked(ours: Named, there: Named) -> Predicted:
     roof, figures = _roofline(there.result), there.result.figures
     decode, prefill = _rates(ours.result, roof["bandwidth_gb_s"], roof["compute_gflops"])
+    busy = bool(ours.result.load["busy"] or there.result.load["busy"])
     return Predicted(
         model=ours.result.model["name"],
         by=ours.name,
         on=there.name,
         decode=decode,
         prefill=prefill,
-        decode_error=decode / figures[DECODE].value - 1,
-        prefill_error=prefill / figures[PREFILL].value - 1,
-        busy=bool(ours.result.load["busy"]),
+        decode_error=None if busy else decode / figures[DECODE].value - 1,
+        prefill_error=None if busy else prefill / figures[PREFILL].value - 1,
+        busy=busy,
     )
 
 
@@ -215,6 +222,13 @@ def _notes(named: Sequence[Named], checked: Sequence[Predicted]) -> list[str]:
         for each in named
         if each.result.load["busy"]
     ]
+    for each in named:
+        threads = each.result.settings.get("threads")
+        cores = each.result.device.get("physical_cores")
+        if threads is not None and cores is not None and threads < cores:
+            notes.append(
+                f"{each.name}: measured with {threads} of {cores} cores, and so are its ceilings"
+            )
     if not checked:
         notes.append(
             "no file was measured on two devices: how far these predictions are off is not known"

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgedistill.bundle_result import is_bundle, read_bundle
 from edgedistill.errors import ArtifactError, UsageError
-from edgedistill.kept_file import is_of_another_kind
+from edgedistill.kept_file import is_foreign, is_of_another_kind
 from edgedistill.result_file import KIND, Result, read_result
 
 MAKE = "make a result with `edgedistill bench MODEL --out FILE`"
@@ -41,6 +41,16 @@ def read_all(paths: Sequence[Path]) -> list[Named]:
     results = [read_bundle(file) if file.is_dir() else read_result(file) for file in shown]
     names = _names(shown)
     return [Named(*each) for each in zip(names, shown, results, strict=True)]
+
+
+def left_out(paths: Sequence[Path]) -> list[str]:
+    """Notes on the JSON files of folders that are none of ours."""
+    found = []
+    for folder in (path for path in paths if path.is_dir() and not is_bundle(path)):
+        foreign = [file.name for file in sorted(folder.glob("*.json")) if is_foreign(file)]
+        if foreign:
+            found.append(f"{folder}: {', '.join(foreign)}: no results, and left out")
+    return found
 
 
 def given_twice(paths: Sequence[Path]) -> list[str]:

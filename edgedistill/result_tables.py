@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,9 @@ from edgedistill.tables import line, table_of
 Row = Mapping[str, Any]
 UNIT = re.compile(r"\s")  # before it; a no-break space, too
 OF_P99 = 100  # values from which it is more than the largest of them
+ENDLESS = 10_000  # columns
+NAME_WIDTH = 20  # of a result whose column is narrower
+BETWEEN = 3  # columns of the table
 HOLDS = {True: "bold red", False: "green", None: "yellow"}  # a condition of --fail-if
 
 
@@ -77,10 +80,17 @@ def _of_table(value: Row) -> list[str]:
     """How to read the figures, where they are few."""
     said = []
     if any(_is_too_few(name, each) for name, each in value["figures"].items()):
-        said.append(f"p99 of fewer than {OF_P99} values is in the result (--json), not here")
+        said.append(
+            f"p99 of fewer than {OF_P99} values a process is in the result (--json), not here"
+        )
     for noun in ("processes", "passes"):
         if value["figures"] and value["settings"].get(noun) == 2:
-            said.append(f"two {noun}, so the intervals are wide: raise --repeats")
+            but = (
+                " (those of pp512 and tg128 are of --turns)"
+                if value["settings"].get("turns")
+                else ""
+            )
+            said.append(f"two {noun}, so the intervals are wide{but}: raise --repeats")
     return said
 
 
@@ -133,17 +143,65 @@ def _amount(value: float, unit: str) -> str:
 
 def compared(value: Row) -> RenderableType:
     """Results side by side; what else there is to say below."""
-    table = table_of(*("\n".join(lines) for lines in comparison_text.headers(value)))
-    table.columns[0].min_width = 12  # or rich takes all its room for the figures
-    for row in value["rows"]:
-        lines = ["\n".join(cell) for cell in comparison_text.cells(value, row)]
-        table.add_row(*(escape(cell) for cell in lines), end_section=True)
     notes = notes_of(value["notes"])
     found = zip(value["judged"], comparison_text.conditions(value), strict=True)
     judged = [Text(line, style=HOLDS[each["holds"]]) for each, line in found]
     legend = comparison_text.legend(value)
     said = [Text(legend, style="dim")] if legend else []
-    return Group(Text(comparison_text.caption(value)), table, *said, *notes, *judged)
+    caption = Text(comparison_text.caption(value))
+    return Group(caption, _SideBySide(value), *said, *notes, *judged)
+
+
+class _SideBySide:
+    """Results as lines where all their figures fit, and else as columns, so many as fit beside each
+    other: rich cuts numbers, and leaves out columns, that it has no room for."""
+
+    def __init__(self, value: Row) -> None:
+        self._head = comparison_text.headers(value)
+        self._rows = [comparison_text.cells(value, row) for row in value["rows"]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = table_of(*map("\n".join, self._head))
+        for row in self._rows:
+            table.add_row(*(escape("\n".join(cell)) for cell in row), end_section=True)
+        endless = options.update(max_width=ENDLESS)
+        if console.measure(table, options=endless).maximum <= options.max_width:
+            yield table
+        else:
+            yield from self._turned(options.max_width)
+
+    def _turned(self, width: int) -> Iterator[Table]:
+        labels = [", ".join(lines) for lines in self._head[1:]]
+        taken = max(map(len, labels), default=0)
+        chunk: list[list[list[str]]] = []
+        left = width - taken
+        for row in self._rows:
+            needed = _width(row) + BETWEEN
+            if chunk and needed > left:
+                yield _columns(labels, chunk)
+                chunk, left = [], width - taken
+            chunk.append(row)
+            left -= needed
+        yield _columns(labels, chunk)
+
+
+def _width(row: Sequence[Sequence[str]]) -> int:
+    """Of a result's column: its figures whole, its names in lines."""
+    name, *figures = row
+    return max(
+        min(NAME_WIDTH, max(map(len, name))), *(len(line) for cell in figures for line in cell)
+    )
+
+
+def _columns(labels: Sequence[str], rows: Sequence[Sequence[Sequence[str]]]) -> Table:
+    table = table_of("", *(escape("\n".join(row[0])) for row in rows))
+    for column, row in zip(table.columns[1:], rows, strict=True):
+        column.min_width = _width(row)
+        column.max_width = column.min_width
+    for place, label in enumerate(labels, start=1):
+        cells = (escape("\n".join(row[place])) for row in rows)
+        table.add_row(label, *cells, end_section=True)
+    return table
 
 
 def history(value: Row) -> RenderableType:
@@ -193,26 +251,25 @@ def predictions(value: Row) -> RenderableType:
     parts: list[RenderableType] = [table]
     for name, rows in (("predicted for", value["targets"]), ("checked on", value["checked"])):
         if rows:
-            parts.append(_predicted(name, rows, by_share=rows is value["checked"]))
-    if value["checked"]:
+            parts.append(_predicted(name, rows))
+    if value["worst_decode_error"] is not None:
         worst = (value["worst_decode_error"], value["worst_prefill_error"])
         said = "largest error: decode {:+.0%}, prefill {:+.0%}".format(*worst)
         parts.append(Text(said, style="bold"))
     return Group(*parts, *notes_of(value["notes"]))
 
 
-def _predicted(name: str, rows: Sequence[Row], *, by_share: bool) -> Table:
-    """`by_share`: prefill, too, is predicted by what was reached, and not by a profile alone."""
+def _predicted(name: str, rows: Sequence[Row]) -> Table:
     table = table_of("model", "by its share at", name, "decode", "off", "prefill", "off")
     for each in rows:
         table.add_row(
             escape(each["model"]),
-            escape(each["by"]) + (", busy" if each["busy"] else ""),
+            escape(each["by"]),
             escape(each["on"]),
-            f"{_least(each)}{each['decode']:.1f} tokens/s",
-            _off(each["decode_error"]),
-            f"{_least(each) if by_share else ''}{each['prefill']:.0f} tokens/s",
-            _off(each["prefill_error"]),
+            f"{each['decode']:.1f} tokens/s",
+            _off(each, each["decode_error"]),
+            f"{each['prefill']:.0f} tokens/s",
+            _off(each, each["prefill_error"]),
         )
     return table
 
@@ -222,5 +279,7 @@ def _least(each: Row) -> str:
     return "at least " if each["busy"] else ""
 
 
-def _off(error: float | None) -> str:
-    return "not measured" if error is None else f"{error:+.0%}"
+def _off(each: Row, error: float | None) -> str:
+    if error is None:
+        return "busy" if each["busy"] else "not measured"
+    return f"{error:+.0%}"

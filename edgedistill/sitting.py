@@ -253,8 +253,8 @@ def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Pl
     notes = list(CLOCKS[place.clock])
     if load.busy:
         notes.append(
-            f"other work took {load.others:.0%} of this machine's "
-            f"processor time (more than {BUSY_SHARE:.0%}): these figures are no measure of it"
+            f"other work took {load.told} of this machine's processor time (more than "
+            f"{BUSY_SHARE:.0%}): these figures are no measure of it"
         )
     if load.busy is None and place.clock != NONE:
         notes.append("the device does not tell whether other work disturbed these figures")

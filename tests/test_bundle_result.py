@@ -83,8 +83,8 @@ def test_a_condition_on_it_cannot_be_told(run: Run, here: Path, bundle: Path) ->
     write(measured(), here / "r.json")
     words = ["r.json", "--baseline", str(bundle), "--fail-if", "agreement < baseline"]
     done = run("compare", *words)
-    assert (done.code, "cannot be told for r" in done.err) == (1, True), done.err
-    assert "does not hold its answers" in done.err
+    assert (done.code, "cannot be told for r" in done.out) == (1, True), done.err
+    assert "does not hold its answers" in done.out
 
 
 @pytest.mark.parametrize(

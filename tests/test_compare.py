@@ -346,7 +346,8 @@ def test_a_condition_that_cannot_be_told_fails(run: Run, files: Path) -> None:
     write(sample_result(4, busy=True), files / "busy.json")
     done = run("compare", "busy.json", "--baseline", "base.json", "--fail-if", "tg128 < baseline")
     assert done.code == 1
-    assert "cannot be told for busy: other work disturbed the machine" in done.err
+    assert "cannot be told for busy: other work disturbed the machine" in done.out
+    assert done.err == "error: 1 condition cannot be told, see above\n"
 
 
 def test_formats(run: Run, files: Path) -> None:
@@ -393,11 +394,53 @@ def test_a_hollow_marker_is_not_filled_by_its_interval() -> None:
     assert all(axes.lines[0].zorder > bar.zorder for bar in axes.collections)
 
 
+def test_files_of_others_are_left_out_of_a_folder(run: Run, files: Path) -> None:
+    (files / "package.json").write_text('{"name": "app"}', "utf-8")
+    assert "package.json: no results, and left out" in run("compare", ".").out
+    done = run("compare", "package.json")
+    assert (done.code, "package.json: it is no result" in done.err) == (1, True)
+
+
+def test_a_model_in_the_place_of_a_result(run: Run, here: Path) -> None:
+    (here / "m.gguf").write_bytes(b"GGUF\xff\xfe")
+    done = run("compare", "m.gguf")
+    assert (done.code, "m.gguf: it is a model, and no result of one" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 500])
+def test_a_table_is_whole_at_any_width(
+    run: Run, here: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for number in range(4):
+        result = sample_result(number, name=f"a-long-name-of-a-model-{number}")
+        write(result, here / f"r{number}.json")
+    table = run("compare", ".", "--baseline", "r0.json").out
+    wanted = run("compare", ".", "--baseline", "r0.json", "--format", "csv").out
+    assert max(map(len, table.splitlines())) <= columns
+    for label in ("decode", "memory", "agreement", "size"):
+        assert label in table
+    agreement = [row for row in csv.DictReader(io.StringIO(wanted)) if row["figure"] == "agreement"]
+    for row in agreement:
+        low, high = (f"{100 * float(row[end]):.3g}" for end in ("low", "high"))
+        assert f"{low} to {high}" in table
+
+
+def test_noise_is_named_where_a_bound_is_crossed_by_it(run: Run, here: Path) -> None:
+    write(sample_result(1, decode=100.0, noise=0.1), here / "base.json")
+    write(sample_result(2, decode=94.0, noise=0.1), here / "new.json")
+    words = ["compare", "new.json", "--baseline", "base.json"]
+    done = run(*words, "--fail-if", "tg128 < 0.97 * baseline", "--fail-if", "tg128 < 101")
+    assert done.code == 0
+    assert "does not tell it from noise" in done.out
+    assert "beyond the bound as measured, but its interval reaches" in done.out
+
+
 def test_a_page_of_many_results(run: Run, here: Path) -> None:
     for number in range(40):
         write(sample_result(number, name=f"m{number}"), here / f"r{number}.json")
     done = run("compare", ".", "--html", "page.html", "--format", "csv")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "drawn: page.html\n")
     assert "r39" in (here / "page.html").read_text("utf-8")
 
 
@@ -432,7 +475,6 @@ def of_likeness(**change: Any) -> Callable[[str], str]:
     ("change", "said"),
     [
         (cut, "bad.json: it is incomplete, cut off"),
-        (edited(kind="other"), "bad.json: it is no result"),
         (edited(version=2), "bad.json: it is of version 2, and this reads 1"),
         (edited(figures={"tg128": 3}), "bad.json: it is damaged"),
         (edited(model={"name": "x"}), "bad.json: it is damaged: model lacks sha256, bytes"),

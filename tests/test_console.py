@@ -111,6 +111,7 @@ def test_witness_passes_everything_on() -> None:
         (speed(1e6, "bytes"), "1 MB/s"),
         (speed(2.14, "calls"), "2.1 calls/s"),
         (speed(2.14, ""), "2.1/s"),
+        (speed(1 / 38, "processes"), "38 s each"),
     ],
 )
 def test_figures(shown: str, text: str) -> None:

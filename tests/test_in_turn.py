@@ -116,7 +116,7 @@ def test_the_command_keeps_a_file_for_each(
     results = [read_result(file) for file in kept]
     assert len({each.sitting for each in results}) == 1
     assert [done.err.count(f"kept: {Path('r') / file.name}\n") for file in kept] == [1, 1, 1]
-    assert done.out.count("pp512") == 3
+    assert done.out.count("pp512  ") == 3
     calm = [replace(each, load={**each.load, "busy": False}) for each in results]
     for figure, by_turn in (("tg128", True), ("pp512", True), ("load", False)):
         found = difference(figure, calm[1], calm[0])

@@ -18,7 +18,7 @@ from edgedistill.ceilings import measure_ceilings
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.reached import predict
 from edgedistill.result_file import Result, read_result, write_result
-from edgedistill.result_set import Named
+from edgedistill.result_set import Named, read_all
 from edgedistill.target import load_target
 
 MB, PARAMETERS = 100e6, 100e6
@@ -103,8 +103,17 @@ def test_what_a_disturbed_sitting_reached_is_the_least(
     write_result(replace(busy, load={"busy": True}), tmp_path / "a.json")
     write_result(on_device("b", 20, 100, 80), tmp_path / "b.json")
     found = run("predict", str(tmp_path), "--target", "phone")
-    assert found.out.count("at least ") == 2 + 1 + 2  # reached; on phone decode alone; checked
-    assert "a, busy" in found.out
+    assert found.out.count("at least ") == 2  # its shares
+    assert "largest error" not in found.out
+    (there, *_, back) = predict(read_all([tmp_path]), []).checked
+    assert (there.decode_error, back.prefill_error) == (None, None)
+
+
+def test_sittings_with_fewer_threads_than_cores_say_so() -> None:
+    here = on_device("a", 10, 100, 50)
+    few = replace(here, settings={"threads": 1}, device={**here.device, "physical_cores": 16})
+    (said, _) = predict(named(few), []).notes
+    assert "measured with 1 of 16 cores" in said
 
 
 def test_ceilings_of_this_machine() -> None:
