@@ -83,7 +83,9 @@ def ask_a_server_that_is_killed(model: Path, call: Call) -> None:
         serve(model, "m", threads=1, context_tokens=256, port=None, start_seconds=60) as server,
         TeacherClient(server.endpoint, 60, 1, 1) as client,
     ):
-        psutil.Process(server.pid).kill()
+        process = psutil.Process(server.pid)
+        process.kill()
+        process.wait(20)  # so that the call finds nobody
         client.ask(call)
 
 
