@@ -2,12 +2,12 @@
 
     python benchmarks/genai_benchmark.py BENCHMARK_E2E MODEL_FOLDER... [--rounds 5] [--threads N]
 
-BENCHMARK_E2E is benchmark/python/benchmark_e2e.py of a checkout of onnxruntime-genai; it needs
-pandas and tqdm (`--python` names an environment that has them). It decodes behind its prompt and
-takes the most likely token each time; ours behind 512 random ones (tg128@d512). Both get
-the same threads, which do not spin while they wait. Every round runs each model in both, who goes
-first alternating. Prints JSON: tokens/s of both, and ours / theirs as a median over rounds with its
-middle half.
+BENCHMARK_E2E is benchmark/python/benchmark_e2e.py of a checkout of onnxruntime-genai (with the
+files beside it); it needs pandas and tqdm (`--python` names an environment that has them). It
+decodes behind its prompt and takes the most likely token each time; ours behind 512 random ones
+(tg128@d512). Both get the same threads, which do not spin while they wait. Every round runs each
+model in both, who goes first alternating. Prints JSON: tokens/s of both, and ours / theirs as a
+median over rounds with its middle half.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def _theirs(python: str, program: Path, model: Path, threads: int) -> Rates:
             1,
         ]
         words += ["--use_random_tokens", "--chat_template", "{input}", "-o", out]
-        subprocess.run([str(w) for w in words], capture_output=True, check=True, cwd=place)
+        done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=place)
+        if done.returncode:
+            sys.exit(f"{program}: {done.stderr.strip() or f'exit code {done.returncode}'}")
         (record,) = json.loads(out.with_suffix(".json").read_text("utf-8"))
     told = record["metrics"]
     return {
