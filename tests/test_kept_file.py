@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgedistill.errors import ArtifactError
-from edgedistill.kept_file import Kept, is_of_another_kind
+from edgedistill.kept_file import Kept, is_foreign, is_of_another_kind
 
 THING = Kept("edgedistill-thing", 2, "thing", ("made",), "things are made by hand")
 
@@ -65,5 +65,11 @@ def test_other_kinds_of_ours(tmp_path: Path) -> None:
     file = kept(tmp_path)
     assert is_of_another_kind(file, "edgedistill-other")
     assert not is_of_another_kind(file, THING.kind)
-    file.write_text('{"kind": "of somebody else"}', "utf-8")
+    assert not is_foreign(file)
+    for text in ('{"kind": "of somebody else"}', "{}", "[1]"):
+        file.write_text(text, "utf-8")
+        assert is_of_another_kind(file, THING.kind)
+        assert is_foreign(file)
+    file.write_text('{"kind": ', "utf-8")  # cut off: which kind it was is not known
     assert not is_of_another_kind(file, THING.kind)
+    assert not is_foreign(file)
