@@ -20,12 +20,24 @@ BLOCK = {"blk.0.attn_q.weight": (100, 1000), "token_embd.weight": (40, 300)}
 def test_tied_embedding_is_read_as_the_head() -> None:
     load = load_from(BLOCK, KEYS)
     # KV: 2 blocks x 4 heads x (8 + 8) entries x 2 bytes
-    assert load == Load(weight_bytes=140, parameters=1300, kv_bytes_per_token=256)
+    # read for each token, and multiplied with a prompt's last one alone
+    assert load == Load(weight_bytes=140, parameters=1000, kv_bytes_per_token=256)
 
 
 def test_untied_embedding_is_not_read() -> None:
     load = load_from({**BLOCK, "output.weight": (60, 300)}, KEYS)
-    assert (load.weight_bytes, load.parameters) == (160, 1300)
+    assert (load.weight_bytes, load.parameters) == (160, 1000)
+
+
+def test_of_experts_those_in_use_count() -> None:
+    experts = {
+        **BLOCK,
+        "blk.0.ffn_up_exps.weight": (800, 8000),
+        "blk.0.ffn_gate_inp.weight": (8, 8),
+    }
+    keys = {**KEYS, "expert_count": 8, "expert_used_count": 2}
+    load = load_from(experts, keys)
+    assert (load.weight_bytes, load.parameters) == (140 + 200 + 8, 1000 + 2000 + 8)
 
 
 def test_heads_may_differ_by_block_and_have_their_own_width() -> None:

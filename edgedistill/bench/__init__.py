@@ -153,7 +153,7 @@ def _identity(build: Build, shared: Unquantized) -> Identity:
         inputs["variant"] = build.variant.checkpoint.digest
     return Identity(
         stage="bench",
-        version=7,
+        version=8,
         spec={
             "recipe": {"name": recipe.name, "description": recipe.description},
             "bench": recipe.bench.model_dump(mode="json", exclude=NOT_EVERYWHERE),

@@ -17,17 +17,26 @@ from edgedistill.runtimes import ONNX, open_runtime
 from edgedistill.target import Roofline
 
 KV_BYTES = 2  # llama.cpp keeps keys and values in f16 unless told otherwise
+MAY_STAND = (
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "expert_count",
+    "expert_used_count",
+)  # fmt: skip
+EMBEDDING = "token_embd.weight"
+EXPERTS = "_exps."  # in the name of a tensor that holds all of a block's
 FIELDS = {"roofline", *Roofline.model_fields}
 FORMULA = (
     "decode tokens/s = efficiency x bandwidth / (weight bytes read per token + KV bytes at the "
-    "mean context); prefill tokens/s = compute / (2 x parameters read); end to end = prompt / "
-    "prefill + (answer - 1) / decode; an untied input embedding is not read"
+    "mean context); prefill tokens/s = compute / (2 x parameters multiplied with every token of "
+    "the prompt); end to end = prompt / prefill + (answer - 1) / decode; an untied input embedding "
+    "is not read, llama.cpp multiplies the head with a prompt's last token alone, and of experts "
+    "those in use count"
 )
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one token costs a model: bytes and parameters read, and KV bytes a context token."""
+    """What one token costs a model: `weight_bytes` read in decoding, `parameters` multiplied with
+    each token of a prompt, and KV bytes a context token."""
 
     weight_bytes: int
     parameters: int
@@ -56,15 +65,15 @@ def load_of(model: Path) -> Load:
         names = ("block_count", "embedding_length", "attention.head_count")
         arch = reader.fields["general.architecture"].contents()
         needed = {name: reader.fields[f"{arch}.{name}"].contents() for name in names}
-        extra = ("attention.head_count_kv", "attention.key_length", "attention.value_length")
-        given = {n: f.contents() for n in extra if (f := reader.fields.get(f"{arch}.{n}"))}
+        given = {n: f.contents() for n in MAY_STAND if (f := reader.fields.get(f"{arch}.{n}"))}
         return load_from(sizes, {**needed, **given})
     except (OSError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         raise RuntimeFailure(f"not a GGUF file we can size: {error}", where=str(model)) from error
 
 
 def onnx_load(facts: Mapping[str, Any], keys: Mapping[str, str]) -> Load:
-    """The load from a runtime's facts and genai_config.json's keys; its KV cache is fp32."""
+    """The load from a runtime's facts and genai_config.json's keys; its KV cache is fp32, and its
+    graph multiplies the head with every token of a prompt."""
     looked_up = facts["lookup_parameters"]
     layers, heads, size = (
         int(keys[f"model.decoder.{name}"])
@@ -81,17 +90,27 @@ def load_from(sizes: Mapping[str, tuple[int, int]], keys: Mapping[str, Any]) -> 
     """The load from `{tensor: (bytes, elements)}` and the architecture's keys.
 
     With an `output.weight` the input embedding is only looked up, one row a token; without one it
-    is tied and read in full as the head.
+    is tied and read in full as the head. llama.cpp multiplies the head with those tokens alone
+    whose logits are asked for, of a prompt the last. Of experts a token reads those it is sent to.
     """
-    untied = "output.weight" in sizes
-    read = [size for name, size in sizes.items() if not (untied and name == "token_embd.weight")]
+    head = "output.weight" if "output.weight" in sizes else EMBEDDING
+    used = keys["expert_used_count"] / keys["expert_count"] if keys.get("expert_count") else 1.0
+    read = {
+        name: (size * used, count * used) if EXPERTS in name else (size, count)
+        for name, (size, count) in sizes.items()
+        if name == head or name != EMBEDDING
+    }
     heads = keys["attention.head_count"]
-    head = keys["embedding_length"] // (max(heads) if isinstance(heads, list) else heads)
+    head_width = keys["embedding_length"] // (max(heads) if isinstance(heads, list) else heads)
     kv_heads = keys.get("attention.head_count_kv", heads)
     blocks = keys["block_count"]
     total = sum(kv_heads) if isinstance(kv_heads, list) else kv_heads * blocks
-    width = keys.get("attention.key_length", head) + keys.get("attention.value_length", head)
-    return Load(sum(b for b, _ in read), sum(n for _, n in read), total * width * KV_BYTES)
+    width = sum(keys.get(f"attention.{each}_length", head_width) for each in ("key", "value"))
+    return Load(
+        weight_bytes=round(sum(size for size, _ in read.values())),
+        parameters=round(sum(count for name, (_, count) in read.items() if name != head)),
+        kv_bytes_per_token=total * width * KV_BYTES,
+    )
 
 
 def estimate(
