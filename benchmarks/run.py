@@ -23,7 +23,7 @@ from pathlib import Path
 from hot_path_runs import ROOT, Side, checked_out, find, measure_once
 from judging import ALIKE, LEAST_EFFECT, SLOWER, UNTOLD, Judged, judge
 from run_files import Run, find_baseline
-from side_by_side import SCRIPTS, Script, at_hand, read_inputs, run_script, skipped
+from side_by_side import SCRIPTS, Inputs, Script, at_hand, read_inputs, run_script, skipped
 
 from edgedistill import __version__, machine
 from edgedistill.artifacts import require_writable
@@ -62,7 +62,8 @@ def _arguments() -> argparse.Namespace:
     option("--least-effect", type=float, default=LEAST_EFFECT, help="a share of the time")
     option("--judge-busy", action="store_true", help="judge although other work disturbed it")
     option("--hot-paths-only", action="store_true", help="no scripts")
-    option("--input", action="append", default=[], metavar="NAME=VALUE", help="of a script")
+    option("--input", action="append", default=[], metavar="NAME=VALUE",
+           help="of a script; of a name several for those that take more")  # fmt: skip
     option("--workspace", type=Path, default=Path(".edgedistill"))
     return parser.parse_args()
 
@@ -171,7 +172,7 @@ def _judge(given: argparse.Namespace, run: Run, found: list[Judged], busy: bool)
         _tell(f"{each.name:32} {numbers}{said}")
 
 
-def _scripts(given: argparse.Namespace, inputs: dict[str, str], run: Run, file: Path) -> None:
+def _scripts(given: argparse.Namespace, inputs: Inputs, run: Run, file: Path) -> None:
     named = [script for script in SCRIPTS if script.name in given.only]
     for script in named if given.only else SCRIPTS:
         why = skipped(script, inputs, script in named)
@@ -179,7 +180,7 @@ def _scripts(given: argparse.Namespace, inputs: dict[str, str], run: Run, file: 
         run.write(file)
 
 
-def _done(script: Script, inputs: dict[str, str], why: str | None) -> dict[str, object]:
+def _done(script: Script, inputs: Inputs, why: str | None) -> dict[str, object]:
     if why is not None:
         _tell(f"skipped {script.name}: {why}")
         return {"name": script.name, "skipped": why}

@@ -20,6 +20,8 @@ from edgedistill.errors import UsageError, did_you_mean
 
 HERE = Path(__file__).resolve().parent
 LAST_LINES = 8
+ALL = "}..."
+Inputs = dict[str, tuple[str, ...]]  # by name, all that were given of it
 NEEDED = re.compile(r"\{([A-Z0-9_]+)\}")
 INPUTS = {  # what a script may be given: what it is
     "MODEL": "a GGUF file, such as the model of a bundle in dist/",
@@ -50,8 +52,8 @@ STAGES = {"STUDENT": "student", "CHECKPOINT": "merge", "DATASET": "curate"}
 
 @dataclass(frozen=True)
 class Script:
-    """`arguments` name their inputs in braces; `modules` must be importable. A `slow` one takes
-    hours, and runs only when it is named."""
+    """`arguments` name their inputs in braces, `{INPUT}...` all that were given of it; `modules`
+    must be importable. A `slow` one takes hours, and runs only when it is named."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -68,8 +70,8 @@ SCRIPTS = (
     Script("cli_start"),
     Script("planted_regression"),
     Script("decode_rate", ("{MODEL}",)),
-    Script("llama_bench", ("{LLAMA_BENCH}", "{MODEL}")),
-    Script("genai_benchmark", ("{BENCHMARK_E2E}", "{ONNX_MODEL}"), ("pandas", "tqdm")),
+    Script("llama_bench", ("{LLAMA_BENCH}", "{MODEL}...")),
+    Script("genai_benchmark", ("{BENCHMARK_E2E}", "{ONNX_MODEL}..."), ("pandas", "tqdm")),
     Script("repeatability", ("{MODEL}", "--keep", "{SITTINGS}"), slow=True),
     Script("export_memory", ("{STUDENT}", "{CONVERTER}"), ("sentencepiece",)),
     Script("imatrix_against_llama_cpp", ("{LLAMA_IMATRIX}", "{CHECKPOINT}", "{TEXT}")),
@@ -92,13 +94,13 @@ SCRIPTS = (
 NO_MEASUREMENT = ("banking77_recipe", "peer_autoround", "gpu_time")
 
 
-def read_inputs(given: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE words.
+def read_inputs(given: Sequence[str]) -> Inputs:
+    """NAME=VALUE words, of one name as many as there are.
 
     Raises:
         UsageError: a word is no such pair, or has a name that no script asks for.
     """
-    found = {}
+    found: Inputs = {}
     for word in given:
         name, separator, value = word.partition("=")
         if not separator or not value:
@@ -108,11 +110,11 @@ def read_inputs(given: Sequence[str]) -> dict[str, str]:
             raise UsageError(
                 f"--input {name!r} is no input", hint=did_you_mean(name, INPUTS) or listed
             )
-        found[name] = value
+        found[name] = (*found.get(name, ()), value)
     return found
 
 
-def at_hand(workspace: Path) -> dict[str, str]:
+def at_hand(workspace: Path) -> Inputs:
     """What is found without being named: programs on the PATH, and the newest finished stages."""
     found = {name: shutil.which(program) for name, program in PROGRAMS.items()}
     for name, stage in STAGES.items():
@@ -120,7 +122,7 @@ def at_hand(workspace: Path) -> dict[str, str]:
     found["MODEL"] = _newest(Path("dist").glob("*/*.gguf"))
     if found["DATASET"] is not None:
         found["HELD_OUT"] = str(Path(found["DATASET"]) / "held_out.jsonl")
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: (value,) for name, value in found.items() if value is not None}
 
 
 def _newest(paths: Iterable[Path]) -> str | None:
@@ -128,7 +130,7 @@ def _newest(paths: Iterable[Path]) -> str | None:
     return None if newest is None else str(newest)
 
 
-def skipped(script: Script, inputs: Mapping[str, str], named: bool) -> str | None:
+def skipped(script: Script, inputs: Mapping[str, Sequence[str]], named: bool) -> str | None:
     """Why a script is not run, or None."""
     missing = [f"{name} ({INPUTS[name]})" for name in script.needs if name not in inputs]
     if missing:
@@ -140,9 +142,17 @@ def skipped(script: Script, inputs: Mapping[str, str], named: bool) -> str | Non
     return None
 
 
-def run_script(script: Script, inputs: Mapping[str, str]) -> dict[str, Any]:
+def _words(word: str, inputs: Mapping[str, Sequence[str]]) -> list[str]:
+    """An argument with its inputs in it: the first that was given, or of `{INPUT}...` each."""
+    if word.endswith(ALL):
+        (name,) = NEEDED.findall(word)
+        return list(inputs[name])
+    return [word.format_map({name: values[0] for name, values in inputs.items()})]
+
+
+def run_script(script: Script, inputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Its JSON, or its last lines where it failed; what it tells of its work is shown."""
-    words = [word.format_map(inputs) for word in script.arguments]
+    words = [each for word in script.arguments for each in _words(word, inputs)]
     begun = time.monotonic()
     # A file: its standard error is the user's to see while it runs.
     done = subprocess.run(

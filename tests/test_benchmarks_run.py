@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,11 +161,27 @@ def test_every_script_is_in_the_readme() -> None:
 def test_why_a_script_is_skipped() -> None:
     scripts = {script.name: script for script in side_by_side.SCRIPTS}
     assert "needs --input LLAMA_BENCH" in side_by_side.skipped(scripts["llama_bench"], {}, True)
-    slow, inputs = scripts["methods_table"], {"RECIPE": "r"}
+    slow, inputs = scripts["methods_table"], {"RECIPE": ("r",)}
     assert "takes hours" in side_by_side.skipped(slow, inputs, False)
     assert side_by_side.skipped(slow, inputs, True) is None
     lacking = side_by_side.Script("x", modules=("no_such_module",))
     assert "needs the package no_such_module" in side_by_side.skipped(lacking, {}, True)
+
+
+def test_a_script_gets_all_of_an_input_or_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three files beside a peer's program are one command."""
+    started: list[list[str]] = []
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        started.append(words[2:])
+        return SimpleNamespace(returncode=0, stdout="{}")
+
+    monkeypatch.setattr(side_by_side.subprocess, "run", run)
+    inputs = side_by_side.read_inputs(["MODEL=a", "LLAMA_BENCH=program", "MODEL=b"])
+    scripts = {script.name: script for script in side_by_side.SCRIPTS}
+    for name in ("llama_bench", "decode_rate"):
+        side_by_side.run_script(scripts[name], inputs)
+    assert started == [["program", "a", "b"], ["a"]]
 
 
 @pytest.mark.parametrize(("word", "said"), [("MODEL", "NAME=VALUE"), ("MODLE=x", "no input")])
@@ -178,7 +195,7 @@ def test_at_hand_is_the_newest_finished_stage(here: Path) -> None:
         (here / "w" / name).mkdir(parents=True)
     (here / "w" / "curate-1" / "manifest.json").touch()
     found = side_by_side.at_hand(here / "w")
-    assert found["DATASET"].endswith("curate-1")
+    assert found["DATASET"][0].endswith("curate-1")
     assert "CHECKPOINT" not in found
 
 
