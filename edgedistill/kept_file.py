@@ -12,6 +12,7 @@ from typing import Any
 from edgedistill.errors import ArtifactError
 
 OURS = "edgedistill-"  # how each of our kinds begins
+GGUF = b"GGUF"  # how a model does
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Kept:
             ArtifactError: it cannot be read, is cut off, of another kind or version, or lacks one.
         """
         try:
-            value = json.loads(file.read_text("utf-8"))
+            value = _parsed(file)
         except OSError as error:
             raise self.refused(file, f"it cannot be read: {error.strerror}") from error
+        except _IsModel as error:
+            raise self.refused(file, f"it is a model, and no {self.noun} of one") from error
         except ValueError as error:
-            if is_gguf(file):
-                raise self.refused(file, f"it is a model, and no {self.noun} of one") from error
             what = f"it is incomplete, cut off or damaged: {error}"
             raise self.refused(file, what, f"make it again: {self.hint}") from error
         if not isinstance(value, dict) or value.get("kind") != self.kind:
@@ -63,10 +64,18 @@ class Kept:
         return self.refused(file, what, hint)
 
 
-def is_gguf(file: Path) -> bool:
-    """Whether it begins as GGUF files do."""
+class _IsModel(ValueError):
+    """It begins as GGUF files do."""
+
+
+def _parsed(file: Path) -> Any:
+    """What a JSON file holds. It is opened once, since it may be a pipe; a model, which may have
+    many GB, is told by its first bytes."""
     with file.open("rb") as stream:
-        return stream.read(4) == b"GGUF"
+        start = stream.read(len(GGUF))
+        if start == GGUF:
+            raise _IsModel
+        return json.loads((start + stream.read()).decode("utf-8"))
 
 
 def is_of_another_kind(file: Path, kind: str) -> bool:
@@ -84,7 +93,7 @@ def is_foreign(file: Path) -> bool:
 def _kind(file: Path) -> str | None:
     """Its kind, "" where it has none; None where it cannot be read."""
     try:
-        value = json.loads(file.read_text("utf-8"))
+        value = _parsed(file)
     except (OSError, ValueError):
         return None
     return str(value.get("kind", "")) if isinstance(value, dict) else ""

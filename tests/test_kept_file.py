@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,29 @@ def test_a_file_that_is_cut_in_half(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"cut off or damaged.*\n  make it again: things are"):
         THING.read(file)
     assert not is_of_another_kind(file, "edgedistill-other")
+
+
+def test_a_model_is_told_without_reading_it(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    with file.open("wb") as stream:
+        stream.write(b"GGUF")
+        stream.truncate(64 << 20)
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match="it is a model, and no thing of one"):
+        THING.read(file)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    text = kept(tmp_path).read_text("utf-8")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    assert THING.read(pipe)["made"] == "now"
+    writer.join(5)
 
 
 def test_other_kinds_of_ours(tmp_path: Path) -> None:
