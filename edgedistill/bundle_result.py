@@ -164,7 +164,7 @@ def _read(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise _damaged(file, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, f"it is incomplete, cut off or damaged: {error}") from error
     if not isinstance(value, dict):
         raise _damaged(file, "it holds no object")

@@ -198,7 +198,7 @@ def _line(text: str) -> dict[str, Any] | None:
         if value.get("commit") is not None:
             _ = value["commit"]["hash"][:SHORT], value["commit"]["dirty"]
             _require_zone(value["commit"]["committed"] or value["made"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = all(name in value for name in NEEDED) and isinstance(value["figures"], dict)
     return value if whole else None

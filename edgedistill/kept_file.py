@@ -37,7 +37,7 @@ class Kept:
             raise self.refused(file, f"it cannot be read: {error.strerror}") from error
         except _IsModel as error:
             raise self.refused(file, f"it is a model, and no {self.noun} of one") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             what = f"it is incomplete, cut off or damaged: {error}"
             raise self.refused(file, what, f"make it again: {self.hint}") from error
         if not isinstance(value, dict) or value.get("kind") != self.kind:
@@ -96,4 +96,6 @@ def _kind(file: Path) -> str | None:
         value = _parsed(file)
     except (OSError, ValueError):
         return None
+    except RecursionError:  # none of ours nests so deep
+        return ""
     return str(value.get("kind", "")) if isinstance(value, dict) else ""

@@ -401,6 +401,17 @@ def test_files_of_others_are_left_out_of_a_folder(run: Run, files: Path) -> None
     assert (done.code, "package.json: it is no result" in done.err) == (1, True)
 
 
+def test_a_file_that_nests_too_deep(run: Run, files: Path) -> None:
+    deep = "[" * 100_000
+    (files / "deep.json").write_text(deep, "utf-8")
+    assert "deep.json: no results, and left out" in run("compare", ".").out
+    (files / "bundle").mkdir()
+    (files / "bundle" / "manifest.json").write_text(deep, "utf-8")
+    for name, said in (("deep.json", "deep.json: it is"), ("bundle", "manifest.json: this part")):
+        done = run("compare", name)
+        assert (done.code, said in done.err) == (1, True), done.err
+
+
 def test_a_model_in_the_place_of_a_result(run: Run, here: Path) -> None:
     (here / "m.gguf").write_bytes(b"GGUF\xff\xfe")
     done = run("compare", "m.gguf")

@@ -60,7 +60,17 @@ def test_other_prompts_are_another_series(store: Path) -> None:
     assert len(read_history(store, "tg128").series) == 3
 
 
-@pytest.mark.parametrize("torn", ['{"made": "2026-03', '["list"]', "{}", '{"made": 3}', "\x00\x00"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '{"made": "2026-03',
+        '["list"]',
+        "{}",
+        '{"made": 3}',
+        "\x00\x00",
+        pytest.param("[" * 99999, id="deep"),
+    ],
+)
 def test_a_torn_last_line_is_left_out_and_does_not_spoil_the_next(store: Path, torn: str) -> None:
     with (store / STORE).open("a", encoding="utf-8") as stream:
         stream.write(torn)
