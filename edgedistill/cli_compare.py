@@ -67,13 +67,11 @@ def _compare(show: Show) -> Callable[..., None]:
         """
         from edgedistill.compare import compare as lay_out
         from edgedistill.compare import read_for_comparison
-        from edgedistill.result_set import given_twice, left_out
 
         _require_folder(html)
         if workspace is not None and html is None:
             raise UsageError("--workspace is for --html: it draws what the workspace remembers")
-        named, base = read_for_comparison(results, baseline)
-        aside = [*given_twice(results), *left_out(results)]
+        named, base, aside = read_for_comparison(results, baseline)
         found = lay_out(named, base, fail_if, ignore_intervals=ignore_intervals, notes=aside)
         if html is not None:
             _draw(found, named, html, workspace)

@@ -27,7 +27,7 @@ from edgedistill.fail_if import Condition, read_condition
 from edgedistill.figures import FIGURES
 from edgedistill.history import History, read_history
 from edgedistill.result_file import Result
-from edgedistill.result_set import Named, read_all, require_comparable, unmatched
+from edgedistill.result_set import Named, read_noted, require_comparable, unmatched
 
 BUSY = "no measure of the machine: other work disturbed it"
 UNHEARD = "whether other work disturbed its device is not known"
@@ -126,22 +126,24 @@ def compare(
 
 def read_for_comparison(
     paths: Sequence[Path], baseline: Path | None
-) -> tuple[list[Named], Named | None]:
-    """The results, the baseline first and only once, and the baseline among them.
+) -> tuple[list[Named], Named | None, list[str]]:
+    """The results, the baseline first and only once; the baseline among them; and notes on what
+    was given twice or left out.
 
     Raises:
-        ArtifactError, UsageError: as read_all; the baseline is not one file, or stands alone.
+        ArtifactError: as read_all. UsageError: the baseline is not one file, or stands alone.
     """
     if baseline is None:
-        return read_all(paths), None
+        named, notes = read_noted(paths)
+        return named, None, notes
     if baseline.is_dir() and not is_bundle(baseline):
         raise UsageError(
             "--baseline takes one result file or bundle, not a folder of them", where=str(baseline)
         )
-    named = read_all([baseline, *paths])
+    named, notes = read_noted(paths, baseline)
     if len(named) == 1:
         raise UsageError(ALONE, hint="give the results that are held against it, too")
-    return named, named[0]
+    return named, named[0], notes
 
 
 def _condition(text: str, baseline: Named | None) -> Condition:

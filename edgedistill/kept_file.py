@@ -29,7 +29,7 @@ class Kept:
         """Its fields.
 
         Raises:
-            ArtifactError: it cannot be read, is cut off, of another kind or version, or lacks one.
+            ArtifactError: it cannot be read or is cut off, or as `fields`.
         """
         try:
             value = _parsed(file)
@@ -40,6 +40,14 @@ class Kept:
         except (ValueError, RecursionError) as error:
             what = f"it is incomplete, cut off or damaged: {error}"
             raise self.refused(file, what, f"make it again: {self.hint}") from error
+        return self.fields(file, value)
+
+    def fields(self, file: Path, value: Any) -> dict[str, Any]:
+        """Those of a file that was read already, and holds `value`.
+
+        Raises:
+            ArtifactError: it is of another kind or version, or lacks one.
+        """
         if not isinstance(value, dict) or value.get("kind") != self.kind:
             raise self.refused(file, f"it is no {self.noun}: its kind is not {self.kind}")
         if value.get("version") != self.version:
@@ -78,24 +86,26 @@ def _parsed(file: Path) -> Any:
         return json.loads((start + stream.read()).decode("utf-8"))
 
 
-def is_of_another_kind(file: Path, kind: str) -> bool:
-    """Whether it is whole, and says that it is of another kind, or of none."""
-    found = _kind(file)
-    return found is not None and found != kind
+@dataclass(frozen=True)
+class Held:
+    """What a whole JSON file holds, and its kind, "" where it tells none."""
+
+    value: Any
+    kind: str
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is of none of our kinds."""
+        return not self.kind.startswith(OURS)
 
 
-def is_foreign(file: Path) -> bool:
-    """Whether it is whole, and of none of our kinds."""
-    found = _kind(file)
-    return found is not None and not found.startswith(OURS)
-
-
-def _kind(file: Path) -> str | None:
-    """Its kind, "" where it has none; None where it cannot be read."""
+def held_by(file: Path) -> Held | None:
+    """What it holds, whichever kind it is of; None where it cannot be read or is cut off, so that
+    this is not known."""
     try:
         value = _parsed(file)
     except (OSError, ValueError):
         return None
     except RecursionError:  # none of ours nests so deep
-        return ""
-    return str(value.get("kind", "")) if isinstance(value, dict) else ""
+        return Held(None, "")
+    return Held(value, str(value.get("kind", "")) if isinstance(value, dict) else "")

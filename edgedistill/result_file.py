@@ -12,7 +12,7 @@ from typing import Any
 
 from edgedistill.artifacts import write_json
 from edgedistill.figures import SHARES
-from edgedistill.kept_file import Kept
+from edgedistill.kept_file import Held, Kept
 from edgedistill.measures import STATISTICS, Measure
 
 KIND, VERSION = "edgedistill-result", 1
@@ -92,13 +92,13 @@ def write_result(result: Result, file: Path) -> None:
     write_json(file, result.to_json())
 
 
-def read_result(file: Path) -> Result:
-    """Read a result file.
+def read_result(file: Path, held: Held | None = None) -> Result:
+    """Read a result file; `held` is what it holds, where that was looked at already.
 
     Raises:
         ArtifactError: it cannot be read, is cut off, is no result, or is of a later version.
     """
-    value = RESULT.read(file)
+    value = RESULT.read(file) if held is None else RESULT.fields(file, held.value)
     known = {name: value[name] for name in Result.__dataclass_fields__ if name in value}
     try:
         if not isinstance(value["figures"], Mapping):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgedistill.bundle_result import is_bundle, read_bundle
-from edgedistill.errors import ArtifactError, UsageError
-from edgedistill.kept_file import is_foreign, is_of_another_kind
+from edgedistill.errors import ArtifactError
+from edgedistill.kept_file import held_by
 from edgedistill.result_file import KIND, Result, read_result
 
 MAKE = "make a result with `edgedistill bench MODEL --out FILE`"
@@ -25,55 +25,87 @@ class Named:
     result: Result
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A file or bundle as it was named first; `result` is None where it is of another kind, and
+    `is_foreign` where it is of none of ours."""
+
+    path: Path
+    result: Result | None
+    is_foreign: bool = False
+
+
 def read_all(paths: Sequence[Path]) -> list[Named]:
     """The results in files, bundles and folders, in the order given; of a folder that is no bundle
     all of `*.json` and all bundles in it, by name. What is named twice is read once.
 
     Raises:
-        ArtifactError: one of them cannot be read, is incomplete, or is no result. UsageError: there
-            is none.
+        ArtifactError: one of them cannot be read, is incomplete, or is no result, or there is none.
     """
-    files: dict[Path, Path] = {}
+    return read_noted(paths)[0]
+
+
+def read_noted(
+    paths: Sequence[Path], baseline: Path | None = None
+) -> tuple[list[Named], list[str]]:
+    """As read_all, the `baseline` first; with notes on the files that `paths` name more than once,
+    and on the JSON files of folders that are none of ours."""
+    held: dict[Path, _Read] = {}  # by where a file is: a result may be large, and is parsed once
+    first, times, notes = dict[Path, Path](), Counter[Path](), list[str]()
+    if baseline is not None:
+        held[baseline.resolve()] = _named(baseline)
     for path in paths:
-        for file in _files(path):
-            files.setdefault(file.resolve(), file)
-    shown = list(files.values())
-    results = [read_bundle(file) if file.is_dir() else read_result(file) for file in shown]
-    names = _names(shown)
-    return [Named(*each) for each in zip(names, shown, results, strict=True)]
+        inside = _inside(path)
+        for file, read in inside.items():
+            place = file.resolve()
+            passed_over = read is _named and place in held and held[place].result is None
+            if place not in held or passed_over:  # which is an error now that it is named itself
+                held[place] = read(file)
+            first.setdefault(place, file)
+            times[place] += held[place].result is not None
+        notes += _left_out(path, [held[file.resolve()] for file in inside])
+    twice = [place for place, count in times.items() if count > 1]
+    told = [f"{first[place]} is given twice, and stands here once" for place in twice]
+    found = [(each.path, each.result) for each in held.values() if each.result is not None]
+    names = _names([path for path, _ in found])
+    named = [Named(name, *each) for name, each in zip(names, found, strict=True)]
+    return named, [*told, *dict.fromkeys(notes)]
 
 
-def left_out(paths: Sequence[Path]) -> list[str]:
-    """Notes on the JSON files of folders that are none of ours."""
-    found = []
-    for folder in (path for path in paths if path.is_dir() and not is_bundle(path)):
-        foreign = [file.name for file in sorted(folder.glob("*.json")) if is_foreign(file)]
-        if foreign:
-            found.append(f"{folder}: {', '.join(foreign)}: no results, and left out")
-    return found
-
-
-def given_twice(paths: Sequence[Path]) -> list[str]:
-    """Notes on the files that are named more than once, each of which is read once."""
-    every = [file for path in paths for file in _files(path)]
-    times = Counter(file.resolve() for file in every)
-    first = {file.resolve(): file for file in reversed(every)}
-    return [f"{first[file]} is given twice, and stands here once" for file in times
-            if times[file] > 1]  # fmt: skip
-
-
-def _files(path: Path) -> list[Path]:
+def _inside(path: Path) -> dict[Path, Callable[[Path], _Read]]:
+    """What a path names, and how each is read."""
     if not path.is_dir() or is_bundle(path):
-        return [path]
+        return {path: _named}
     bundles = sorted(each for each in path.glob("*") if each.is_dir() and is_bundle(each))
-    # Beside results lie files of `judge` and `evaluate`, which say by themselves what they are.
-    results = [file for file in sorted(path.glob("*.json")) if not is_of_another_kind(file, KIND)]
-    found = [*results, *bundles]
-    if not found:
-        raise UsageError(
+    files = sorted(path.glob("*.json"))
+    return {**dict.fromkeys(files, _beside_others), **dict.fromkeys(bundles, _named)}
+
+
+def _named(path: Path) -> _Read:
+    return _Read(path, read_bundle(path) if path.is_dir() else read_result(path))
+
+
+def _beside_others(file: Path) -> _Read:
+    """In a folder lie files of `judge` and `evaluate`, too, which say by themselves what they are,
+    and files of others."""
+    held = held_by(file)
+    if held is None or held.kind == KIND:
+        return _Read(file, read_result(file, held))
+    return _Read(file, None, held.is_foreign)
+
+
+def _left_out(path: Path, inside: Sequence[_Read]) -> list[str]:
+    """A note on the files of a folder that are none of ours.
+
+    Raises:
+        ArtifactError: it has no result.
+    """
+    if not any(each.result is not None for each in inside):
+        raise ArtifactError(
             "this folder has no result (*.json) and no bundle in it", where=str(path), hint=MAKE
         )
-    return found
+    foreign = [each.path.name for each in inside if each.is_foreign]
+    return [f"{path}: {', '.join(foreign)}: no results, and left out"] if foreign else []
 
 
 def _names(files: Sequence[Path]) -> list[str]:

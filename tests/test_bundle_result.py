@@ -65,7 +65,7 @@ def test_what_was_not_measured_on_the_machine_is_no_figure(here: Path, report: A
 
 def test_nothing_is_judged_that_it_does_not_tell(here: Path, bundle: Path) -> None:
     write(measured(decode=60), here / "r.json")
-    named, base = read_for_comparison([bundle], here / "r.json")
+    named, base, _ = read_for_comparison([bundle], here / "r.json")
     found = compare(named, base)
     row = next(row for row in found.rows if row.from_bundle)
     assert row.name == "support-sql-v1.2"
@@ -113,13 +113,13 @@ def test_two_bundles_of_two_datasets(run: Run, here: Path, bundle: Path) -> None
 def test_of_an_older_result_it_is_not_known(here: Path, bundle: Path) -> None:
     older = sample_result(1, right=first_answers(HELD_OUT))
     write(older, here / "r.json")
-    named, _ = read_for_comparison([here / "r.json", bundle], None)
+    named, *_ = read_for_comparison([here / "r.json", bundle], None)
     assert any("r: its file is from before" in note for note in compare(named).notes)
 
 
 def test_without_prompts_it_may_stand_beside_any(here: Path, bundle: Path) -> None:
     write(without_prompts(sample_result(1)), here / "r.json")
-    named, _ = read_for_comparison([here / "r.json", bundle], None)
+    named, *_ = read_for_comparison([here / "r.json", bundle], None)
     assert len(compare(named).rows) == 2
 
 
@@ -137,7 +137,7 @@ def test_a_sitting_of_its_file_ends_the_chain(here: Path, bundle: Path) -> None:
     made = measured()
     made = replace(made, model={**made.model, "bundle": bundle_facts(bundle, manifest)})
     write(made, here / "r.json")
-    named, _ = read_for_comparison([here / "r.json", bundle], None)
+    named, *_ = read_for_comparison([here / "r.json", bundle], None)
     rows = compare(named).to_json()["rows"]
     assert rows[0]["on_chain"]
     assert models(rows)[-1] == SITTING

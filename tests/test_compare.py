@@ -282,7 +282,7 @@ def files(here: Path) -> Path:
 
 
 def test_folders_and_files_are_read_once(files: Path) -> None:
-    held, base = read_for_comparison([files, files / "slow.json"], files / "base.json")
+    held, base, _ = read_for_comparison([files, files / "slow.json"], files / "base.json")
     assert [each.name for each in held] == ["base", "equal", "slow"]
     assert base is held[0]
 
@@ -291,7 +291,7 @@ def test_equal_names_are_told_apart_by_folder(here: Path) -> None:
     for folder in ("a", "b"):
         (here / folder).mkdir()
         write(BASE, here / folder / "r.json")
-    held, _ = read_for_comparison([Path("a"), Path("b")], None)
+    held, *_ = read_for_comparison([Path("a"), Path("b")], None)
     assert [each.name for each in held] == ["a/r", "b/r"]
 
 
@@ -340,6 +340,14 @@ def test_a_file_given_twice_is_told(run: Run, files: Path) -> None:
     words = ["compare", "base.json", ".", "--baseline", "base.json"]
     assert "note: base.json is given twice, and stands here once" in run(*words).out
     assert "given twice" not in run("compare", ".", "--baseline", "base.json").out
+
+
+def test_each_file_is_parsed_once(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "package.json").write_text('{"name": "app"}', "utf-8")
+    parse, parsed = json.loads, list[str]()
+    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(text), parse(text))[1])
+    done = run("compare", "slow.json", ".", ".", "--baseline", "base.json", "--format", "csv")
+    assert (done.code, len(parsed)) == (0, 4)
 
 
 def test_a_condition_that_cannot_be_told_fails(run: Run, files: Path) -> None:
@@ -397,8 +405,9 @@ def test_a_hollow_marker_is_not_filled_by_its_interval() -> None:
 def test_files_of_others_are_left_out_of_a_folder(run: Run, files: Path) -> None:
     (files / "package.json").write_text('{"name": "app"}', "utf-8")
     assert "package.json: no results, and left out" in run("compare", ".").out
-    done = run("compare", "package.json")
-    assert (done.code, "package.json: it is no result" in done.err) == (1, True)
+    for words in (["package.json"], [".", "package.json"]):
+        done = run("compare", *words)
+        assert (done.code, "package.json: it is no result" in done.err) == (1, True)
 
 
 def test_a_file_that_nests_too_deep(run: Run, files: Path) -> None:
@@ -517,7 +526,7 @@ def test_a_file_that_is_no_result(
     [
         ([], 2, "Missing argument 'RESULT...'"),
         (["none.json"], 1, "none.json: it cannot be read: No such file"),
-        (["empty"], 2, "this folder has no result (*.json)"),
+        (["empty"], 1, "this folder has no result (*.json)"),
         (["bundle"], 1, "this is no bundle"),
         (["base.json", "--baseline", "empty"], 2, "takes one result file or bundle"),
         (["base.json", "--html", "no/page.html"], 2, "there is no folder no; make it first"),

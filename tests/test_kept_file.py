@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgedistill.errors import ArtifactError
-from edgedistill.kept_file import Kept, is_foreign, is_of_another_kind
+from edgedistill.kept_file import Kept, held_by
 
 THING = Kept("edgedistill-thing", 2, "thing", ("made",), "things are made by hand")
 
@@ -61,7 +61,7 @@ def test_a_file_that_is_cut_in_half(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ArtifactError, match=r"cut off or damaged.*\n  make it again: things are"):
         THING.read(file)
-    assert not is_of_another_kind(file, "edgedistill-other")
+    assert held_by(file) is None  # which kind it was is not known
 
 
 def test_a_model_is_told_without_reading_it(tmp_path: Path) -> None:
@@ -87,15 +87,18 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     writer.join(5)
 
 
-def test_other_kinds_of_ours(tmp_path: Path) -> None:
-    file = kept(tmp_path)
-    assert is_of_another_kind(file, "edgedistill-other")
-    assert not is_of_another_kind(file, THING.kind)
-    assert not is_foreign(file)
-    for text in ('{"kind": "of somebody else"}', "{}", "[1]"):
-        file.write_text(text, "utf-8")
-        assert is_of_another_kind(file, THING.kind)
-        assert is_foreign(file)
-    file.write_text('{"kind": ', "utf-8")  # cut off: which kind it was is not known
-    assert not is_of_another_kind(file, THING.kind)
-    assert not is_foreign(file)
+@pytest.mark.parametrize(
+    ("text", "kind", "foreign"),
+    [
+        ('{"kind": "edgedistill-other"}', "edgedistill-other", False),
+        ('{"kind": "of somebody else"}', "of somebody else", True),
+        ("{}", "", True),
+        ("[1]", "", True),
+        pytest.param("[" * 99999, "", True, id="deep"),
+    ],
+)
+def test_kinds(tmp_path: Path, text: str, kind: str, foreign: bool) -> None:
+    (tmp_path / "a.json").write_text(text, "utf-8")
+    held = held_by(tmp_path / "a.json")
+    assert held is not None
+    assert (held.kind, held.is_foreign) == (kind, foreign)
