@@ -7,7 +7,8 @@
 
 A figure is a name of edgedistill.figures; `inter_token.p95` is `inter_token_p95`. `baseline` is the
 same figure of the baseline. A number without a unit is in the figure's own: seconds, bytes, shares
-of 1.
+of 1. Refused are bounds that no share is on the other side of: `agreement < baseline - 3` looks
+like a gate of three points, and would never close.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {  # of a figure's unit: those that f
 }  # fmt: skip
 EVERY_UNIT = tuple(unit for fitting in UNITS.values() for unit in fitting)
 EXAMPLE = "as in `tg128 < 0.97 * baseline`"
+OF_SHARES = "as in `agreement < baseline - 3 %` or `agreement < 0.9`"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class Condition:
     def holds(self, value: float, baseline: float) -> bool:
         """For these two figures, whatever their intervals."""
         return COMPARED[self.sign](value, self.bound(baseline))
+
+
+def _parts_shares(condition: Condition) -> bool:
+    """Whether some share is on the side of the bound that is asked for, and the bound itself could
+    be one (beside a baseline: could be the difference of two)."""
+    if condition.factor is not None:
+        return abs(condition.offset) < 1
+    return 0 <= condition.offset <= 1 and any(condition.holds(end, 0.0) for end in (0.0, 1.0))
 
 
 def figures_like(name: str) -> str:
@@ -100,6 +110,7 @@ class _Reader:
     def condition(self) -> Condition:
         figure = self._figure()
         sign = self._take("sign", "<, <=, > or >=", tuple(COMPARED))
+        start = self._now
         factor, offset = self._bound(FIGURES[figure].unit)
         if factor is None and self._now.text == BASELINE:
             raise self._wrong(self._now, f"a `*` is missing before `{BASELINE}`")
@@ -107,7 +118,22 @@ class _Reader:
             "end",
             "the end, a unit that fits (ms, s, MB, %), or + or - and a number behind `baseline`",
         )
-        return Condition(self.text, figure, sign.text, factor, offset)
+        found = Condition(self.text, figure, sign.text, factor, offset)
+        if factor is not None and factor < 0:
+            raise self._wrong(start, f"`{BASELINE}` cannot be taken a negative number of times")
+        if FIGURES[figure].unit == "share" and not _parts_shares(found):
+            number = next(token for token in reversed(self.tokens) if token.kind == "number")
+            what = "a share is between 0 and 1: all are on one side of this bound"
+            raise self._wrong(number, what, self._meant(found, float(number.text)))
+        return found
+
+    def _meant(self, found: Condition, number: float) -> str:
+        """A hint: the share that may be meant by a number in per cent."""
+        before = f"{BASELINE} - " if found.factor is None and found.offset < 0 else ""
+        percent = self.tokens[-2].text == "%"
+        if percent or not 1 <= number < 100:
+            return OF_SHARES
+        return f"did you mean {before}{number:g} % or {before}{number / 100:g}?"
 
     def _bound(self, unit: str) -> tuple[float | None, float]:
         sign = -1.0 if self._given("-") else 1.0
