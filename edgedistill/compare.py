@@ -26,6 +26,7 @@ from edgedistill.errors import UsageError
 from edgedistill.fail_if import Condition, read_condition
 from edgedistill.figures import FIGURES
 from edgedistill.history import History, read_history
+from edgedistill.paired import LEVEL
 from edgedistill.result_file import Result
 from edgedistill.result_set import Named, read_noted, require_comparable, unmatched
 
@@ -241,34 +242,43 @@ def judge(
     own_text, base_text, bound_text = in_one_unit(figures, FIGURES[condition.figure].unit)
     said = f"{own_text} against the baseline's {base_text}{how} (bound {bound_text})"
     if measured and not holds:
-        said += f"; {_noise(apart)}"
+        said += f"; {_noise(condition, apart, base['value'])}"
     return Judged(condition.text, ours.name, holds, said)
 
 
-def _noise(apart: Difference) -> str:
+def _noise(condition: Condition, apart: Difference, base: float) -> str:
     """Why what is measured as beyond a bound does not count as that."""
     if apart.kind == "ratio":
-        span = f"the interval of the ratio, {apart.low:.3f} to {apart.high:.3f},"
+        why = f"the interval of the ratio, {apart.low:.3f} to {apart.high:.3f},"
+    elif _by_mcnemar(condition, apart, base):
+        why = f"McNemar's test with p {apart.p_value:.2g} (it counts below {LEVEL:g})"
     else:
-        span = f"the interval of the difference, {apart.low:+.1%} to {apart.high:+.1%},"
-    return f"beyond the bound as measured, but {span} does not tell it from noise"
+        why = f"the interval of the difference, {apart.low:+.1%} to {apart.high:+.1%},"
+    return f"beyond the bound as measured, but {why} does not tell it from noise"
 
 
 def _beyond(condition: Condition, apart: Difference, base: float) -> bool:
-    """Whether the interval of the difference excludes that there is none, or the bound, where that
+    """Whether the difference is told from none, or its interval lies beyond the bound, where that
     asks for more than the baseline has."""
     assert apart.low is not None
     assert apart.high is not None
+    if _by_mcnemar(condition, apart, base):
+        return apart.verdict != ALIKE
+    excluded = _excluded(condition, apart, base)
+    return apart.high < excluded if condition.wants_less else apart.low > excluded
+
+
+def _by_mcnemar(condition: Condition, apart: Difference, base: float) -> bool:
+    """Whether answers need only differ: of that McNemar's test is the exact one."""
+    return apart.kind == "difference" and _excluded(condition, apart, base) == 0
+
+
+def _excluded(condition: Condition, apart: Difference, base: float) -> float:
+    """What an interval may not hold: no difference, or the bound."""
     ratio = apart.kind == "ratio"
     same = 1.0 if ratio else 0.0
     bound = condition.bound(base) / base if ratio else condition.bound(base) - base
-    if condition.wants_less:
-        reference, beyond = max(bound, same), apart.high < max(bound, same)
-    else:
-        reference, beyond = min(bound, same), apart.low > min(bound, same)
-    if not ratio and reference == same:  # of no difference McNemar's test is the exact one
-        return apart.verdict != ALIKE
-    return beyond
+    return max(bound, same) if condition.wants_less else min(bound, same)
 
 
 def _against_number(

@@ -456,6 +456,20 @@ def test_noise_is_named_where_a_bound_is_crossed_by_it(run: Run, here: Path) -> 
     assert "beyond the bound as measured, but its interval reaches" in done.out
 
 
+def test_what_mcnemar_decides_is_told_by_its_p() -> None:
+    """Nine prompts lost and two won: the interval excludes 0, and p is .065."""
+    ours = sample_result(2, right=changed(first_answers(), lost=9, gained=2))
+    text = ("agreement < baseline", "agreement < baseline + 0.001")
+    exact, wider = laid(fail_if=text, ours=ours).judged
+    assert exact.holds is False
+    assert "McNemar's test with p 0.065 (it counts below 0.05) does not tell it" in exact.said
+    assert "interval" not in exact.said
+    assert wider.holds is True  # more is asked for than the baseline has, which the interval tells
+    better = sample_result(2, right=changed(first_answers(), lost=2, gained=6))
+    (judged,) = laid(fail_if=("agreement < baseline + 0.02",), ours=better).judged
+    assert "the interval of the difference" in judged.said
+
+
 def test_a_page_of_many_results(run: Run, here: Path) -> None:
     for number in range(40):
         write(sample_result(number, name=f"m{number}"), here / f"r{number}.json")
