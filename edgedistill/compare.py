@@ -6,7 +6,7 @@ interval, what changed against a baseline, and which conditions of a CI hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ BUSY = "no measure of the machine: other work disturbed it"
 UNHEARD = "whether other work disturbed its device is not known"
 ALONE = "there is nothing to hold against the baseline but itself"
 COURSES = ("tg128", "agreement")
-MAY_LACK = ("threads", "power source", "throttled")  # settings that not every result tells
 
 
 @dataclass(frozen=True)
@@ -319,36 +318,42 @@ def _busy(named: Sequence[Named]) -> list[str]:
 
 
 def _unlike(named: Sequence[Named]) -> list[str]:
-    """What differs between results of one device, and may be what their figures tell."""
-    notes = []
+    """What differs, and may be what figures tell: between all that answer the same prompts, and
+    between results of one device."""
+    asked = {each.name: each.result for each in named if each.result.token_mix is not None}
+    notes = _differing({name: _of_answers(result) for name, result in asked.items()})
     for device in dict.fromkeys(device_of(each.result) for each in named):
         here = [each for each in named if device_of(each.result) == device]
-        told = {each.name: _setting(each) for each in here}
-        for name in _setting(here[0]):
-            known = {
-                row: s[name]
-                for row, s in told.items()
-                if name not in MAY_LACK or s[name] is not None
-            }
-            values = {row: str(value) for row, value in known.items()}
-            if len(set(values.values())) > 1:
-                listed = ", ".join(f"{row}: {value}" for row, value in values.items())
-                notes.append(f"{name} differs ({listed})")
+        notes += _differing({each.name: _of_device(each.result) for each in here})
     return notes
 
 
-def _setting(each: Named) -> dict[str, Any]:
-    result = each.result
+def _differing(told: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Notes on settings by row name; what a result does not tell differs from none."""
+    notes = []
+    for name in dict.fromkeys(name for settings in told.values() for name in settings):
+        values = {row: str(each[name]) for row, each in told.items() if name in each}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{row}: {value}" for row, value in values.items())
+            notes.append(f"{name} differs ({listed})")
+    return notes
+
+
+def _of_answers(result: Result) -> dict[str, Any]:
+    names = {"max_tokens": "max_tokens", "system": "system message"}
+    return {label: result.settings[n] for n, label in names.items() if n in result.settings}
+
+
+def _of_device(result: Result) -> dict[str, Any]:
     before = result.conditions.get("before") or {}
     runtime = result.device.get("runtime") or {}
-    return {
+    told = {
         "threads": result.settings.get("threads"),
-        "max_tokens": result.settings.get("max_tokens"),
-        "system message": result.settings.get("system"),
         "power source": before.get("power"),
         "throttled": result.conditions.get("throttled"),
         "runtime": " ".join(str(value) for value in runtime.values()),
     }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def distributions(named: Sequence[Named]) -> dict[str, dict[str, list[float]]]:

@@ -207,6 +207,16 @@ def test_what_differs_on_one_device_is_noted() -> None:
     assert laid(other=other, elsewhere=elsewhere).notes == ["threads differs (base: 2, other: 8)"]
 
 
+def test_other_settings_of_answers_are_noted_on_any_device() -> None:
+    asked = {"threads": 8, "max_tokens": 8, "system": "Be brief."}
+    there = replace(sample_result(2, fingerprint="bbbb"), settings=asked)
+    alone = without_prompts(replace(sample_result(3), settings=asked | {"threads": 2}))
+    assert laid(there=there, alone=alone).notes == [
+        "max_tokens differs (base: 64, there: 8)",
+        "system message differs (base: None, there: Be brief.)",
+    ]
+
+
 def test_a_result_without_prompts_stands_beside_others() -> None:
     row = laid(alone=without_prompts(sample_result(2))).rows[1]
     assert "agreement" not in row.figures
