@@ -30,7 +30,7 @@ from edgedistill.compare import Compared, compare, read_for_comparison
 from edgedistill.differences import ALIKE, BETTER, UNTOLD, WORSE, difference, ratio_of, turns_ratio
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.measures import measure
-from edgedistill.report.comparison import pareto
+from edgedistill.report.comparison import fronts, pareto
 from edgedistill.report.plots import TEACHER, intervals
 from edgedistill.result_file import Result, read_result, write_result
 from edgedistill.result_set import Named
@@ -611,6 +611,24 @@ def test_the_front_holds_what_no_other_beats() -> None:
     fast, middle, right = at(1, 0.7), at(2, 0.8), at(4, 0.9)
     beaten = [at(3, 0.75), at(2, 0.79), at(4, 0.8)]
     assert pareto([right, *beaten, middle, fast]) == [fast, middle, right]
+
+
+def test_each_device_has_a_front_of_its_own() -> None:
+    """Two far servers tell no fingerprint, and a machine elsewhere may be of the same kind."""
+    held = {}
+    for number, (address, known) in enumerate(
+        [("http://a/v1", False), ("http://b/v1", False), ("local", True), ("ssh://c", True)]
+    ):
+        made = sample_result(number, decode=40 + number)
+        device = {**made.device, "address": address}
+        held[f"r{number}"] = replace(
+            made, device=device if known else {**device, "cpu": None, "fingerprint": None}
+        )
+    held["again"] = replace(held["r2"], load={**held["r2"].load, "busy": True})
+    rows = compare(named(**held)).to_json()["rows"]
+    assert [[row["name"] for row in best] for best in fronts(rows)] == [
+        ["r0"], ["r1"], ["r2"], ["r3"],
+    ]  # fmt: skip
 
 
 def drifting(share: float, refused: int = 0) -> Result:

@@ -121,8 +121,7 @@ def _front(figure: Figure, report: Json, narrow: bool) -> None:
             [], [], marker, color=colour, markerfacecolor=PAPER if row["busy"] else colour,
             markersize=8, label=names[place],
         )  # fmt: skip
-    for number, device in enumerate(dict.fromkeys(row["fingerprint"] for row in rows)):
-        best = pareto([row for row in rows if row["fingerprint"] == device and not row["busy"]])
+    for number, best in enumerate(fronts(rows)):
         axes.plot(
             *zip(*map(_place, best), strict=True) if best else ([], []), color=MUTED, linewidth=1.2,
             linestyle=DASHES[number % 4], zorder=1,
@@ -138,6 +137,15 @@ def _front(figure: Figure, report: Json, narrow: bool) -> None:
 
 def _place(row: Json) -> tuple[float, float]:
     return row["figures"][LATENCY]["value"], row["figures"]["agreement"]["value"]
+
+
+def fronts(rows: Sequence[Json]) -> list[Sequence[Json]]:
+    """Of each device its Pareto front; empty where all of its results are busy. A fingerprint is of
+    a kind of machine, and far servers have none: `device` tells where one is."""
+    devices: dict[tuple[str, str | None], list[Json]] = {}
+    for row in rows:
+        devices.setdefault((row["device"], row["fingerprint"]), []).append(row)
+    return [pareto([row for row in held if not row["busy"]]) for held in devices.values()]
 
 
 def pareto(rows: Sequence[Json]) -> list[Json]:
