@@ -95,7 +95,8 @@ def _history(show: Show) -> Callable[..., None]:
     def history(figure: str, workspace: Path, by: str, html: Path | None) -> None:
         """Show a FIGURE of every sitting of bench MODEL over time (by default tg128).
 
-        One line for each model and device, and of what prompts were needed for, for each token mix.
+        One line for each model and device, and for each runtime, number of threads, token mix,
+        check and max_tokens that the figure hangs on.
         """
         from edgedistill import result_tables
         from edgedistill.history import read_history

@@ -13,20 +13,22 @@ import datetime
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgedistill.artifacts import storing
+from edgedistill.artifacts import digest_of, storing
 from edgedistill.commit import SHORT, commit_of
 from edgedistill.differences import value_of
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.fail_if import figures_like, wrapped
-from edgedistill.figures import FIGURES
+from edgedistill.figures import FIGURES, SHARES
 from edgedistill.result_file import Result
 
 STORE = "history.jsonl"
 NEEDED = ("made", "model", "sha256", "device", "fingerprint", "busy", "mix", "figures")
+LATER = ("settings", "runtime", "check")  # which lines of earlier versions lack
+WITHOUT_PROMPTS = ("tg128", "pp512", "load", "bytes")
 DEFAULT = "tg128"
 TICKS = "▁▂▃▄▅▆▇█"
 
@@ -48,14 +50,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A figure over time, oldest first, of models of one name on devices of one kind; what hangs on
-    the prompts also of the same prompts (`mix` is the start of their digest, else "")."""
+    """A figure over time, oldest first, of models of one name on devices of one kind, and of equal
+    settings, as far as the figure hangs on them: what hangs on the prompts of the same prompts
+    (`mix` is the start of their digest, else ""), a share of the same check. None is also what a
+    line of an earlier version does not tell. `apart` says in words what of these differs from other
+    series of the model and device."""
 
     model: str
     device: str
     fingerprint: str
     mix: str
     points: list[Point]
+    threads: int | None = None
+    runtime: str | None = None  # its name
+    check: str | None = None  # its kind and the start of its digest
+    max_tokens: int | None = None
+    apart: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,10 +107,20 @@ def remember(result: Result, workspace: Path) -> None:
         "fingerprint": fingerprint,
         "busy": bool(result.load["busy"]),
         "mix": None if result.token_mix is None else result.token_mix["digest"],
+        "settings": {name: result.settings.get(name) for name in ("threads", "max_tokens")},
+        "runtime": result.device.get("runtime"),
+        "check": _check(result),
         "commit": None if at is None else asdict(at),
         "figures": figures,
     }
     _append(workspace / STORE, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
+def _check(result: Result) -> dict[str, str] | None:
+    """What tells it from another: it may have a whole rubric in it."""
+    if result.check is None:
+        return None
+    return {"kind": result.check["kind"], "digest": digest_of(dict(result.check))}
 
 
 def _append(file: Path, line: bytes) -> None:
@@ -198,29 +218,59 @@ def _line(text: str) -> dict[str, Any] | None:
         if value.get("commit") is not None:
             _ = value["commit"]["hash"][:SHORT], value["commit"]["dirty"]
             _require_zone(value["commit"]["committed"] or value["made"])
+        if value.get("check") is not None:
+            _ = value["check"]["kind"], value["check"]["digest"][:SHORT]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = all(name in value for name in NEEDED) and isinstance(value["figures"], dict)
-    return value if whole else None
+    told = all(isinstance(value.get(name) or {}, dict) for name in LATER)
+    return value if whole and told else None
 
 
 def _series(name: str, lines: Iterable[Mapping[str, Any]]) -> list[Series]:
-    found: dict[tuple[str, str, str], Series] = {}
-    from_prompts = name not in ("tg128", "pp512", "load", "bytes")
+    found: dict[tuple[str, ...], Series] = {}
     for line in sorted(lines, key=lambda line: str(line["made"])):
         figure = line["figures"].get(name)
         if not isinstance(figure, dict) or not isinstance(figure.get("value"), int | float):
             continue
-        mix = str(line["mix"] or "")[:12] if from_prompts else ""
-        key = (str(line["model"]), str(line["fingerprint"]), mix)
-        fresh = Series(key[0], str(line["device"]), key[1], mix, [])
-        found.setdefault(key, fresh).points.append(
+        model, device, machine = (str(line[k]) for k in ("model", "device", "fingerprint"))
+        facts = _facts(name, line)
+        key = (model, machine, *map(str, facts.values()))
+        found.setdefault(key, Series(model, device, machine, points=[], **facts)).points.append(
             Point(
                 str(line["made"]), str(line["sha256"] or ""), figure["value"],
                 figure.get("low"), figure.get("high"), bool(line["busy"]), _shown(line),
             )
         )  # fmt: skip
-    return list(found.values())
+    every = list(found.values())
+    return [replace(each, apart=_apart(each, every)) for each in every]
+
+
+def _facts(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a sitting its figure hangs on: threads move no answer, and a check no time."""
+    settings, runtime, check = (line.get(part) or {} for part in LATER)
+    mix = "" if name in WITHOUT_PROMPTS else str(line["mix"] or "")[:12]
+    judged_by = f"{check['kind']} {check['digest'][:6]}" if check and name in SHARES else None
+    return {
+        "mix": mix,
+        "threads": settings.get("threads") if FIGURES[name].of_device else None,
+        "runtime": None if name == "bytes" else runtime.get("name"),
+        "check": judged_by,
+        "max_tokens": settings.get("max_tokens") if mix else None,
+    }
+
+
+def _apart(one: Series, every: Iterable[Series]) -> str:
+    alike = [each for each in every if (each.model, each.device) == (one.model, one.device)]
+    told = {
+        "mix": f"mix {one.mix[:6]}",
+        "threads": f"{one.threads} thread{'' if one.threads == 1 else 's'}",
+        "runtime": f"{one.runtime}",
+        "check": f"check {one.check}",
+        "max_tokens": f"max_tokens {one.max_tokens}",
+    }
+    differ = [fact for fact in told if len({str(getattr(each, fact)) for each in alike}) > 1]
+    return ", ".join(told[fact] for fact in differ if getattr(one, fact) not in (None, ""))
 
 
 def sparkline(values: Iterable[float]) -> str:

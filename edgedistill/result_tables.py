@@ -205,7 +205,7 @@ def _columns(labels: Sequence[str], rows: Sequence[Sequence[Sequence[str]]]) -> 
 
 
 def history(value: Row) -> RenderableType:
-    """A figure over time: one line for each model and device."""
+    """A figure over time: one line for each model and device, and settings that tell two apart."""
     table = table_of("model", "device", value["figure"], "sittings", "first", "last", "last made")
     for series in value["series"]:
         points = series["points"]
@@ -215,13 +215,12 @@ def history(value: Row) -> RenderableType:
         busy = sum(point["busy"] for point in points)
         table.add_row(
             escape(series["model"]),
-            escape(series["device"]),
+            escape("\n".join(filter(None, (series["device"], series["apart"])))),
             sparkline([point["value"] for point in points]),
             f"{len(points)}, {busy} busy" if busy else str(len(points)),
             first,
             last,
-            f"{series['points'][-1]['made'][:10]}"
-            + (f", mix {series['mix']}" if series["mix"] else ""),
+            series["points"][-1]["made"][:10],
         )
     torn = f"{value['torn']} torn lines of {value['store']} were left out"
     outside = f"{value['outside']} sittings without a commit were left out"

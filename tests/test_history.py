@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Ran
-from sample_results import sample_result, without_prompts, write
+from sample_results import CHECK, sample_result, without_prompts, write
 
+from edgedistill.artifacts import digest_of
 from edgedistill.errors import UsageError
 from edgedistill.history import STORE, TICKS, read_history, remember, sparkline
+from edgedistill.result_file import Result
 
 Run = Callable[..., Ran]
 
@@ -58,6 +60,57 @@ def test_other_prompts_are_another_series(store: Path) -> None:
         "mix-1", "mix-1", "mix-2",
     ]  # fmt: skip
     assert len(read_history(store, "tg128").series) == 3
+
+
+SAMPLE = sample_result(6, decode=70, noise=0)
+
+
+@pytest.mark.parametrize(
+    ("figure", "other", "apart"),
+    [
+        ("tg128", replace(SAMPLE, settings={**SAMPLE.settings, "threads": 1}),
+         ["2 threads", "1 thread"]),
+        ("tg128", replace(SAMPLE, check={"kind": "json"}), [""]),
+        ("tg128", replace(SAMPLE, settings={**SAMPLE.settings, "max_tokens": 8}), [""]),
+        ("agreement", replace(SAMPLE, settings={**SAMPLE.settings, "threads": 1}), [""]),
+        ("agreement", replace(SAMPLE, check={"kind": "json"}),
+         [f"check {each['kind']} {digest_of(each)[:6]}" for each in (CHECK, {"kind": "json"})]),
+        ("end_to_end.p50", replace(SAMPLE, settings={**SAMPLE.settings, "max_tokens": 8}),
+         ["max_tokens 64", "max_tokens 8"]),
+        ("pp512", replace(SAMPLE, device={**SAMPLE.device, "runtime": {"name": "wllama"}}),
+         ["llama.cpp", "wllama"]),
+        ("bytes", replace(SAMPLE, device={**SAMPLE.device, "runtime": {"name": "wllama"}}),
+         [""]),
+    ],
+)  # fmt: skip
+def test_other_settings_are_another_series(
+    store: Path, figure: str, other: Result, apart: list[str]
+) -> None:
+    remember(other, store)
+    found = [(each.device, each.model, each.apart) for each in read_history(store, figure).series]
+    assert [words for *of, words in found if of == ["cpu aaaa", "student"]] == apart
+
+
+def test_lines_of_an_earlier_version_are_one_series(store: Path) -> None:
+    file = store / STORE
+    later = ("settings", "runtime", "check")
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    older = [{k: v for k, v in line.items() if k not in later} for line in lines]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in older), "utf-8")
+    assert values(store) == [[40, 50, 60], [90], [10]]
+    remember(SAMPLE, store)
+    assert values(store) == [[40, 50, 60], [90], [10], [70]]
+    assert [series.threads for series in read_history(store).series] == [None, None, None, 2]
+
+
+def test_what_tells_series_apart_is_shown(run: Run, store: Path) -> None:
+    assert "threads" not in run("history").out
+    remember(replace(SAMPLE, settings={**SAMPLE.settings, "threads": 1}), store)
+    shown = run("history", "--html", "h.html").out
+    assert "2 threads" in shown
+    assert "1 thread " in shown
+    page = (store.parent / "h.html").read_text("utf-8")
+    assert "student, cpu aaaa, 1 thread<" in page
 
 
 @pytest.mark.parametrize(
@@ -162,6 +215,18 @@ def test_no_sitting_with_a_commit(run: Run, store: Path) -> None:
     committed(store, None, None)
     done = run("history", "--by", "commit")
     assert (done.code, "knows its commit" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"check": {"kind": "exact"}}, {"check": "exact"}, {"settings": [2]}, {"runtime": "x"}],
+)
+def test_a_line_whose_settings_are_none(store: Path, broken: dict[str, object]) -> None:
+    file = store / STORE
+    first, *others = file.read_text("utf-8").splitlines()
+    lines = [json.dumps(json.loads(first) | broken), *others]
+    file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    assert read_history(store).torn == 1
 
 
 @pytest.mark.parametrize("broken", [{"hash": 3}, "abc", {**commit("a"), "committed": "soon"}])

@@ -171,7 +171,7 @@ def test_the_command(run: Callable[..., Ran], model: Path, prompts: Path, here: 
     kept = read_result(here / "r.json")
     assert kept.token_mix is not None
     assert (kept.token_mix["prompts"], kept.settings["threads"]) == (2, 1)
-    again = run("bench", str(model), "--repeats", "2", "--quiet")
+    again = run("bench", str(model), "--repeats", "2", "--threads", "1", "--quiet")
     assert (again.code, again.err) == (0, "")
     (series,) = read_history(here / ".edgedistill").series
     assert [point.value for point in series.points][:1] == [kept.figures["tg128"].value]

@@ -23,7 +23,7 @@ MANY = 12  # commits that are named
 
 def draw_history(figure: Figure, report: Json, narrow: bool) -> None:
     """`report` is a History as JSON, its commits in order where it is by commit."""
-    names = [_name(series, report["series"]) for series in report["series"]]
+    names = [_name(series) for series in report["series"]]
     columns, room = columns_of([f"{name}, busy" for name in names], narrow)
     names = shortened(names, room - len(", busy"))
     kinds = sum(len({point["busy"] for point in s["points"]}) for s in report["series"])
@@ -48,15 +48,8 @@ def draw_history(figure: Figure, report: Json, narrow: bool) -> None:
     legend(figure, axes, columns)
 
 
-def _name(series: Json, every: Sequence[Json]) -> str:
-    """Model and device, and the token mix where that tells two apart."""
-    alike = [each for each in every if (each["model"], each["device"]) == _of(series)]
-    mix = f", mix {series['mix'][:6]}" if len(alike) > 1 and series["mix"] else ""
-    return f"{series['model']}, {series['device']}{mix}"
-
-
-def _of(series: Json) -> tuple[str, str]:
-    return series["model"], series["device"]
+def _name(series: Json) -> str:
+    return ", ".join(filter(None, (series["model"], series["device"], series["apart"])))
 
 
 def _line(axes: Axes, series: Json, place: int, name: str, at: Callable[[Json], float]) -> None:
