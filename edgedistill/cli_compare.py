@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgedistill.cli_options import names, workspace_option
+from edgedistill.cli_options import names, refuse, workspace_option
 from edgedistill.cli_update import Show
 from edgedistill.errors import EdgedistillError, MissingTool, UsageError
 from edgedistill.printable import printable
@@ -69,6 +69,9 @@ def _compare(show: Show) -> Callable[..., None]:
         from edgedistill.compare import read_for_comparison
 
         _require_folder(html)
+        context = click.get_current_context()
+        if context.obj.json and style != "json":
+            refuse(context, ("style",), "output without --json")
         if workspace is not None and html is None:
             raise UsageError("--workspace is for --html: it draws what the workspace remembers")
         named, base, aside = read_for_comparison(results, baseline)

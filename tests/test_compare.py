@@ -568,6 +568,13 @@ def test_bad_words(run: Run, files: Path, words: list[str], code: int, said: str
     assert (done.code, said in done.err) == (code, True), done.err
 
 
+@pytest.mark.parametrize("style", ["csv", "markdown", "table"])
+def test_one_format_at_a_time(run: Run, files: Path, style: str) -> None:
+    done = run("compare", "base.json", "--json", "--format", style)
+    assert (done.code, done.json["error"]["what"]) == (2, "--format is for output without --json")
+    assert run("compare", "base.json", "--json", "--format", "json").code == 0
+
+
 def test_a_row_that_no_answer_compares(here: Path) -> None:
     other = sample_result(2, right=[True] * 300)
     (found,) = [row.against["agreement"] for row in laid(other=other).rows[1:]]
