@@ -11,9 +11,17 @@ from typing import Any, Protocol
 from edgedistill.assertions import WHOLE, told, unsupported
 from edgedistill.bench.agreement import bootstrap
 from edgedistill.check_specs import Check
-from edgedistill.checks import Checker, about, at_rest, make_checker, require_usable, thrown_by
+from edgedistill.checks import (
+    Checker,
+    about,
+    at_rest,
+    forget_thrown,
+    make_checker,
+    require_usable,
+    thrown_by,
+)
 from edgedistill.checks.text import rouge_l
-from edgedistill.errors import TeacherError
+from edgedistill.errors import EdgedistillError
 from edgedistill.fidelity import EvalRow
 from edgedistill.progress import Progress, Task
 from edgedistill.refusing import refuses
@@ -42,6 +50,16 @@ class Given:
     text: str
     finish_reason: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Unjudged:
+    """Why there are no verdicts: at all, or on single answers, by prompt ID; errors on the
+    teacher's own answers are not the model's."""
+
+    stopped: str | None = None
+    threw: dict[str, str] = field(default_factory=dict)
+    teacher_threw: dict[str, str] = field(default_factory=dict)
 
 
 def ready_checker(check: Check | None) -> Checker | None:
@@ -80,7 +98,7 @@ def likeness_of(
     """
     whole = None if check is None else WHOLE.get(check.kind)
     with progress.task("comparing answers", len(given), "answers") as task:
-        rows, stopped = _rows(known, checker, given, task)
+        rows, lacking = _rows(known, checker, given, task)
     if whole is None:
         for row, one in zip(rows, given, strict=True):
             row.update(_drift(one))
@@ -90,9 +108,10 @@ def likeness_of(
         "agreement": _share(rows, "same", seed),
         "gold": _share(rows, "gold", seed),
         "teacher_gold": _share(rows, "teacher_gold", seed),
-        "threw": dict(thrown_by(checker)) if checker is not None else {},
+        "threw": lacking.threw,
+        "teacher_threw": lacking.teacher_threw,
         "unlike": unlike,
-        "stopped": stopped,
+        "stopped": lacking.stopped,
         "slices": sliced(rows, seed),
         "worst": worst(rows),
         "refusals": _share(rows, "refuses", seed),
@@ -107,22 +126,22 @@ def likeness_of(
 
 def _rows(
     known: Known, checker: Checker | None, given: Sequence[Given], task: Task
-) -> tuple[list[Row], str | None]:
-    rows = [_texts(known, one) for one in given]
+) -> tuple[list[Row], _Unjudged]:
+    rows, lacking = [_texts(known, one) for one in given], _Unjudged()
     if checker is None:
-        return rows, None
+        return rows, lacking
     verdicts = list[Row]()
     try:
         for row, one in zip(rows, given, strict=True):
-            verdicts.append(_verdicts(checker, row, one.row))
+            verdicts.append(_verdicts(checker, row, one.row, lacking))
             task.advance()
-    except TeacherError as error:
-        return rows, str(error)
+    except EdgedistillError as error:  # a local judge that does not come back is one, too
+        return rows, _Unjudged(stopped=str(error))
     finally:
         at_rest(checker)
     for row, found in zip(rows, verdicts, strict=True):
         row.update(found)
-    return rows, None
+    return rows, lacking
 
 
 def _texts(known: Known, one: Given) -> Row:
@@ -140,15 +159,20 @@ def _texts(known: Known, one: Given) -> Row:
     return {**found, "refuses": refuses(answer, known.refusals, one.finish_reason), **one.more}
 
 
-def _verdicts(checker: Checker, found: Row, row: EvalRow) -> Row:
-    check = about(checker, row.prompt, row.history)
+def _verdicts(checker: Checker, found: Row, row: EvalRow, lacking: _Unjudged) -> Row:
+    check, teacher = about(checker, row.prompt, row.history), row.answer or None
     flags: Row = {}
-    if row.answer:
-        flags["same"] = check.same(found["answer"], row.answer)
-    if row.reference is not None:
-        flags["gold"] = check.same(found["answer"], row.reference)
-        if row.answer:
-            flags["teacher_gold"] = check.same(row.answer, row.reference)
+    for flag, answer, other, threw in (
+        ("same", found["answer"], teacher, lacking.threw),
+        ("gold", found["answer"], row.reference, lacking.threw),
+        ("teacher_gold", teacher, row.reference, lacking.teacher_threw),
+    ):
+        if answer is None or other is None:
+            continue
+        forget_thrown(checker)  # it keeps that by text, of all models and of the teacher alike
+        flags[flag] = check.same(answer, other)
+        for why in thrown_by(checker).values():
+            threw.setdefault(row.id, why)
     return flags
 
 
@@ -216,10 +240,15 @@ def notes_of(likeness: Mapping[str, Any] | None) -> list[str]:
     notes = []
     if likeness["stopped"]:
         notes.append(f"the judge ended midway, so there is no verdict: {likeness['stopped']}")
-    if threw := likeness["threw"]:
-        answer, why = next(iter(threw.items()))
-        notes.append(
-            f"the check gave no verdict on {len(threw)} answers, which count as not the same; the "
-            f"first, {answer[:60]!r}: {why}"
-        )
+    for name, whose, counted in (
+        ("threw", "answers", "not the same"),
+        ("teacher_threw", "of the teacher's answers against their references", "wrong"),
+    ):
+        for prompt, why in [*likeness[name].items()][:1]:
+            row = next(row for row in likeness["rows"] if row["id"] == prompt)
+            text = row["answer" if name == "threw" else "teacher"]
+            notes.append(
+                f"the check gave no verdict on {len(likeness[name])} {whose}, which count as "
+                f"{counted}; the first, {text[:60]!r}: {why}"
+            )
     return notes

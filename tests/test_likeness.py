@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console, Group
 from rich.text import Text
 
-from edgedistill.check_specs import TextCheck
+from edgedistill.check_specs import PythonCheck, TextCheck
+from edgedistill.checks.own import PythonChecker
 from edgedistill.console import Shown
-from edgedistill.errors import TeacherError
+from edgedistill.errors import EdgedistillError, RuntimeFailure, TeacherError, WeightsError
 from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, notes_of, worst
 from edgedistill.likeness_table import likeness as shown
@@ -36,23 +38,29 @@ class Same:
 
     description = "same text"
 
-    def __init__(self, fails_on: str = "") -> None:
-        self._fails_on = fails_on
+    def __init__(self, fails_on: str = "", error: type[EdgedistillError] = TeacherError) -> None:
+        self._fails_on, self._error = fails_on, error
 
     def invalid(self, answer: str) -> str | None:
         return None
 
     def same(self, answer: str, teacher: str) -> bool:
         if self._fails_on and answer == self._fails_on:
-            raise TeacherError("the judge is gone")
+            raise self._error("the judge is gone")
         return answer == teacher
 
 
-def found(*texts: str, check: TextCheck = EXACT, fails_on: str = "", **more: Any) -> dict[str, Any]:
+def found(
+    *texts: str,
+    check: TextCheck = EXACT,
+    fails_on: str = "",
+    error: type[EdgedistillError] = TeacherError,
+    **more: Any,
+) -> dict[str, Any]:
     rows = [row(f"p{i}", reference="5 GB") for i in range(len(texts))]
     given = [Given(one, text) for one, text in zip(rows, texts, strict=True)]
     prompts = known(*rows, **more)
-    return likeness_of(prompts, check, Same(fails_on), given, [], 0, 0, Silent())
+    return likeness_of(prompts, check, Same(fails_on, error), given, [], 0, 0, Silent())
 
 
 def lines(made: dict[str, Any]) -> list[str]:
@@ -130,8 +138,51 @@ def test_an_answer_gives_no_orders_to_the_terminal() -> None:
     assert not set("\x1b\x07\x9b") & set(said)
 
 
-def test_a_judge_that_ends_midway_leaves_no_verdicts_and_is_told() -> None:
-    made = found("5 GB", "7 GB", "5 GB", fails_on="7 GB")
+@pytest.mark.parametrize("error", [TeacherError, RuntimeFailure, WeightsError])
+def test_a_judge_that_ends_midway_leaves_no_verdicts_and_is_told(
+    error: type[EdgedistillError],
+) -> None:
+    """A local one is started again for this: it may not come back."""
+    made = found("5 GB", "7 GB", "5 GB", fails_on="7 GB", error=error)
     assert made["agreement"] is made["gold"] is None
     assert [each["answer"] for each in made["rows"]] == ["5 GB", "7 GB", "5 GB"]
     assert any("the judge is gone" in note for note in notes_of(made))
+
+
+THROWS = """
+def same(answer, teacher):
+    if answer.startswith("?"):
+        raise ValueError("no number")
+    return answer == teacher
+"""
+
+
+def test_what_a_check_throws_is_counted_by_prompt_and_by_model(tmp_path: Path) -> None:
+    """One check serves all models that are measured in turn."""
+    file = tmp_path / "check.py"
+    file.write_text(THROWS, "utf-8")
+    check, checker = PythonCheck(kind="python", file=file), PythonChecker(file, 20)
+    rows = [row(name, "?5", "5 GB") for name in ("p0", "p1")] + [row("p2", "5 GB", "5 GB")]
+
+    def judged(*texts: str) -> dict[str, Any]:
+        given = [Given(one, text) for one, text in zip(rows, texts, strict=True)]
+        return likeness_of(known(*rows), check, checker, given, [], 0, 0, Silent())
+
+    try:
+        bad, good = judged("?", "?", "5 GB"), judged("5 GB", "5 GB", "5 GB")
+    finally:
+        checker.close()
+    assert (list(bad["threw"]), good["threw"]) == (["p0", "p1"], {})
+    assert (
+        bad["teacher_threw"]
+        == good["teacher_threw"]
+        == dict.fromkeys(("p0", "p1"), "ValueError: no number")
+    )
+    told = "the check gave no verdict on 2 of the teacher's answers against their references, "
+    told += "which count as wrong; the first, '?5': ValueError: no number"
+    assert notes_of(good) == [told]
+    assert notes_of(bad) == [
+        "the check gave no verdict on 2 answers, which count as not the same; the first, '?': "
+        "ValueError: no number",
+        told,
+    ]

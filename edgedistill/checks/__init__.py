@@ -122,6 +122,12 @@ def thrown_by(checker: Checker) -> Mapping[str, str]:
     return checker.thrown if isinstance(checker, PythonChecker | JudgeChecker) else {}
 
 
+def forget_thrown(checker: Checker) -> None:
+    """Before a comparison whose own errors are to be told from those before it."""
+    if isinstance(checker, PythonChecker | JudgeChecker):
+        checker.thrown.clear()
+
+
 def check_identity(spec: Check) -> dict[str, Any]:
     """What of a check decides its verdicts: a file or folder counts by its content, not by its
     path; a judge by what it is and how it is asked, not by where."""
