@@ -26,15 +26,23 @@ from edgedistill.teacher import (
 
 STORE = "traces.db"
 SHOWN_REASONS = 3
-RETRY_HINT = "`build` or `collect` with --retry-failed asks the failed ones again; answers are kept"
+RETRY_HINT = "{} with --retry-failed asks the failed ones again; answers are kept"
 
 
 class Tally:
-    """Failed prompts by reason, held against the recipe's rule."""
+    """Failed prompts by reason, held against the recipe's rule. `commands`: those that ask them
+    again, for `hint`."""
 
-    def __init__(self, spec: CollectSpec, total: int, failures: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        spec: CollectSpec,
+        total: int,
+        commands: str,
+        failures: Mapping[str, int] | None = None,
+    ) -> None:
         self._spec = spec
         self._total = total
+        self.hint = RETRY_HINT.format(commands)
         self._failures = Counter(failures or {})
         self._first = ""
 
@@ -52,7 +60,7 @@ class Tally:
             why = f"{self}, more than a max_failed_share of {spec.max_failed_share:.3g} allows"
         else:
             return
-        raise CollectError(why + ("; stopped asking" if still_open else ""), hint=RETRY_HINT)
+        raise CollectError(why + ("; stopped asking" if still_open else ""), hint=self.hint)
 
     def __str__(self) -> str:
         common = self._failures.most_common(SHOWN_REASONS)
@@ -70,10 +78,12 @@ def ask_missing(
     progress: Progress,
     retry_failed: bool = False,
     named: Named = TEACHER,
+    *,
+    commands: str,
 ) -> int:
     """Ask what the store does not hold; the number of calls asked. Each answer is stored when it
     arrives, and a failure too; those are asked again only with `retry_failed`. `named` is who is
-    asked, for progress and errors.
+    asked, for progress and errors; `commands` have --retry-failed for these calls.
 
     Raises:
         CollectError: more calls failed than `spec` allows.
@@ -81,7 +91,7 @@ def ask_missing(
         KeyboardInterrupt: after answers in flight had 15 s to arrive.
     """
     prompts = Counter(call.key for call in calls)
-    tally = Tally(spec, len(calls))
+    tally = Tally(spec, len(calls), commands)
     missing: dict[str, Call] = {}
     for call in {call.key: call for call in reversed(calls)}.values():
         kept = store.get(call.key)

@@ -23,7 +23,7 @@ from edgedistill.artifacts import (
     load_finished,
     run_stage,
 )
-from edgedistill.asking import RETRY_HINT, STORE, Tally, ask_missing
+from edgedistill.asking import STORE, Tally, ask_missing
 from edgedistill.progress import Progress
 from edgedistill.recipe import CollectSpec, Teacher
 from edgedistill.teacher import (
@@ -37,6 +37,7 @@ from edgedistill.teacher import (
 from edgedistill.tokenmix import TokenMix
 
 TRACES = "traces.jsonl"
+COMMANDS = "`build` or `collect`"  # have --retry-failed
 
 
 def collect(
@@ -65,7 +66,9 @@ def collect(
 
     def work(folder: Path) -> dict[str, Any]:
         with TraceStore(out / STORE) as store:
-            asked = ask_missing(calls, teacher, spec, store, progress, retry_failed)
+            asked = ask_missing(
+                calls, teacher, spec, store, progress, retry_failed, commands=COMMANDS
+            )
             facts = _write(calls, store, folder / TRACES)
         answered, prompts = facts["answered"], facts["prompts"]
         progress.note(f"{answered} of {prompts} prompts answered, {asked} of them asked now")
@@ -77,10 +80,10 @@ def collect(
 def _accepted(done: Finished, spec: CollectSpec, progress: Progress) -> Traces:
     """Holds a reused folder too against the rule: it may be stricter than when it was made."""
     facts = done.facts
-    tally = Tally(spec, facts["prompts"], facts["failures"])
+    tally = Tally(spec, facts["prompts"], COMMANDS, facts["failures"])
     tally.check(still_open=False)
     if facts["failed"]:
-        progress.note(f"{tally}; {RETRY_HINT}")
+        progress.note(f"{tally}; {tally.hint}")
     return Traces(
         folder=done.folder,
         digest=facts["digest"],

@@ -97,7 +97,7 @@ class Desk:
             try:
                 self.asked = ask_missing(
                     calls, self.judge.teacher, self._spec(), store, progress, self.retry_failed,
-                    self.named,
+                    self.named, commands="`judge`",
                 )  # fmt: skip
             except CollectError as error:
                 what = f"the judge fails too often: {error.what}"

@@ -166,7 +166,7 @@ def test_rules(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
         with pytest.raises(CollectError, match=part):
             run(teacher, "abcd", tmp_path, concurrency=1, **changes)
         assert teacher.calls == 3  # a, and b twice: c and d were not asked
-        with pytest.raises(CollectError, match="--retry-failed"):
+        with pytest.raises(CollectError, match="`build` or `collect` with --retry-failed"):
             run(teacher, "abcd", tmp_path, **changes)
         assert teacher.calls == 3
         assert run(teacher, "abcd", tmp_path).failed == 1

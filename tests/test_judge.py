@@ -220,3 +220,14 @@ def test_a_judge_that_is_down(run: Run, here: Path, files: list[str]) -> None:
     done = judged(run, teacher, files[0])
     assert (done.code, "no connection to the judge in 3 attempts" in done.err) == (1, True)
     assert "is --judge right?" in done.err
+
+
+def test_one_that_fails_too_often_names_the_command_that_asks_again(
+    run: Run, here: Path, files: list[str]
+) -> None:
+    with asked(script={"*": ["garbage!"]}) as teacher:
+        done = judged(run, teacher, files[0])
+    assert done.code == 1
+    assert "the judge fails too often" in done.err
+    assert "`judge` with --retry-failed asks the failed ones again" in done.err
+    assert "build" not in done.err

@@ -211,7 +211,10 @@ def _ask(calls: Sequence[Call], desk: Desk, progress: Progress) -> Mapping[str, 
     if not calls:
         return {}
     with TraceStore(desk.out / STORE) as store:
-        ask_missing(calls, desk.teacher, desk.collect, store, progress, desk.retry_failed)
+        ask_missing(
+            calls, desk.teacher, desk.collect, store, progress, desk.retry_failed,
+            commands="`build`",  # `collect` does not come so far
+        )  # fmt: skip
         found = {call.key: store.get(call.key) for call in calls}
     return {key: trace for key, trace in found.items() if trace is not None}
 
