@@ -138,7 +138,7 @@ def retention(
         teacher_parameters=against.parameters,
         students=[_student(each, against) for _, each in students],
         rows=rows,
-        notes=_notes(rows, against),
+        notes=[*_notes(rows, against), *_otherwise(against, [each for _, each in students])],
     )
 
 
@@ -270,6 +270,34 @@ def _notes(rows: Sequence[Row], teacher: Teacher) -> list[str]:
     if any(not row.higher_is_better for row in rows):
         notes.append("of a metric of which less is better retention is teacher / student")
     return notes
+
+
+def _otherwise(teacher: Teacher, students: Sequence[Evaluation]) -> list[str]:
+    """Who was asked otherwise than the teacher (or than the first student, where the teacher's
+    scores are given): the chat template decides a score, and no digest of a task holds it."""
+    named = [(str(each.model["name"]), each) for each in students]
+    if teacher.evaluation is not None:
+        named.insert(0, (teacher.name, teacher.evaluation))
+    known = [(name, way) for name, each in named if (way := _way(each)) is not None]
+    notes = []
+    for name, way in known[1:]:
+        base, its = known[0]
+        differ = [f"{option} {its[option]}, and {way[option]}" for option in way
+                  if way[option] != its[option]]  # fmt: skip
+        if differ:
+            notes.append(
+                f"{name} was asked otherwise than {base}: {'; '.join(differ)}; scores differ by "
+                "that, too"
+            )
+    return notes
+
+
+def _way(evaluation: Evaluation) -> dict[str, str] | None:
+    """By which options it was asked; None of completions from elsewhere, of which nobody knows."""
+    if evaluation.model.get("runtime", "") is None:
+        return None
+    chat, system = evaluation.settings.get("chat"), evaluation.settings.get("system")
+    return {"--chat": "yes" if chat else "no", "--system": repr(system) if system else "none"}
 
 
 def headers(value: Mapping[str, Any]) -> list[str]:

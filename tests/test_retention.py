@@ -26,10 +26,17 @@ def task(flags: Sequence[bool], name: str = "quiz", **changes: Any) -> TaskResul
     return TaskResult(**{"name": name, **fields, "scores": scores, **changes})
 
 
-def write(folder: Path, name: str, *tasks: TaskResult, parameters: int | None = 10**8) -> Path:
-    model = {"name": name, "sha256": name, "parameters": parameters}
+def write(
+    folder: Path,
+    name: str,
+    *tasks: TaskResult,
+    parameters: int | None = 10**8,
+    runtime: str | None = "gguf",
+    **settings: Any,
+) -> Path:
+    model = {"name": name, "sha256": name, "parameters": parameters, "runtime": runtime}
     file = folder / f"{name}.json"
-    write_evaluation(Evaluation("2026-01-01", "0", model, {}, {}, tasks), file)
+    write_evaluation(Evaluation("2026-01-01", "0", model, {}, settings, tasks), file)
     return file
 
 
@@ -121,6 +128,33 @@ def test_other_questions_are_refused(tmp_path: Path, changes: dict[str, Any], sa
     with pytest.raises(ArtifactError, match=said) as raised:
         kept(tmp_path, task(flags(0.8)), task(flags(0.6), **changes))
     assert raised.value.where == str(tmp_path / "student.json")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "differ"),
+    [
+        ({"chat": True}, {"chat": False}, "--chat yes, and no"),
+        ({"chat": True}, {"chat": True, "system": "Be brief."}, "--system none, and 'Be brief.'"),
+        ({"chat": True}, {"chat": True}, None),
+        ({"chat": False, "runtime": None}, {"chat": True}, None),  # completions from elsewhere
+    ],
+)
+def test_who_was_asked_otherwise_is_told(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any], differ: str | None
+) -> None:
+    teacher = write(tmp_path, "big", task(flags(0.8)), **theirs)
+    student = write(tmp_path, "small", task(flags(0.6)), **ours)
+    told = f"small was asked otherwise than big: {differ}; scores differ by that, too"
+    assert retention([student], teacher).to_json()["notes"] == ([] if differ is None else [told])
+
+
+def test_students_that_were_asked_otherwise_than_each_other(run: Run, tmp_path: Path) -> None:
+    one = write(tmp_path, "one", task(flags(0.8)), chat=True)
+    two = write(tmp_path, "two", task(flags(0.6)), chat=False)
+    words = ["retention", str(one), str(two), "--teacher-score", "quiz=0.8:0.01", "--format"]
+    for shape in ("table", "json"):
+        told = " ".join(run(*words, shape).out.split())
+        assert "two was asked otherwise than one: --chat yes, and no" in told
 
 
 def test_a_metric_by_name(tmp_path: Path) -> None:
