@@ -82,6 +82,7 @@ class Child:
         self._program = program
         self._model = model
         self._request_seconds = request_seconds
+        self._is_ours = command is None or tuple(command) == program.command
         self._greeting = greeting
         self.greeted = ""
         # A file, not a pipe: nobody has to read it, and it is there when the process has died.
@@ -149,7 +150,9 @@ class Child:
         if not line:
             code = self._process.wait(timeout=60)
             what = f"{runtime} died while it was asked to {do}: {ending(code)}"
-            features = machine.facts()["cpu_features"] if runtime == "llama.cpp" else ()
+            # A device's or an emulator's child has another processor, and another llama.cpp.
+            hinted = self._is_ours and runtime == "llama.cpp"
+            features = machine.facts()["cpu_features"] if hinted else ()
             self._fail(what, crash_hint(code, features))
         answer = json.loads(line)
         if answer.get("errno") is not None:

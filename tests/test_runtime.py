@@ -15,11 +15,11 @@ import psutil
 import pytest
 import tiny
 
-from edgedistill.child import AMX_HINT, crash_hint
+from edgedistill.child import AMX_HINT, Child, crash_hint
 from edgedistill.errors import ArtifactError, MissingTool, RuntimeFailure
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.progress import Silent
-from edgedistill.runtime import LlamaCpp, quantize_file
+from edgedistill.runtime import CHILD, LLAMA_CPP, LlamaCpp, quantize_file
 from edgedistill.student import TOKENIZER_GGUF
 from edgedistill.teacher.client import Call, TeacherClient
 from edgedistill.teacher.local_server import serve
@@ -219,6 +219,22 @@ def test_a_child_that_dies_is_told_with_its_signal(model: Path) -> None:
             time.sleep(0.01)
         with pytest.raises(RuntimeFailure, match=r"asked to tokenize: .*SIGABRT"):
             own.tokenize("the")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("command", [CHILD, None, (*CHILD, "elsewhere")])
+def test_this_processor_explains_the_crash_of_its_own_child_alone(
+    command: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command is an emulator's guest, or runs on a device."""
+    monkeypatch.setattr("edgedistill.machine.facts", lambda: {"cpu_features": ["amx_int8"]})
+    known = {child.pid for child in children()}
+    child = Child(LLAMA_CPP, Path("m.gguf"), command=command)
+    (process,) = (one for one in children() if one.pid not in known)
+    process.send_signal(signal.SIGSEGV)
+    with pytest.raises(RuntimeFailure, match="signal SIGSEGV") as raised:
+        child.ask("load")
+    assert (raised.value.hint == AMX_HINT) is (command in (CHILD, None))
 
 
 def test_silence_is_an_error(model: Path) -> None:
