@@ -106,7 +106,7 @@ class Desk:
             found = {key: trace for key in keys if (trace := store.get(key)) is not None}
         for trace in found.values():
             if trace.failure is not None:
-                self.failed.append(": ".join(filter(None, (trace.failure, trace.failure_detail))))
+                self.failed.append(trace.why)
             elif trace.model_answered:
                 self.answered.add(trace.model_answered)
         return found

@@ -27,7 +27,7 @@ from edgedistill.prompts import Prompts, mix_facts
 from edgedistill.result_file import Result
 from edgedistill.server_prompt import AskedServer, settings_of
 from edgedistill.sitting import UNJUDGED, percentiles
-from edgedistill.streaming import Pass, Stop, Streamed, ask_all, reason
+from edgedistill.streaming import Pass, Stop, Streamed, ask_all
 from edgedistill.teacher import TeacherClient
 
 TIMEOUT_SECONDS, ATTEMPTS, BACKOFF_SECONDS = 120.0, 3, 1.0
@@ -142,7 +142,7 @@ def _tell(asked: AskedServer, plan: ServerPlan, progress: Progress) -> None:
 def _warm_up(client: TeacherClient, asked: AskedServer, row: EvalRow) -> None:
     trace, answer = client.timed(asked.call(row))
     if answer is None:
-        what = f"the server did not answer the first call: {reason(trace)}"
+        what = f"the server did not answer the first call: {trace.why}"
         raise TeacherError(what, where=asked.endpoint.base_url, hint=V1_HINT)
 
 
@@ -251,8 +251,7 @@ def _of_calls(plan: ServerPlan, made: Sequence[Pass]) -> list[str]:
     notes, answered = [], [one for each in made for one in each.answered.values()]
     if failed := [trace for each in made for trace in each.failed.values()]:
         notes.append(
-            f"{_counted(failed, 'call')} failed and count for nothing; the first: "
-            f"{reason(failed[0])}"
+            f"{_counted(failed, 'call')} failed and count for nothing; the first: {failed[0].why}"
         )
     if again := [one for one in answered if one.trace.attempts > 1]:
         said = "answered at a later try, whose times these are"

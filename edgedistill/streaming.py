@@ -83,7 +83,7 @@ def ask_all(
         except (EdgedistillError, KeyboardInterrupt) as error:
             made.stopped = error
         if in_a_row == FAILED_IN_A_ROW:
-            last = reason(list(made.failed.values())[-1])
+            last = list(made.failed.values())[-1].why
             made.stopped = TeacherError(
                 f"{FAILED_IN_A_ROW} calls in a row failed, the last: {last}",
                 where=client.endpoint.base_url,
@@ -102,11 +102,6 @@ def _take(came: Streamed | Trace, made: Pass, in_a_row: int) -> int:
         return in_a_row + 1
     made.answered[came.trace.prompt_id] = came
     return 0
-
-
-def reason(trace: Trace) -> str:
-    """Why a call failed, with what the server said."""
-    return ": ".join(filter(None, (trace.failure, trace.failure_detail)))
 
 
 def _crew(client: Timed) -> Crew[Call, Streamed | Trace]:

@@ -88,8 +88,8 @@ class Asker:
         started = time.perf_counter()
         trace = self.client.stream(self.call(row))
         if trace.failure is not None:
-            why = ": ".join(filter(None, (trace.failure, trace.failure_detail)))
-            raise TeacherError(f"the {self.who} did not answer the warm-up prompt: {why}")
+            what = f"the {self.who} did not answer the warm-up prompt: {trace.why}"
+            raise TeacherError(what)
         return time.perf_counter() - started
 
 

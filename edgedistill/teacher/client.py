@@ -100,6 +100,11 @@ class Trace:
     asked_at: str
     failure_detail: str = ""
 
+    @property
+    def why(self) -> str:
+        """Why it failed, with what the server said; "" where it was answered."""
+        return ": ".join(filter(None, (self.failure, self.failure_detail)))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
