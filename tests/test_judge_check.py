@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import tiny as tiny_model
 from conftest import Ran
 from fakes import KEY, MODEL, FakeTeacher
 from judge_fake import decided, says_same
@@ -14,13 +18,21 @@ from judge_fake import decided, says_same
 from edgedistill.check_specs import JudgeCheck
 from edgedistill.checks import about, check_identity, kept_in, require_usable, thrown_by
 from edgedistill.checks.judge import JudgeChecker
-from edgedistill.errors import ConfigError, TeacherError, TeacherRefused, TeacherUnreachable
+from edgedistill.errors import (
+    ConfigError,
+    RuntimeFailure,
+    TeacherError,
+    TeacherRefused,
+    TeacherUnreachable,
+)
+from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, ready_checker
 from edgedistill.progress import Silent
 from edgedistill.prompts import Prompts
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import read_result
+from edgedistill.student import TOKENIZER_GGUF
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +136,27 @@ def test_a_judge_is_at_rest_while_a_model_is_measured(judge: FakeTeacher, tmp_pa
     made = likeness_of(prompts, kept, checker, given, [], 0, 0, Silent())
     assert made["agreement"]["value"] == 1
     assert (judge.calls, checker.is_open) == (3, False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_local_judge_that_dies_is_named_as_the_cause(tmp_path: Path) -> None:
+    tiny_model.tiny_student(tmp_path)
+    made_from = Provenance("recipe", "example/Tiny-2M-Instruct", "Apache-2.0", "digest")
+    file = tmp_path / "judge.gguf"
+    write_gguf(tmp_path, tmp_path / TOKENIZER_GGUF, file, made_from, Silent())
+    checker = JudgeChecker(JudgeCheck(kind="judge", model="m", weights=file, attempts=1))
+    known = psutil.Process().children()
+    try:
+        checker.same("five of them", "five")  # whatever it says
+        (server,) = set(psutil.Process().children()) - set(known)
+        server.kill()
+        while server.status() != psutil.STATUS_ZOMBIE:  # whoever started it reaps it
+            time.sleep(0.01)
+        with pytest.raises(RuntimeFailure, match=r"(?s)judge\.gguf: its server died.*SIGKILL"):
+            [checker.same(answer, "five") for answer in "abc"]  # three failed calls end it
+        assert not checker.is_open
+    finally:
+        checker.close()
 
 
 def test_where_it_is_asked_decides_nothing_and_how_does() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgedistill.check_specs import JudgeCheck
@@ -25,7 +26,7 @@ class JudgeChecker:
 
     Raises (when it is asked):
         TeacherError: it cannot be asked, or three calls in a row failed for good.
-        WeightsError, RuntimeFailure: a local judge's file cannot be had or loaded.
+        WeightsError, RuntimeFailure: a local judge's file cannot be had or loaded, or it died.
     """
 
     def __init__(self, spec: JudgeCheck) -> None:
@@ -70,9 +71,10 @@ class JudgeChecker:
         Raises:
             as above.
         """
-        trace = self._asked().ask(self._judge.call(SAME, *PROBE))
-        if trace.failure is not None:
-            raise self._useless(f"the judge did not answer the first call: {_reason(trace)}")
+        with self._ending():
+            trace = self._asked().ask(self._judge.call(SAME, *PROBE))
+            if trace.failure is not None:
+                raise self._useless(f"the judge did not answer the first call: {trace.why}")
 
     def close(self) -> None:
         """End a local judge and the store; both open again when it is asked. Safe to call twice."""
@@ -88,7 +90,7 @@ class JudgeChecker:
         trace = self._trace(call)
         verdict = None if trace.failure is not None else verdict_of(SAME, trace.text)
         if verdict is None:
-            self.thrown[told] = _reason(trace) if trace.failure else unreadable(trace.text)
+            self.thrown[told] = trace.why if trace.failure else unreadable(trace.text)
         return verdict == SAME
 
     def _trace(self, call: Call) -> Trace:
@@ -97,19 +99,31 @@ class JudgeChecker:
         store = self._kept()
         trace = None if store is None else store.get(call.key)
         if trace is None or trace.failure is not None:
-            trace = self._asked().ask(call)
-            self._count(trace)
+            with self._ending():
+                trace = self._asked().ask(call)
+                self._count(trace)
         if trace.failure is None:
             self._heard[call.key] = trace
             if store is not None:
                 store.put(trace)
         return trace
 
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """An error ends what is open, and goes through it: what serves a local judge tells by it
+        whether that has died."""
+        try:
+            yield
+        except TeacherError:
+            self._client = self._store = None
+            with self._open.pop_all():
+                raise
+
     def _count(self, trace: Trace) -> None:
         self._failed_in_a_row = self._failed_in_a_row + 1 if trace.failure is not None else 0
         if self._failed_in_a_row >= FAILED_IN_A_ROW:
             raise self._useless(
-                f"{FAILED_IN_A_ROW} calls of the judge in a row failed, the last: {_reason(trace)}"
+                f"{FAILED_IN_A_ROW} calls of the judge in a row failed, the last: {trace.why}"
             )
 
     def _useless(self, what: str) -> TeacherError:
@@ -146,7 +160,3 @@ class AboutQuestion:
 
     def same(self, answer: str, teacher: str) -> bool:
         return self.judge.same_about(self.question, answer, teacher)
-
-
-def _reason(trace: Trace) -> str:
-    return ": ".join(filter(None, (trace.failure, trace.failure_detail)))

@@ -162,7 +162,7 @@ def _wait_until_ready(
             raise _died(process, model, "while loading", reader, lines)
         if time.monotonic() > deadline:
             raise RuntimeFailure(
-                f"the local teacher was not ready after {start_seconds:g} s",
+                f"its server was not ready after {start_seconds:g} s",
                 where=str(model),
                 hint="raise teacher.start_seconds in the recipe",
             )
@@ -180,7 +180,7 @@ def _died(
     listed = "\n".join(f"    {line}" for line in lines)
     code = process.wait()
     return RuntimeFailure(
-        f"the local teacher died {when} ({ending(code)}); it said last:\n{listed}",
+        f"its server died {when} ({ending(code)}); it said last:\n{listed}",
         where=str(model),
         hint=crash_hint(code, machine.facts()["cpu_features"])
         or "is this a whole GGUF file, and is there memory enough for it?",
