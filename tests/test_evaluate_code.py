@@ -11,7 +11,7 @@ import tiny
 from conftest import Ran
 
 from edgedistill.errors import DatasetError, UsageError
-from edgedistill.evaluate import Plan, evaluate
+from edgedistill.evaluate import Plan, evaluate, unheld
 from edgedistill.evaluate.code import pass_at_k, read_exercises
 from edgedistill.evaluate.evaluation import Evaluation
 from edgedistill.export.gguf import Provenance, write_gguf
@@ -53,6 +53,23 @@ def test_the_solutions_that_belong_to_it_pass(tmp_path: Path) -> None:
     assert done.tasks[0].name == "humaneval:tasks"
     assert done.tasks[0].scores["pass@1"].value == 1
     assert "audit" in done.settings["sandbox"]
+    assert done.notes == unheld(done.settings["sandbox"])
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (["audit", "landlock", "limits", "seccomp"], None),
+        (["audit", "limits", "seccomp"], "your files (no Landlock) were kept"),
+        (["audit", "landlock"], "processes, signals and sockets (no seccomp) were kept"),
+        (
+            ["audit"],
+            "your files (no Landlock) and processes, signals and sockets (no seccomp) were",
+        ),
+    ],
+)
+def test_what_the_system_did_not_hold_is_told(held: list[str], said: str | None) -> None:
+    assert [note.startswith(said or "?") for note in unheld(held)] == [True] * (said is not None)
 
 
 def test_wrong_and_leaving_programs_fail_and_say_why(tmp_path: Path) -> None:
@@ -82,7 +99,8 @@ def test_a_model_writes_the_functions(tmp_path: Path) -> None:
     assert done.tasks[0].scores["pass@1"].value == 0
     assert done.settings["lm_eval"] is None
     chat = evaluate(model, Plan(plan.tasks, chat=True, threads=1), tmp_path / "ws", Silent())
-    assert chat.notes == []  # another request than without its template
+    # Another request than without its template.
+    assert not any("earlier run" in note for note in chat.notes)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 COMPLETIONS = ".jsonl"
 LIMITS = Limits()
+GUARDED = {"Landlock": "your files", "seccomp": "processes, signals and sockets"}  # by the kernel
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _evaluation(
         held.update(*(verdict.held_by for verdict in verdicts))
     if run:
         settings = settings | {"sandbox": sorted(held), "seconds": plan.limits.seconds}
-        notes = [*notes, *([] if "seccomp" in held else [UNHELD])]
+        notes = [*notes, *unheld(held)]
     return Evaluation(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
@@ -165,7 +166,15 @@ def _evaluation(
     )
 
 
-UNHELD = "programs were held by Python's audit hook alone, not by the system: see docs/evaluate.md"
+def unheld(held: Collection[str]) -> list[str]:
+    """A note on what only Python's audit hook kept from the programs."""
+    lacking = [f"{what} (no {name})" for name, what in GUARDED.items() if name.lower() not in held]
+    if not lacking:
+        return []
+    return [
+        f"{' and '.join(lacking)} were kept from programs by Python's audit hook alone, not by the "
+        "system: see docs/evaluate.md"
+    ]
 
 
 @contextmanager
