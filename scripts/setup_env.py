@@ -55,7 +55,13 @@ def fingerprint() -> str:
     sha = hashlib.sha256(f"{sys.version}\0{ROOT}".encode())
     for path in SHAPING:
         sha.update(path.read_bytes())
+    sha.update(own_flags().encode())  # nothing, where there are none
     return sha.hexdigest()
+
+
+def own_flags() -> str:
+    """The caller's, by which llama.cpp is compiled."""
+    return os.environ.get("CMAKE_ARGS", "").strip()
 
 
 def python() -> Path:
@@ -88,7 +94,7 @@ def install_llama() -> None:
     # Without the parts that nothing here calls it builds in half the time. A caller's own flags
     # (-DGGML_CUDA=on) come last and win.
     ours = shlex.quote(f"-DCMAKE_PROJECT_INCLUDE={LLAMA_BUILD.as_posix()}")
-    flags = f"-DLLAVA_BUILD=OFF {ours} {os.environ.get('CMAKE_ARGS', '')}".strip()
+    flags = f"-DLLAVA_BUILD=OFF {ours} {own_flags()}".strip()
     environment, wanted = {"CMAKE_ARGS": flags}, compiled_from(flags)
     if not LLAMA_STAMP.is_file() or LLAMA_STAMP.read_text("utf-8") != wanted:
         # Neither pip's cache of wheels nor what is installed knows by which flags it was compiled.
