@@ -14,7 +14,6 @@ from edgedistill.figures import FIGURES
 from edgedistill.measures import percentile
 from edgedistill.report.chain_chart import chained, draw_chains
 from edgedistill.report.history_chart import draw_history
-from edgedistill.report.html import css, environment
 from edgedistill.report.plots import (
     INK,
     MUTED,
@@ -31,6 +30,7 @@ from edgedistill.report.plots import (
     time_axis,
 )
 from edgedistill.report.series import DASHES, LEGEND, at_least_tall, columns_of, look, shortened
+from edgedistill.report.templates import css, environment
 
 Json = Mapping[str, Any]
 DRAWN = 200  # points of a distribution

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from edgedistill.report.html import css, environment
 from edgedistill.report.plots import (
     GATE,
     INK,
@@ -23,6 +22,7 @@ from edgedistill.report.plots import (
     percent_axis,
     set_height,
 )
+from edgedistill.report.templates import css, environment
 
 Json = Mapping[str, Any]
 DRAWN = 100  # points of a fitted curve
