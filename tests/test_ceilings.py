@@ -1,4 +1,4 @@
-"""How much memory is read to measure it."""
+"""How much memory is read to measure it, and what is told of that."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgedistill import ceilings_child
 from edgedistill.ceilings import CEILINGS, LEAST_MEGABYTES, asked_ceilings
 from edgedistill.child import Child
 
@@ -37,3 +38,10 @@ def started() -> Child:
 def test_a_cache_is_not_told_as_memory(memory: int, threads: int, megabytes: Any) -> None:
     found = asked_ceilings(started, threads, memory, "method")
     assert (None if found is None else found.bandwidth_gb_s) == megabytes
+
+
+def test_what_is_counted_and_divided_by_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly: a test that times this machine cannot tell a factor of two from other work."""
+    monkeypatch.setattr(ceilings_child, "_best", lambda work, threads, passes: 0.5)
+    found = ceilings_child.measure(threads=3, megabytes=2, passes=1)
+    assert found == {"bytes_per_second": 3 * 2 * MB / 0.5, "flops": 3 * 2 * 1024**3 / 0.5}

@@ -117,7 +117,8 @@ def test_sittings_with_fewer_threads_than_cores_say_so() -> None:
 
 
 def test_ceilings_of_this_machine() -> None:
-    """In the units they are told in: as a product and a read timed here, other work or not."""
+    """Of the size of a product and a read timed here, by as many threads as a BLAS takes, other
+    work or not; test_ceilings.py holds the units exactly."""
     import numpy as np
 
     found = measure_ceilings(1)
