@@ -16,8 +16,9 @@ import psutil
 
 from edgedistill.linux_files import Files, fields, number, read_files
 
-# Where Linux tells them; energy (RAPL) is readable by root alone on most systems. Of energy the
-# packages are read, not the parts that are counted in them.
+# Where Linux tells them; energy (RAPL) is readable by root alone on most systems. The parts of a
+# zone (intel-rapl:0:0) are counted in it.
+RAPL = "/sys/class/powercap/intel-rapl:"
 FILES = (
     "/sys/class/power_supply/*/type",
     "/sys/class/power_supply/*/scope",
@@ -28,7 +29,10 @@ FILES = (
     "/sys/class/thermal/thermal_zone*/temp",
     "/sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq",
     "/sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count",
-    "/sys/class/powercap/intel-rapl:[0-9]/energy_uj",
+    f"{RAPL}[0-9]/name",
+    f"{RAPL}[0-9]/energy_uj",
+    f"{RAPL}[0-9][0-9]/name",
+    f"{RAPL}[0-9][0-9]/energy_uj",
     "/proc/cpuinfo",
 )
 BATTERY = "dumpsys battery"  # Android, which lets nobody read those files
@@ -70,14 +74,13 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
 def conditions_of(files: Files) -> Conditions:
     """As a Linux system tells them in `files` (those of FILES, and what COMMANDS print)."""
     power, percent = _power(files)
-    micro = _sum(_numbers(files, "/sys/class/powercap/"))
     return Conditions(
         power=power,
         battery_percent=percent,
         temperature_c=_hottest(files),
         frequency_mhz=_frequency(files),
         throttled=_sum(_numbers(files, "/sys/devices/system/cpu/", "core_throttle_count")),
-        joules=None if micro is None else micro / 1e6,
+        joules=_joules(files),
     )
 
 
@@ -146,6 +149,15 @@ def _frequency(files: Files) -> float | None:
         return statistics.fmean(kilohertz) / 1000
     told = MEGAHERTZ.findall(files.get("/proc/cpuinfo", ""))
     return statistics.fmean(map(float, told)) if told else None
+
+
+def _joules(files: Files) -> float | None:
+    """Of the packages alone: many laptops have a zone beside them, psys, which counts them again
+    with the rest of the board."""
+    zones = {name.rpartition("/")[0] for name in files if name.startswith(RAPL)}
+    packages = [at for at in zones if files.get(f"{at}/name", "").startswith("package-")]
+    micro = _sum(each for at in packages for each in _numbers(files, f"{at}/", "energy_uj"))
+    return None if micro is None else micro / 1e6
 
 
 def _numbers(files: Files, folder: str, name: str = "") -> Iterable[int]:

@@ -31,10 +31,14 @@ def system(root: Path, files: dict[str, str]) -> Path:
 
 
 def rapl(joules: float, throttled: int) -> dict[str, str]:
+    """Two packages, of which one has a part, and with them the whole board, which counts them."""
     energy, cpus = "sys/class/powercap/intel-rapl", "sys/devices/system/cpu"
     counts = {f"{cpus}/cpu{core}/thermal_throttle/core_throttle_count" for core in (0, 1)}
-    zones = {f"{energy}{name}/energy_uj" for name in (":0", ":1", ":0:0")}
-    return dict.fromkeys(counts, str(throttled)) | dict.fromkeys(zones, str(int(joules * 1e6)))
+    zones = {":0": "package-0", ":0:0": "core", ":1": "psys", ":10": "package-1"}
+    names = {f"{energy}{at}/name": name for at, name in zones.items()}
+    spent = dict.fromkeys((f"{energy}{at}/energy_uj" for at in zones), str(int(joules * 1e6)))
+    spent[f"{energy}:1/energy_uj"] = str(int(joules * 3e6))
+    return dict.fromkeys(counts, str(throttled)) | names | spent
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="the files of Linux")
