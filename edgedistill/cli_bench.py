@@ -170,13 +170,12 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
         given = recipe if context.get_parameter_source("recipe") is GIVEN else None
         kept_in = _files_of(models, own["out"])
         _require_writable(workspace)
-        if len(models) > 1 and own["out"] is not None:
-            _require_writable(own["out"])
+        made = _made_folder(own["out"]) if len(models) > 1 else None
         measure = _of_server if any(map(_is_url, models)) else _of_files
         try:
             results, stopped = measure(context, models, given, workspace, own)
         except BaseException:
-            _leave_no_empty(own["out"])
+            _leave_no_empty(made)
             raise
         _show_and_keep(results, kept_in, workspace, own["worst"], show)
         if stopped is not None:
@@ -191,11 +190,21 @@ def _require_writable(workspace: Path) -> None:
     require_writable(workspace)
 
 
-def _leave_no_empty(out: Path | None) -> None:
+def _made_folder(out: Path | None) -> Path | None:
+    """The folder of results where it had to be made; None where it was there before. Results can
+    be written to it either way."""
+    if out is None:
+        return None
+    there = out.is_dir()
+    _require_writable(out)
+    return None if there else out
+
+
+def _leave_no_empty(made: Path | None) -> None:
     """Remove the folder of results that was made for a sitting that gave none."""
-    if out is not None and out.is_dir():
+    if made is not None:
         with contextlib.suppress(OSError):  # it has something in it
-            out.rmdir()
+            made.rmdir()
 
 
 def _is_url(model: str) -> bool:

@@ -152,6 +152,15 @@ def test_what_takes_no_turns(
     assert (done.code, said in done.err) == (2, True), done.err
 
 
+def test_a_sitting_that_gives_nothing_leaves_folders_as_they_were(
+    run: Callable[..., Ran], models: list[Path], here: Path
+) -> None:
+    (here / "ours").mkdir()
+    for out in ("ours", "made"):
+        assert run("bench", str(models[0]), "nowhere.gguf", "--out", out).code == 1
+    assert [(here / out).is_dir() for out in ("ours", "made")] == [True, False]
+
+
 def test_the_command_takes_as_many_turns_as_a_plan() -> None:
     (option,) = [each for each in cli.commands["bench"].params if each.name == "turns"]
     assert option.default == Plan().turns == TURNS
