@@ -37,6 +37,7 @@ OF_URL = ("model_id", "api_key_env", "asked_as", "streams", "max_calls")
 NEEDS_MODEL = (
     "prompts", "sample", "system", "max_tokens", "repeats", "out", "worst", *OF_FILE, *OF_URL,
 )  # fmt: skip
+NOTHING_KEPT = "nothing of this sitting is kept"
 OF_PROMPTS = ("system", "max_tokens", "sample", "worst")
 
 
@@ -179,9 +180,17 @@ def _bench(show: Show, stage: Stage) -> Callable[..., None]:
             raise
         _show_and_keep(results, kept_in, workspace, own["worst"], show)
         if stopped is not None:
+            context.obj.interrupted = _kept_of_server(own["out"])
             raise stopped
 
     return bench
+
+
+def _kept_of_server(out: Path | None) -> str:
+    """Of a sitting that was interrupted: no call is made again by itself."""
+    if out is None:
+        return "what was answered is in the result above; the same command asks all again"
+    return f"what was answered is in {out}; the same command asks all again and writes over it"
 
 
 def _require_writable(workspace: Path) -> None:
@@ -299,7 +308,7 @@ def _of_files(
         plan = Plan(
             own["repeats"], turns=own["turns"], threads=one, more=more, prompts=prompts, check=check
         )
-        context.obj.interrupted = "nothing of this sitting is kept"
+        context.obj.interrupted = NOTHING_KEPT
         with place_at(at, asked[0].file, own["runner"], own["keep_on_device"], progress) as place:
             return sit_in_turn(asked, plan, progress, place), None
 
@@ -345,6 +354,7 @@ def _of_server(
             prompts, own["repeats"], own["streams"], check=None if held is None else held.check,
             max_calls=own["max_calls"],
         )  # fmt: skip
+        context.obj.interrupted = NOTHING_KEPT
         sitting = sit_at(asked, plan, progress)
     return [sitting.result], sitting.stopped
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +299,32 @@ def test_the_command_keeps_what_a_dying_server_gave(
     kept = read_result(tmp_path / "r.json")
     assert math.isnan(kept.figures["end_to_end_p50"].low) == (earlier == 1)
     assert "NaN" not in (tmp_path / "r.json").read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@pytest.mark.parametrize(
+    ("before", "out", "said"),
+    [
+        (0, False, "nothing of this sitting is kept"),
+        (4, False, "what was answered is in the result above; the same command asks all again"),
+        (4, True, "r.json; the same command asks all again and writes over it"),
+    ],
+)
+def test_ctrl_c_tells_what_is_kept(
+    run: Callable[..., Ran], mix: Path, here: Path, before: int, out: bool, said: str
+) -> None:
+    def answer(prompt: str) -> str:
+        if teacher.calls > before:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return "urgent"
+
+    with FakeTeacher(answer=answer) as teacher:
+        to = ["-o", str(here / "r.json")] if out else []
+        done = run(*words(teacher.base_url, mix), *to)
+    assert done.code == 130
+    assert done.err.endswith(f"{said}\n"), done.err
+    assert "go on" not in done.err
+    assert (here / "r.json").exists() == out
 
 
 def test_a_recipes_held_out_prompts_are_asked_as_its_teacher_is(
