@@ -294,7 +294,7 @@ def _process(
         for row in rows:
             if cold is None:  # nothing is warm yet: this answer counts here alone
                 first, _ = answered(row)
-                cold = _seconds(place, started, ready + first)
+                cold = ready + first
             answers[row.id] = answered(row)
             task.advance()
         joules = spent(energy, place.conditions().joules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from edgedistill import result_tables
 from edgedistill.ceilings import Ceilings
 from edgedistill.check_specs import JudgeCheck, TextCheck
+from edgedistill.conditions import Conditions
 from edgedistill.errors import ArtifactError, RuntimeFailure, TeacherUnreachable
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import EvalRow
@@ -209,6 +211,20 @@ def test_what_was_measured_stands_without_ceilings(model: Path) -> None:
     assert found.figures["tg128"].value > 0
     assert found.roofline is None
     assert found.notes[-1] == "the device's ceilings are not known: there is too little memory"
+
+
+class SlowlyTelling(Here):
+    """A machine that takes a second to tell what it is in."""
+
+    def conditions(self) -> Conditions:
+        time.sleep(1.0)
+        return super().conditions()
+
+
+def test_what_the_harness_does_is_no_cold_start(model: Path, prompts: Path) -> None:
+    plan = Plan(processes=1, runs=1, threads=1, prompts=prompts_of(prompts, 1))
+    found = sit(asked_model(model, None, None, 8), plan, Silent(), SlowlyTelling()).figures
+    assert 0 < found["cold_start"].value - found["load"].value < 1.0
 
 
 def test_values_far_off_are_counted() -> None:
