@@ -84,8 +84,10 @@ def conditions_of(files: Files) -> Conditions:
     )
 
 
-def changes(before: Conditions, after: Conditions) -> dict[str, Any]:
+def changes(before: Conditions, after: Conditions | None) -> dict[str, Any]:
     """What happened between two readings: joules spent, and whether the device throttled."""
+    if after is None:  # it was not there to be read
+        return {"joules": None, "throttled": None}
     throttled = None
     if before.throttled is not None and after.throttled is not None:
         throttled = after.throttled > before.throttled

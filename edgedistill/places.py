@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,12 +10,19 @@ from edgedistill import machine
 from edgedistill.artifacts import tool_versions
 from edgedistill.ceilings import Ceilings, measure_ceilings
 from edgedistill.conditions import Conditions, read_conditions
+from edgedistill.errors import DeviceError, RuntimeFailure
 from edgedistill.load_watch import Load, LoadWatch
+from edgedistill.progress import Progress
 from edgedistill.runtimes import LLAMA, ONNX, TRAITS, Opened, open_runtime
 
 # Whose seconds a place's figures are: counted here around each request; the device's own, because
 # the way to it takes time, too; or nobody's, because it is emulated and has no speed.
 HERE, THERE, NONE = "here", "there", "none"
+NO_CEILINGS = "the device's ceilings are not known: {}"
+GONE = (
+    "the device was gone when all was measured, so what it was in then and its ceilings are not "
+    "known: {}"
+)
 
 
 class Watch(Protocol):
@@ -91,3 +99,30 @@ class Here:
 def kind_of(model: Path) -> str:
     """The runtime of a model: a folder is ONNX, a file GGUF."""
     return ONNX if model.is_dir() else LLAMA
+
+
+@dataclass(frozen=True)
+class Last:
+    """What a place told when all was measured; None is what it could not tell, and `notes` say why.
+    Of a load that was not counted to the end nothing is known, but that it was busy before."""
+
+    load: Load
+    conditions: Conditions | None
+    ceilings: Ceilings | None
+    notes: list[str]
+
+
+def last_told(place: Place, watch: Watch, threads: int, progress: Progress) -> Last:
+    """What a place tells when all is measured. That stands without it: a device may have gone."""
+    heard = Load(watch.before, None)
+    load, conditions = heard if heard.busy else Load(None, None), None
+    try:
+        load = watch.stop()
+        conditions = place.conditions()
+    except DeviceError as error:
+        return Last(load, None, None, [GONE.format(error.what)])
+    try:
+        with progress.task("measuring memory and arithmetic", None):
+            return Last(load, conditions, place.ceilings(threads), [])
+    except (RuntimeFailure, DeviceError) as error:
+        return Last(load, conditions, None, [NO_CEILINGS.format(error.what)])

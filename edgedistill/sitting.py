@@ -28,7 +28,7 @@ from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
 from edgedistill.load_watch import BUSY_SHARE, Load, warn_of
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked, model_facts
-from edgedistill.places import HERE, NONE, THERE, Here, Place
+from edgedistill.places import HERE, NO_CEILINGS, NONE, THERE, Here, Last, Place, last_told
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.prompts import Prompts, mix_facts
@@ -54,7 +54,6 @@ CLOCKS = {  # what a result says of its seconds
     THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
     NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
 }
-NO_CEILINGS = "the device's ceilings are not known: {}"
 UNJUDGED = "the answers are in the result, but not judged: no check; give --recipe NAME"
 
 
@@ -132,9 +131,7 @@ def sit_in_turn(
         watch, before = place.watch(), place.conditions()
     warn_of(watch.before, progress)
     _measure(measured, plan, place, threads, progress)
-    load, after = watch.stop(), place.conditions()
-    ceilings, unknown = _ceilings(place, threads, progress)
-    shared = _Shared(place, device, threads, load, before, after, ceilings, unknown)
+    shared = _Shared(place, device, threads, before, last_told(place, watch, threads, progress))
     sitting = str(uuid.uuid4()) if len(models) > 1 else None
     return [_result(each, plan, shared, checker, sitting, progress) for each in measured]
 
@@ -146,11 +143,8 @@ class _Shared:
     place: Place
     device: dict[str, Any]
     threads: int
-    load: Load
     before: Conditions
-    after: Conditions
-    ceilings: Ceilings | None
-    unknown: list[str]  # why there are none
+    last: Last
 
 
 def _measure(
@@ -201,18 +195,22 @@ def _result(
     sitting: str | None,
     progress: Progress,
 ) -> Result:
-    place, load, before, after = shared.place, shared.load, shared.before, shared.after
+    place, before, last = shared.place, shared.before, shared.last
     asked, seen = model.asked, model.seen
     figures = {} if place.clock == NONE else _figures(model)
-    roofline, unknown = _reached(asked, figures, shared.ceilings)
+    roofline, unknown = _reached(asked, figures, last.ceilings)
     likeness = _likeness(plan, checker, seen, progress)
     return Result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
         model=model.facts,
         device={"address": place.address, **shared.device, "runtime": place.runtime(asked.file)},
-        load={**asdict(load), "busy": load.busy},
-        conditions={"before": asdict(before), "after": asdict(after), **changes(before, after)},
+        load={**asdict(last.load), "busy": last.load.busy},
+        conditions={
+            "before": asdict(before),
+            "after": None if last.conditions is None else asdict(last.conditions),
+            **changes(before, last.conditions),
+        },
         settings={
             "processes": plan.processes, "runs": plan.runs, "threads": shared.threads,
             "seed": plan.seed, **({} if sitting is None else {"turns": plan.turns}),
@@ -224,19 +222,9 @@ def _result(
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=roofline,
-        notes=_notes(plan, load, likeness, place) + shared.unknown + unknown,
+        notes=_notes(plan, last.load, likeness, place) + last.notes + unknown,
         sitting=sitting,
     )  # fmt: skip
-
-
-def _ceilings(place: Place, threads: int, progress: Progress) -> tuple[Ceilings | None, list[str]]:
-    """The device's, or a note on why they are not known: what was measured before stands without
-    them."""
-    try:
-        with progress.task("measuring memory and arithmetic", None):
-            return place.ceilings(threads), []
-    except RuntimeFailure as error:
-        return None, [NO_CEILINGS.format(error.what)]
 
 
 def _reached(

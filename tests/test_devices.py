@@ -24,7 +24,10 @@ from edgedistill.devices.shell import BEGIN, END, Shell
 from edgedistill.devices.ssh import Ssh
 from edgedistill.errors import DeviceError, RuntimeFailure, UsageError
 from edgedistill.export.gguf import Provenance, write_gguf
-from edgedistill.progress import Silent
+from edgedistill.model_prompt import asked_model
+from edgedistill.progress import Silent, SilentTask, Task
+from edgedistill.result_file import read_result, write_result
+from edgedistill.sitting import Plan, sit
 from edgedistill.student import TOKENIZER_GGUF
 
 needs_sh = pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell here")
@@ -329,6 +332,51 @@ def test_a_device_that_is_lost_while_it_measures(tmp_path: Path, model: Path) ->
         with pytest.raises(DeviceError, match="while the runner was asked to tokenize") as lost:
             runs.tokenize("a")
     assert "what this sitting has measured is lost" in str(lost.value)
+
+
+class Vanishing(Silent):
+    """Pulls the cable while the last of a sitting's work is told."""
+
+    def __init__(self, shell: LocalShell, steps: int) -> None:
+        self.shell, self.steps = shell, steps
+
+    def task(self, label: str, total: float | None, unit: str = "") -> Task:
+        return VanishingTask(self) if label == "measuring" else SilentTask()
+
+
+class VanishingTask(SilentTask):
+    def __init__(self, cable: Vanishing) -> None:
+        self.cable = cable
+
+    def advance(self, amount: float = 1, shown: str = "") -> None:
+        self.cable.steps -= 1
+        if self.cable.steps == 0:
+            self.cable.shell.sh = ("false",)
+
+
+@needs_sh
+@needs_proc
+def test_a_device_that_is_lost_behind_its_measuring(tmp_path: Path, model: Path) -> None:
+    """Two processes, of which each loads the model once, and once for its rates."""
+    (tmp_path / "home").mkdir()
+    shell, asked = LocalShell(tmp_path / "home"), asked_model(model, None, None, None)
+    plan = Plan(processes=2, runs=1, threads=1)
+    with device(shell, model, stand_in(tmp_path), False, Silent()) as place:
+        found = sit(asked, plan, Vanishing(shell, 2), place)
+    assert found.figures["tg128"].value > 0
+    assert (found.load["during"], found.conditions["after"], found.roofline) == (None, None, None)
+    assert found.load["busy"] is not False  # true where the machine was busy before
+    assert found.conditions["before"] is not None
+    assert found.conditions["throttled"] is None
+    assert any("was gone when all was measured" in note for note in found.notes)
+    write_result(found, tmp_path / "r.json")
+    assert read_result(tmp_path / "r.json").conditions["after"] is None
+    shell.sh = ("sh",)
+    with (
+        device(shell, model, stand_in(tmp_path), False, Silent()) as place,
+        pytest.raises(DeviceError, match="lost"),
+    ):
+        sit(asked, plan, Vanishing(shell, 1), place)
 
 
 def test_an_onnx_model_is_measured_here_alone(tmp_path: Path) -> None:

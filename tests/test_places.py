@@ -11,11 +11,13 @@ import pytest
 import tiny
 from conftest import Ran
 
+from edgedistill.ceilings import Ceilings
 from edgedistill.conditions import Conditions
-from edgedistill.errors import ArtifactError
+from edgedistill.errors import ArtifactError, DeviceError
+from edgedistill.load_watch import Load
 from edgedistill.model_prompt import asked_model, context_limit, model_facts
 from edgedistill.onnx_builder import build_onnx
-from edgedistill.places import Here, kind_of
+from edgedistill.places import Here, kind_of, last_told
 from edgedistill.progress import Silent
 from edgedistill.prompts import prompts_of
 from edgedistill.result_file import Result, read_result
@@ -52,6 +54,56 @@ class Metered(Here):
 
     def conditions(self) -> Conditions:
         return Conditions(None, None, None, None, None, float(next(self._joules)))
+
+
+class Heard:
+    """A watch that has heard so much, and whose device is gone when it is stopped."""
+
+    def __init__(self, before: float) -> None:
+        self.before: float | None = before
+
+    def stop(self) -> Load:
+        raise DeviceError("counting other work: lost")
+
+
+class GoneAtLast(Here):
+    """A device that tells its conditions only so many times, and no ceilings."""
+
+    def __init__(self, times: int = 0) -> None:
+        self.times = times
+
+    def conditions(self) -> Conditions:
+        self.times -= 1
+        if self.times < 0:
+            raise DeviceError("asking how it is: lost")
+        return Conditions("mains", None, None, None, None, None)
+
+    def ceilings(self, threads: int) -> Ceilings | None:
+        raise DeviceError("lost while the runner was asked to measure")
+
+
+class Counted(Heard):
+    def stop(self) -> Load:
+        return Load(self.before, 0.01)
+
+
+@pytest.mark.parametrize(("before", "load"), [(0.3, Load(0.3, None)), (0.0, Load(None, None))])
+def test_a_device_that_is_gone_at_last_tells_nothing_more(before: float, load: Load) -> None:
+    last = last_told(GoneAtLast(), Heard(before), 1, Silent())
+    assert (last.load, last.conditions, last.ceilings) == (load, None, None)
+    (note,) = last.notes
+    assert note.startswith("the device was gone when all was measured")
+    assert note.endswith("known: counting other work: lost")
+
+
+def test_what_a_device_told_before_it_was_gone_is_kept() -> None:
+    last = last_told(GoneAtLast(), Counted(0.0), 1, Silent())
+    assert (last.load.during, last.conditions) == (0.01, None)
+    last = last_told(GoneAtLast(1), Counted(0.0), 1, Silent())
+    assert last.conditions is not None
+    assert last.notes == [
+        "the device's ceilings are not known: lost while the runner was asked to measure"
+    ]
 
 
 def measured(model: Path, prompts: Path) -> Result:
