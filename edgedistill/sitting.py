@@ -54,6 +54,10 @@ CLOCKS = {  # what a result says of its seconds
     THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
     NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
 }
+BEFORE_ALONE = (
+    "this system does not tell what ended processes took: other work was listened to before alone, "
+    "not while this was measured"
+)
 UNJUDGED = "the answers are in the result, but not judged: no check; give --recipe NAME"
 
 
@@ -246,6 +250,8 @@ def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Pl
         )
     if load.busy is None and place.clock != NONE:
         notes.append("the device does not tell whether other work disturbed these figures")
+    elif load.during is None and place.clock == HERE:
+        notes.append(BEFORE_ALONE)
     if likeness is not None and likeness["unlike"]:
         notes.append(f"{likeness['unlike']} answers were not the same in all processes")
     if plan.prompts is not None and plan.check is None:

@@ -24,6 +24,7 @@ from edgedistill.errors import ArtifactError, RuntimeFailure, TeacherUnreachable
 from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.fidelity import EvalRow
 from edgedistill.history import read_history
+from edgedistill.load_watch import TELLS_OF_CHILDREN, Load
 from edgedistill.measures import measure
 from edgedistill.model_prompt import asked_model
 from edgedistill.places import Here
@@ -31,7 +32,7 @@ from edgedistill.progress import Silent
 from edgedistill.prompts import held_out_of, prompts_of
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result, written
-from edgedistill.sitting import UNJUDGED, Plan, sit
+from edgedistill.sitting import BEFORE_ALONE, UNJUDGED, Plan, sit
 from edgedistill.student import TOKENIZER_GGUF
 
 SAYS = "Sure"
@@ -211,6 +212,27 @@ def test_what_was_measured_stands_without_ceilings(model: Path) -> None:
     assert found.figures["tg128"].value > 0
     assert found.roofline is None
     assert found.notes[-1] == "the device's ceilings are not known: there is too little memory"
+
+
+class Uncounted(Here):
+    """A system that does not tell what ended children took, as macOS and Windows do not."""
+
+    class Watch:
+        before: float | None = 0.0
+
+        def stop(self) -> Load:
+            return Load(self.before, None)
+
+    def watch(self) -> Watch:
+        return self.Watch()
+
+
+def test_where_other_work_is_not_counted_a_note_says_so(model: Path, result: Result) -> None:
+    asked = asked_model(model, None, None, None)
+    found = sit(asked, Plan(processes=1, runs=1, threads=1), Silent(), Uncounted())
+    assert found.load == {"before": 0.0, "during": None, "busy": False}
+    assert BEFORE_ALONE in found.notes
+    assert (BEFORE_ALONE in result.notes) != TELLS_OF_CHILDREN
 
 
 class SlowlyTelling(Here):
