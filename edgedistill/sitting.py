@@ -54,6 +54,7 @@ CLOCKS = {  # what a result says of its seconds
     THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
     NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
 }
+LACKING = "--depths and --threads were not measured in process {} of {}: {}"
 BEFORE_ALONE = (
     "this system does not tell what ended processes took: other work was listened to before alone, "
     "not while this was measured"
@@ -81,7 +82,7 @@ class _Seen:
 
     start_seconds: float
     cold_seconds: float | None
-    more: Rates  # what was timed beside
+    more: Rates  # what was timed beside; none where the runtime refused that
     answers: dict[str, tuple[float, Generation]]  # by prompt ID: seconds with tokenization
     peak_memory: int
     joules: float | None  # spent while the prompts were answered, where the device tells it
@@ -105,6 +106,7 @@ class _Model:
     prompt: StudentPrompt | None
     seen: list[_Seen] = field(default_factory=list)
     rated: list[_Rated] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)  # notes on what a process did not give
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
@@ -226,7 +228,7 @@ def _result(
         check=None if plan.check is None else check_identity(plan.check),
         likeness=likeness,
         roofline=roofline,
-        notes=_notes(plan, last.load, likeness, place) + last.notes + unknown,
+        notes=_notes(plan, last.load, likeness, place) + model.lacks + last.notes + unknown,
         sitting=sitting,
     )  # fmt: skip
 
@@ -262,7 +264,7 @@ def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Pl
 def _process(
     model: _Model, plan: Plan, place: Place, threads: int, number: int, task: Task
 ) -> _Seen:
-    """One that answers the prompts, and what there is `more` to time."""
+    """What there is `more` to time, and then one that answers the prompts."""
     asked, prompt = model.asked, model.prompt
     rows = list(plan.prompts.rows) if plan.prompts is not None else []
     random.Random(f"{plan.seed}-{number}").shuffle(rows)
@@ -272,6 +274,7 @@ def _process(
     if prompt is not None:
         lengths = [len(prompt.prompt_ids(row.prompt, row.history)) for row in (*rows, *refused)]
         context = max(SHORT_CONTEXT, max(lengths) + longest)
+    more = {} if place.clock == NONE else _more(model, plan, place, threads, number, task)
     started, cold, answers = time.perf_counter(), None, {}
     with place.open(asked.file, threads=threads, context_tokens=context) as runtime:
         ready = _seconds(place, started, runtime.facts.get("load_seconds", 0.0))
@@ -294,10 +297,19 @@ def _process(
         joules = spent(energy, place.conditions().joules)
         peak = 0 if place.clock == NONE else runtime.peak_memory_bytes()
         not_timed = {row.id: answered(row)[1].text for row in refused}
-        if place.clock == NONE:
-            return _Seen(ready, cold, {}, answers, peak, None, not_timed)
-    more = bench_more(asked.file, plan.more, place, threads, plan.runs, task.advance)
     return _Seen(ready, cold, more, answers, peak, joules, not_timed)
+
+
+def _more(model: _Model, plan: Plan, place: Place, threads: int, number: int, task: Task) -> Rates:
+    """It goes before the prompts: a context for which there is no memory is refused before they are
+    answered, and what was measured until then stands without it."""
+    try:
+        return bench_more(model.asked.file, plan.more, place, threads, plan.runs, task.advance)
+    except RuntimeFailure as error:
+        if not model.seen and not model.rated:
+            raise
+        model.lacks.append(LACKING.format(number + 1, plan.processes, error.what))
+        return {}
 
 
 def _seconds(place: Place, since: float, told: float) -> float:
@@ -312,7 +324,7 @@ def _figures(model: _Model) -> dict[str, Measure]:
     largest: Sequence[_Seen | _Rated] = seen if seen[0].answers else rated
     figures = {
         **{n: measure([each.rates[n] for each in rated], "tokens/s") for n in rated[0].rates},
-        **{n: measure([each.more[n] for each in seen], "tokens/s") for n in seen[0].more},
+        **{n: measure(groups, "tokens/s") for n, groups in _by_name(seen).items()},
         "load": measure([[each.start_seconds] for each in seen], "s"),
         "peak_memory": measure([[each.peak_memory] for each in largest], "bytes"),
     }
@@ -337,6 +349,12 @@ def _figures(model: _Model) -> dict[str, Measure]:
         for one in seen
     ]
     return figures | percentiles(timed)
+
+
+def _by_name(seen: Sequence[_Seen]) -> dict[str, list[list[float]]]:
+    """What was timed beside, of the processes that gave it."""
+    names = dict.fromkeys(name for each in seen for name in each.more)
+    return {name: [each.more[name] for each in seen if name in each.more] for name in names}
 
 
 def percentiles(timed: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Measure]:

@@ -15,13 +15,16 @@ from edgedistill.export.gguf import Provenance, write_gguf
 from edgedistill.model_prompt import asked_model
 from edgedistill.places import Here
 from edgedistill.progress import Silent
+from edgedistill.prompts import prompts_of
 from edgedistill.rates import More, bench_more, require_depths
 from edgedistill.result_file import read_result
 from edgedistill.runtime import LlamaCpp
-from edgedistill.sitting import Plan, sit
+from edgedistill.runtimes import Opened
+from edgedistill.sitting import LACKING, Plan, sit, sit_in_turn
 from edgedistill.student import TOKENIZER_GGUF
 
 CONTEXT = 1024
+REFUSED = "cannot make the context"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,48 @@ def test_several_numbers_of_threads_are_beside_the_sittings_own(model: Path) -> 
     more = More(threads=(1,))
     made = sit(asked_model(model, None, None, None), Plan(1, 1, threads=1, more=more), Silent())
     assert list(made.figures)[:4] == ["pp512", "tg128", "pp512@t1", "tg128@t1"]
+
+
+class Short(Here):
+    """A machine whose memory has room for so many deep contexts, one behind the other."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.opened = room, list[int]()
+
+    def open(self, model: Path, *, threads: int, context_tokens: int) -> Opened:
+        self.opened.append(context_tokens)
+        if context_tokens > 512:
+            self.room -= 1
+            if self.room < 0:
+                raise RuntimeFailure(REFUSED)
+        return super().open(model, threads=threads, context_tokens=context_tokens)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Plan:
+    (tmp_path / "prompts.jsonl").write_text('{"id": "p0", "prompt": "the canoe"}\n', "utf-8")
+    given, more = prompts_of(tmp_path / "prompts.jsonl", None), More(depths=(64,))
+    return Plan(processes=2, runs=1, turns=2, threads=1, more=more, prompts=given)
+
+
+def test_a_context_without_room_is_refused_before_a_prompt_is_answered(
+    model: Path, deep: Plan
+) -> None:
+    place = Short(0)
+    with pytest.raises(RuntimeFailure, match=REFUSED):
+        sit(asked_model(model, None, None, 8), deep, Silent(), place)
+    assert place.opened == [64 + 512]
+
+
+def test_a_context_that_is_refused_later_loses_no_answers(model: Path, deep: Plan) -> None:
+    asked = asked_model(model, None, None, 8)
+    one = sit(asked, deep, Silent(), Short(1))
+    assert [len(one.figures[name].groups) for name in ("tg128@d64", "end_to_end_p50")] == [1, 2]
+    assert [note for note in one.notes if "--depths" in note] == [LACKING.format(2, 2, REFUSED)]
+    for each in sit_in_turn([asked, asked], deep, Silent(), Short(0)):
+        assert "tg128@d64" not in each.figures
+        assert len(each.figures["end_to_end_p50"].groups) == 2
+        assert sum("--depths" in note for note in each.notes) == 2
 
 
 @pytest.mark.parametrize(
