@@ -6,7 +6,7 @@ interval, what changed against a baseline, and which conditions of a CI hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from edgedistill.history import History, read_history
 from edgedistill.paired import LEVEL
 from edgedistill.result_file import Result
 from edgedistill.result_set import Named, read_noted, require_comparable, unmatched
+from edgedistill.settings_apart import settings_apart
 
 BUSY = "no measure of the machine: other work disturbed it"
 UNHEARD = "whether other work disturbed its device is not known"
@@ -120,7 +121,7 @@ def compare(
         check=None if asked is None or asked.check is None else dict(asked.check),
         judged=judged,
         ignore_intervals=ignore_intervals,
-        notes=[*notes, *_busy(named), *unmatched(named), *_unlike(named)],
+        notes=[*notes, *_busy(named), *unmatched(named), *settings_apart(named)],
     )
 
 
@@ -315,45 +316,6 @@ def _busy(named: Sequence[Named]) -> list[str]:
         elif each.result.load["busy"] is None:
             said[each.name] = UNHEARD
     return [f"{name}: {what}" for name, what in said.items()]
-
-
-def _unlike(named: Sequence[Named]) -> list[str]:
-    """What differs, and may be what figures tell: between all that answer the same prompts, and
-    between results of one device."""
-    asked = {each.name: each.result for each in named if each.result.token_mix is not None}
-    notes = _differing({name: _of_answers(result) for name, result in asked.items()})
-    for device in dict.fromkeys(device_of(each.result) for each in named):
-        here = [each for each in named if device_of(each.result) == device]
-        notes += _differing({each.name: _of_device(each.result) for each in here})
-    return notes
-
-
-def _differing(told: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Notes on settings by row name; what a result does not tell differs from none."""
-    notes = []
-    for name in dict.fromkeys(name for settings in told.values() for name in settings):
-        values = {row: str(each[name]) for row, each in told.items() if name in each}
-        if len(set(values.values())) > 1:
-            listed = ", ".join(f"{row}: {value}" for row, value in values.items())
-            notes.append(f"{name} differs ({listed})")
-    return notes
-
-
-def _of_answers(result: Result) -> dict[str, Any]:
-    names = {"max_tokens": "max_tokens", "system": "system message"}
-    return {label: result.settings[n] for n, label in names.items() if n in result.settings}
-
-
-def _of_device(result: Result) -> dict[str, Any]:
-    before = result.conditions.get("before") or {}
-    runtime = result.device.get("runtime") or {}
-    told = {
-        "threads": result.settings.get("threads"),
-        "power source": before.get("power"),
-        "throttled": result.conditions.get("throttled"),
-        "runtime": " ".join(str(value) for value in runtime.values()),
-    }
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def distributions(named: Sequence[Named]) -> dict[str, dict[str, list[float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,13 +12,22 @@ from edgedistill.artifacts import tool_versions
 from edgedistill.ceilings import Ceilings, measure_ceilings
 from edgedistill.conditions import Conditions, read_conditions
 from edgedistill.errors import DeviceError, RuntimeFailure
-from edgedistill.load_watch import Load, LoadWatch
+from edgedistill.load_watch import BUSY_SHARE, Load, LoadWatch
 from edgedistill.progress import Progress
 from edgedistill.runtimes import LLAMA, ONNX, TRAITS, Opened, open_runtime
 
 # Whose seconds a place's figures are: counted here around each request; the device's own, because
 # the way to it takes time, too; or nobody's, because it is emulated and has no speed.
 HERE, THERE, NONE = "here", "there", "none"
+CLOCKS = {  # what a result says of its seconds
+    HERE: (),
+    THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
+    NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
+}
+BEFORE_ALONE = (
+    "this system does not tell what ended processes took: other work was listened to before alone, "
+    "not while this was measured"
+)
 NO_CEILINGS = "the device's ceilings are not known: {}"
 GONE = (
     "the device was gone when all was measured, so what it was in then and its ceilings are not "
@@ -101,6 +111,14 @@ def kind_of(model: Path) -> str:
     return ONNX if model.is_dir() else LLAMA
 
 
+def kernels_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """`kernels`: the instructions and parts that llama.cpp was compiled with and takes there, since
+    one version may be compiled in several ways; nothing of a runtime that does not tell."""
+    told = [part.partition("=") for part in str(facts.get("kernels", "")).split("|")]
+    names = [name.split(":")[-1].strip() for name, _, value in told if value.strip() == "1"]
+    return {"kernels": " ".join(names)} if names else {}
+
+
 @dataclass(frozen=True)
 class Last:
     """What a place told when all was measured; None is what it could not tell, and `notes` say why.
@@ -110,6 +128,21 @@ class Last:
     conditions: Conditions | None
     ceilings: Ceilings | None
     notes: list[str]
+
+
+def heard(clock: str, load: Load) -> list[str]:
+    """Notes on whose seconds a place's are, and on what else ran there."""
+    notes = list(CLOCKS[clock])
+    if load.busy:
+        notes.append(
+            f"other work took {load.told} of this machine's processor time (more than "
+            f"{BUSY_SHARE:.0%}): these figures are no measure of it"
+        )
+    if load.busy is None and clock != NONE:
+        notes.append("the device does not tell whether other work disturbed these figures")
+    elif load.during is None and clock == HERE:
+        notes.append(BEFORE_ALONE)
+    return notes
 
 
 def last_told(place: Place, watch: Watch, threads: int, progress: Progress) -> Last:

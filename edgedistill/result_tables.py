@@ -67,6 +67,7 @@ def _facts(value: Row) -> str:
         return ""
     parts = [f"{_counted(threads, 'thread')} of {_counted(device['physical_cores'], 'core')}"]
     runtime = dict(device.get("runtime") or {})
+    runtime.pop("kernels", None)  # a line of its own length, for --json
     name, more = runtime.pop("name", ""), " ".join(f"{k} {v}" for k, v in runtime.items() if v)
     parts += [size(device["memory_bytes"]), device["os"]]
     return ", ".join([*map(str, parts), f"{name} ({more})" if more else str(name)])

@@ -56,9 +56,10 @@ class LlamaCpp:
     `adapter`: a LoRA GGUF that is applied at full strength.
 
     `facts`: n_vocab, n_ctx, description, size (bytes of tensors), parameters, threads,
-    load_seconds, bos, eos, add_bos, add_eos. `command` starts another child that speaks the same
-    requests, such as `emulator.Emulator.command`; `child` is one that was started elsewhere, where
-    the model is the file `path`.
+    load_seconds, bos, eos, add_bos, add_eos, kernels (what llama.cpp was compiled with and takes on
+    this processor, as it says it). `command` starts another child that speaks the same requests,
+    such as `emulator.Emulator.command`; `child` is one that was started elsewhere, where the model
+    is the file `path`.
 
     Raises (every method):
         RuntimeFailure: llama.cpp refused, died, or gave no answer within `request_seconds`.

@@ -81,6 +81,7 @@ class Native:
             "eos": int(lib.llama_vocab_eos(vocab)),
             "add_bos": bool(lib.llama_vocab_get_add_bos(vocab)),
             "add_eos": bool(lib.llama_vocab_get_add_eos(vocab)),
+            "kernels": lib.llama_print_system_info().decode(),
         }
 
     def end_ids(self) -> list[int]:

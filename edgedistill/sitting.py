@@ -25,10 +25,20 @@ from edgedistill.conditions import Conditions, changes, spent
 from edgedistill.errors import RuntimeFailure
 from edgedistill.fidelity import EvalRow
 from edgedistill.likeness import Given, likeness_of, notes_of, ready_checker
-from edgedistill.load_watch import BUSY_SHARE, Load, warn_of
+from edgedistill.load_watch import Load, warn_of
 from edgedistill.measures import Measure, measure
 from edgedistill.model_prompt import Asked, model_facts
-from edgedistill.places import HERE, NO_CEILINGS, NONE, THERE, Here, Last, Place, last_told
+from edgedistill.places import (
+    HERE,
+    NO_CEILINGS,
+    NONE,
+    Here,
+    Last,
+    Place,
+    heard,
+    kernels_of,
+    last_told,
+)
 from edgedistill.progress import Progress, Task
 from edgedistill.prompting import StudentPrompt
 from edgedistill.prompts import Prompts, mix_facts
@@ -49,16 +59,7 @@ from edgedistill.runtimes import asked_ids
 SHORT_CONTEXT = 256
 TURNS, TURN_RUNS = 20, 2
 NO_MORE = More()
-CLOCKS = {  # what a result says of its seconds
-    HERE: (),
-    THERE: ("seconds are the device's own, without rendering, tokenizing and the way to it",),
-    NONE: ("emulated: nothing was timed, and its answers alone tell of the device",),
-}
 LACKING = "--depths and --threads were not measured in process {} of {}: {}"
-BEFORE_ALONE = (
-    "this system does not tell what ended processes took: other work was listened to before alone, "
-    "not while this was measured"
-)
 UNJUDGED = "the answers are in the result, but not judged: no check; give --recipe NAME"
 
 
@@ -107,6 +108,7 @@ class _Model:
     seen: list[_Seen] = field(default_factory=list)
     rated: list[_Rated] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)  # notes on what a process did not give
+    kernels: dict[str, str] = field(default_factory=dict)  # of the runtime, where it tells them
 
 
 def sit(asked: Asked, plan: Plan, progress: Progress, place: Place | None = None) -> Result:
@@ -210,7 +212,8 @@ def _result(
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         edgedistill=__version__,
         model=model.facts,
-        device={"address": place.address, **shared.device, "runtime": place.runtime(asked.file)},
+        device={"address": place.address, **shared.device,
+                "runtime": {**place.runtime(asked.file), **model.kernels}},
         load={**asdict(last.load), "busy": last.load.busy},
         conditions={
             "before": asdict(before),
@@ -244,16 +247,7 @@ def _reached(
 
 
 def _notes(plan: Plan, load: Load, likeness: Mapping[str, Any] | None, place: Place) -> list[str]:
-    notes = list(CLOCKS[place.clock])
-    if load.busy:
-        notes.append(
-            f"other work took {load.told} of this machine's processor time (more than "
-            f"{BUSY_SHARE:.0%}): these figures are no measure of it"
-        )
-    if load.busy is None and place.clock != NONE:
-        notes.append("the device does not tell whether other work disturbed these figures")
-    elif load.during is None and place.clock == HERE:
-        notes.append(BEFORE_ALONE)
+    notes = heard(place.clock, load)
     if likeness is not None and likeness["unlike"]:
         notes.append(f"{likeness['unlike']} answers were not the same in all processes")
     if plan.prompts is not None and plan.check is None:
@@ -278,6 +272,7 @@ def _process(
     started, cold, answers = time.perf_counter(), None, {}
     with place.open(asked.file, threads=threads, context_tokens=context) as runtime:
         ready = _seconds(place, started, runtime.facts.get("load_seconds", 0.0))
+        model.kernels = kernels_of(runtime.facts)
         stop = runtime.end_ids()
 
         def answered(row: EvalRow) -> tuple[float, Generation]:

@@ -207,6 +207,18 @@ def test_what_differs_on_one_device_is_noted() -> None:
     assert laid(other=other, elsewhere=elsewhere).notes == ["threads differs (base: 2, other: 8)"]
 
 
+def test_a_runtime_that_was_compiled_otherwise_is_noted_by_what_it_lacks() -> None:
+    runtime = {**BASE.device["runtime"], "kernels": "AVX2 AVX512 OPENMP"}
+    amx = {**runtime, "kernels": "AVX2 AVX512 AMX_INT8 OPENMP"}
+    one, two, untold = (
+        replace(sample_result(2), device={**BASE.device, "runtime": each})
+        for each in (runtime, amx, BASE.device["runtime"])
+    )
+    assert laid(False, one=one, two=two, untold=untold).notes == [
+        "kernels differs (one: without, two: AMX_INT8)"
+    ]
+
+
 def test_other_settings_of_answers_are_noted_on_any_device() -> None:
     asked = {"threads": 8, "max_tokens": 8, "system": "Be brief."}
     there = replace(sample_result(2, fingerprint="bbbb"), settings=asked)

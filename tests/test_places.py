@@ -17,7 +17,7 @@ from edgedistill.errors import ArtifactError, DeviceError
 from edgedistill.load_watch import Load
 from edgedistill.model_prompt import asked_model, context_limit, model_facts
 from edgedistill.onnx_builder import build_onnx
-from edgedistill.places import Here, kind_of, last_told
+from edgedistill.places import Here, kernels_of, kind_of, last_told
 from edgedistill.progress import Silent
 from edgedistill.prompts import prompts_of
 from edgedistill.result_file import Result, read_result
@@ -104,6 +104,12 @@ def test_what_a_device_told_before_it_was_gone_is_kept() -> None:
     assert last.notes == [
         "the device's ceilings are not known: lost while the runner was asked to measure"
     ]
+
+
+def test_kernels_are_those_that_llama_cpp_says_it_has() -> None:
+    said = "CPU : SSE3 = 1 | AVX2 = 0 | SVE_CNT = 16 | AMX_INT8 = 1 | REPACK = 1 | "
+    assert kernels_of({"kernels": said}) == {"kernels": "SSE3 AMX_INT8 REPACK"}
+    assert kernels_of({}) == {}
 
 
 def measured(model: Path, prompts: Path) -> Result:

@@ -27,12 +27,12 @@ from edgedistill.history import read_history
 from edgedistill.load_watch import TELLS_OF_CHILDREN, Load
 from edgedistill.measures import measure
 from edgedistill.model_prompt import asked_model
-from edgedistill.places import Here
+from edgedistill.places import BEFORE_ALONE, Here
 from edgedistill.progress import Silent
 from edgedistill.prompts import held_out_of, prompts_of
 from edgedistill.recipe import load_recipe
 from edgedistill.result_file import Result, read_result, write_result, written
-from edgedistill.sitting import BEFORE_ALONE, UNJUDGED, Plan, sit
+from edgedistill.sitting import UNJUDGED, Plan, sit
 from edgedistill.student import TOKENIZER_GGUF
 
 SAYS = "Sure"
