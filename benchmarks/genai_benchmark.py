@@ -21,12 +21,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from llama_bench import PP, TG, Rates, rows_of
+from llama_bench import PP, RUNS, TG, Rates, rows_of
 
 from edgedistill import machine
 from edgedistill.onnx_runtime import CONFIG, OnnxGenai
-
-RUNS = 3  # of each program in a round, behind a warm-up
 
 
 def main() -> None:

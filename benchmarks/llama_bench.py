@@ -26,6 +26,7 @@ from edgedistill.runtime import LlamaCpp
 from edgedistill.runtimes import size_of
 
 PP, TG = 512, 128
+RUNS = 3  # of each program in a round, behind a warm-up
 Rates = dict[str, float]  # "pp" and "tg", tokens/s
 
 
@@ -68,11 +69,12 @@ def rows_of(
 
 def _ours(model: Path, threads: int) -> Rates:
     with LlamaCpp(model, threads=threads, context_tokens=PP) as loaded:
-        return {test: rates[0] for test, rates in loaded.bench(PP, TG, 1).items()}
+        found = loaded.bench(PP, TG, RUNS)
+        return {test: statistics.fmean(rates) for test, rates in found.items()}
 
 
 def _theirs(program: Path, model: Path, threads: int) -> Rates:
-    words = [program, "-m", model, "-t", threads, "-p", PP, "-n", TG, "-r", 1, "-o", "json"]
+    words = [program, "-m", model, "-t", threads, "-p", PP, "-n", TG, "-r", RUNS, "-o", "json"]
     done = subprocess.run([str(w) for w in words], capture_output=True, check=True, text=True)
     tests = json.loads(done.stdout)
     return {"pp" if test["n_prompt"] else "tg": float(test["avg_ts"]) for test in tests}

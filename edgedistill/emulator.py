@@ -49,8 +49,8 @@ PROCESSORS: Mapping[str, Processor] = {
 @dataclass(frozen=True)
 class Emulator:
     """A runtime child for `processor` that runs here: `LlamaCpp(file, command=emulator.command,
-    request_seconds=REQUEST_SECONDS)`. Its `facts` hold two more: `kernels` (the instructions that
-    llama.cpp was compiled for) and `buffers` (where it put the weights, CPU_REPACK among them)."""
+    request_seconds=REQUEST_SECONDS)`. Its `facts` hold one more: `buffers` (where it put the
+    weights, CPU_REPACK among them)."""
 
     command: tuple[str, ...]
     processor: Processor

@@ -66,9 +66,9 @@ class Condition:
 
 def _parts_shares(condition: Condition) -> bool:
     """Whether some share is on the side of the bound that is asked for, and the bound itself could
-    be one (beside a baseline: could be the difference of two)."""
+    be one, beside some baseline."""
     if condition.factor is not None:
-        return abs(condition.offset) < 1
+        return condition.offset < 1 and condition.factor + condition.offset > 0
     return 0 <= condition.offset <= 1 and any(condition.holds(end, 0.0) for end in (0.0, 1.0))
 
 

@@ -29,6 +29,7 @@ STORE = "history.jsonl"
 NEEDED = ("made", "model", "sha256", "device", "fingerprint", "busy", "mix", "figures")
 LATER = ("settings", "runtime", "check")  # which lines of earlier versions lack
 WITHOUT_PROMPTS = ("tg128", "pp512", "load", "bytes")
+ASKED = ("asked", "system", "prompt", "prompt_version", "temperature")  # how prompts are asked
 DEFAULT = "tg128"
 TICKS = "▁▂▃▄▅▆▇█"
 
@@ -65,6 +66,7 @@ class Series:
     runtime: str | None = None  # its name
     check: str | None = None  # its kind and the start of its digest
     max_tokens: int | None = None
+    asked: str | None = None  # the start of a digest of the system message, and what else of ASKED
     apart: str = ""
 
 
@@ -107,7 +109,10 @@ def remember(result: Result, workspace: Path) -> None:
         "fingerprint": fingerprint,
         "busy": bool(result.load["busy"]),
         "mix": None if result.token_mix is None else result.token_mix["digest"],
-        "settings": {name: result.settings.get(name) for name in ("threads", "max_tokens")},
+        "settings": {
+            **{name: result.settings.get(name) for name in ("threads", "max_tokens")},
+            "asked": digest_of({name: result.settings.get(name) for name in ASKED}),
+        },
         "runtime": result.device.get("runtime"),
         "check": _check(result),
         "commit": None if at is None else asdict(at),
@@ -257,6 +262,7 @@ def _facts(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
         "runtime": None if name == "bytes" else runtime.get("name"),
         "check": judged_by,
         "max_tokens": settings.get("max_tokens") if mix else None,
+        "asked": str(settings["asked"])[:6] if mix and settings.get("asked") else None,
     }
 
 
@@ -268,6 +274,7 @@ def _apart(one: Series, every: Iterable[Series]) -> str:
         "runtime": f"{one.runtime}",
         "check": f"check {one.check}",
         "max_tokens": f"max_tokens {one.max_tokens}",
+        "asked": f"asked as {one.asked}",
     }
     differ = [fact for fact in told if len({str(getattr(each, fact)) for each in alike}) > 1]
     return ", ".join(told[fact] for fact in differ if getattr(one, fact) not in (None, ""))

@@ -136,7 +136,7 @@ def _rows(
             verdicts.append(_verdicts(checker, row, one.row, lacking))
             task.advance()
     except EdgedistillError as error:  # a local judge that does not come back is one, too
-        return rows, _Unjudged(stopped=str(error))
+        return rows, _Unjudged(stopped=error.what.splitlines()[0])  # a server's log may be behind
     finally:
         at_rest(checker)
     for row, found in zip(rows, verdicts, strict=True):

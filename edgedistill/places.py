@@ -147,8 +147,8 @@ def heard(clock: str, load: Load) -> list[str]:
 
 def last_told(place: Place, watch: Watch, threads: int, progress: Progress) -> Last:
     """What a place tells when all is measured. That stands without it: a device may have gone."""
-    heard = Load(watch.before, None)
-    load, conditions = heard if heard.busy else Load(None, None), None
+    before = Load(watch.before, None)
+    load, conditions = before if before.busy else Load(None, None), None
     try:
         load = watch.stop()
         conditions = place.conditions()

@@ -3,7 +3,7 @@ context of so many tokens, and by number of threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,19 @@ class More:
     depths: Sequence[int] = ()
     threads: Sequence[int] = ()
 
-    @property
-    def steps(self) -> int:
-        return len(self.depths) + len(self.threads)
+    def steps(self, threads: int) -> list[Step]:
+        """Depths with so many threads, and then each number of its own."""
+        deep = [Step(f"@d{depth}", threads, depth) for depth in self.depths]
+        return [*deep, *(Step(f"@t{count}", count) for count in self.threads)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Both once more; `behind` is put behind their names."""
+
+    behind: str
+    threads: int
+    depth: int = 0
 
 
 def bench(model: Runtime, runs: int, depth: int = 0, behind: str = "") -> Rates:
@@ -45,27 +55,15 @@ def bench_together(models: Sequence[Runtime], runs: int) -> list[Rates]:
     return found
 
 
-def bench_more(
-    file: Path, more: More, place: Place, threads: int, runs: int, told: Callable[[], None]
-) -> Rates:
-    """As `more` says: the depths in one process, and each number of threads in one of its own.
-    `told` is called for each depth and number.
+def bench_step(file: Path, step: Step, place: Place, runs: int) -> Rates:
+    """In a process of its own.
 
     Raises:
         RuntimeFailure: the runtime refuses it, or has no memory for so deep a context.
     """
-    found: Rates = {}
-    if more.depths:
-        context = max(more.depths) + PREFILL_TOKENS
-        with place.open(file, threads=threads, context_tokens=context) as model:
-            for depth in more.depths:
-                found |= bench(model, runs, depth, f"@d{depth}")
-                told()
-    for count in more.threads:
-        with place.open(file, threads=count, context_tokens=PREFILL_TOKENS) as model:
-            found |= bench(model, runs, behind=f"@t{count}")
-        told()
-    return found
+    context = step.depth + PREFILL_TOKENS
+    with place.open(file, threads=step.threads, context_tokens=context) as model:
+        return bench(model, runs, step.depth, step.behind)
 
 
 def require_depths(file: Path, depths: Sequence[int]) -> None:

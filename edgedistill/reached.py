@@ -33,7 +33,8 @@ MEAN_CONTEXT = DECODE_TOKENS / 2  # of tg128: it begins with an empty cache
 
 def reached(file: Path, figures: Mapping[str, Measure], ceilings: Ceilings) -> dict[str, Any]:
     """A result's `roofline`: the ceilings, what a token of this model costs (`bytes_per_token` read
-    in decoding tg128, `flops_per_token` of the matrices), and the shares that were reached.
+    in decoding tg128, `flops_per_token` of the matrices that every token of a prompt is multiplied
+    with), and the shares that were reached.
 
     Raises:
         RuntimeFailure: the model's sizes cannot be read.

@@ -10,6 +10,7 @@ from edgedistill.result_file import Result
 from edgedistill.result_set import Named
 
 KERNELS = "kernels"
+LONGEST = 60  # characters of a setting
 
 
 def settings_apart(named: Sequence[Named]) -> list[str]:
@@ -31,9 +32,15 @@ def _differing(told: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if len(set(values.values())) > 1:
             if name == KERNELS:
                 values = _not_of_all(values)
-            listed = ", ".join(f"{row}: {value}" for row, value in values.items())
+            listed = ", ".join(f"{row}: {_short(value)}" for row, value in values.items())
             notes.append(f"{name} differs ({listed})")
     return notes
+
+
+def _short(value: str) -> str:
+    """In one line of a note: a system message may be a page."""
+    line = " ".join(value.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}... ({len(value)} characters)"
 
 
 def _not_of_all(values: Mapping[str, str]) -> dict[str, str]:

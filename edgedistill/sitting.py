@@ -46,7 +46,7 @@ from edgedistill.rates import (
     PREFILL_TOKENS,
     More,
     Rates,
-    bench_more,
+    bench_step,
     bench_together,
     require_cores,
     require_depths,
@@ -59,7 +59,7 @@ from edgedistill.runtimes import asked_ids
 SHORT_CONTEXT = 256
 TURNS, TURN_RUNS = 20, 2
 NO_MORE = More()
-LACKING = "--depths and --threads were not measured in process {} of {}: {}"
+LACKING = "pp512{0} and tg128{0} were not measured in process {1} of {2}: {3}"
 UNJUDGED = "the answers are in the result, but not judged: no check; give --recipe NAME"
 
 
@@ -167,7 +167,7 @@ def _measure(
         with progress.task("measuring rates in turn", turns, "processes") as task:
             for number in range(plan.turns):
                 _rate(_in_turn(models, number), place, threads, TURN_RUNS, task)
-    steps = plan.processes * (prompts + alone + plan.more.steps)
+    steps = plan.processes * (prompts + alone + len(plan.more.steps(threads)))
     with progress.task("measuring", len(models) * steps or None, "steps") as task:
         for number in range(plan.processes):
             for model in _in_turn(models, number):
@@ -298,13 +298,17 @@ def _process(
 def _more(model: _Model, plan: Plan, place: Place, threads: int, number: int, task: Task) -> Rates:
     """It goes before the prompts: a context for which there is no memory is refused before they are
     answered, and what was measured until then stands without it."""
-    try:
-        return bench_more(model.asked.file, plan.more, place, threads, plan.runs, task.advance)
-    except RuntimeFailure as error:
-        if not model.seen and not model.rated:
-            raise
-        model.lacks.append(LACKING.format(number + 1, plan.processes, error.what))
-        return {}
+    found: Rates = {}
+    for step in plan.more.steps(threads):
+        try:
+            found |= bench_step(model.asked.file, step, place, plan.runs)
+        except RuntimeFailure as error:
+            if not model.seen and not model.rated:
+                raise
+            what = LACKING.format(step.behind, number + 1, plan.processes, error.what)
+            model.lacks.append(what)
+        task.advance()
+    return found
 
 
 def _seconds(place: Place, since: float, told: float) -> float:

@@ -220,12 +220,12 @@ def test_a_runtime_that_was_compiled_otherwise_is_noted_by_what_it_lacks() -> No
 
 
 def test_other_settings_of_answers_are_noted_on_any_device() -> None:
-    asked = {"threads": 8, "max_tokens": 8, "system": "Be brief."}
+    asked = {"threads": 8, "max_tokens": 8, "system": "Be brief.\n" * 9}
     there = replace(sample_result(2, fingerprint="bbbb"), settings=asked)
     alone = without_prompts(replace(sample_result(3), settings=asked | {"threads": 2}))
     assert laid(there=there, alone=alone).notes == [
         "max_tokens differs (base: 64, there: 8)",
-        "system message differs (base: None, there: Be brief.)",
+        f"system message differs (base: None, there: {'Be brief. ' * 6}... (90 characters))",
     ]
 
 

@@ -94,6 +94,14 @@ def test_a_bound_that_no_share_is_beyond(text: str, at: int, hint: str) -> None:
     assert raised.value.hint == hint
 
 
+def test_bounds_beyond_every_baseline() -> None:
+    """Of `2 * baseline - 1` some are shares (twice the errors), of `0.5 * baseline - 0.6` none."""
+    assert read_condition("agreement < 2 * baseline - 1").bound(0.95) == pytest.approx(0.9)
+    for text in ("agreement < 0.5 * baseline - 0.6", "agreement > baseline + 1"):
+        with pytest.raises(UsageError, match="on one side of this bound"):
+            read_condition(text)
+
+
 def test_what_is_suggested_is_taken() -> None:
     for amount in ("3 %", "3%", "0.03"):
         found = read_condition(f"agreement < baseline - {amount}")

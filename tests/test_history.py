@@ -65,6 +65,11 @@ def test_other_prompts_are_another_series(store: Path) -> None:
 SAMPLE = sample_result(6, decode=70, noise=0)
 
 
+def asked_as(system: str | None) -> str:
+    named = ("asked", "prompt", "prompt_version", "temperature")
+    return digest_of({**dict.fromkeys(named), "system": system})[:6]
+
+
 @pytest.mark.parametrize(
     ("figure", "other", "apart"),
     [
@@ -77,6 +82,9 @@ SAMPLE = sample_result(6, decode=70, noise=0)
          [f"check {each['kind']} {digest_of(each)[:6]}" for each in (CHECK, {"kind": "json"})]),
         ("end_to_end.p50", replace(SAMPLE, settings={**SAMPLE.settings, "max_tokens": 8}),
          ["max_tokens 64", "max_tokens 8"]),
+        ("agreement", replace(SAMPLE, settings={**SAMPLE.settings, "system": "Be brief."}),
+         [f"asked as {asked_as(system)}" for system in (None, "Be brief.")]),
+        ("tg128", replace(SAMPLE, settings={**SAMPLE.settings, "system": "Be brief."}), [""]),
         ("pp512", replace(SAMPLE, device={**SAMPLE.device, "runtime": {"name": "wllama"}}),
          ["llama.cpp", "wllama"]),
         ("bytes", replace(SAMPLE, device={**SAMPLE.device, "runtime": {"name": "wllama"}}),

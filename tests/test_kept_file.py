@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_a_model_is_told_without_reading_it(tmp_path: Path) -> None:
     assert most < 1 << 20
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes without a name")
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     text = kept(tmp_path).read_text("utf-8")
     pipe = tmp_path / "pipe"

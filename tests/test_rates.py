@@ -16,7 +16,7 @@ from edgedistill.model_prompt import asked_model
 from edgedistill.places import Here
 from edgedistill.progress import Silent
 from edgedistill.prompts import prompts_of
-from edgedistill.rates import More, bench_more, require_depths
+from edgedistill.rates import More, bench_step, require_depths
 from edgedistill.result_file import read_result
 from edgedistill.runtime import LlamaCpp
 from edgedistill.runtimes import Opened
@@ -40,13 +40,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_depth_and_number_of_threads_has_its_rates(model: Path) -> None:
-    told: list[int] = []
-    more = More(depths=(64, 512), threads=(1,))
-    found = bench_more(model, more, Here(), 1, 2, lambda: told.append(1))
+    found: dict[str, list[float]] = {}
+    for step in More(depths=(64, 512), threads=(1,)).steps(1):
+        found |= bench_step(model, step, Here(), 2)
     names = [f"{test}{at}" for at in ("@d64", "@d512", "@t1") for test in ("pp512", "tg128")]
     assert list(found) == names
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found.values())
-    assert len(told) == more.steps == 3
 
 
 def test_a_depth_is_in_the_context(model: Path) -> None:
@@ -99,7 +98,7 @@ class Short(Here):
 @pytest.fixture
 def deep(tmp_path: Path) -> Plan:
     (tmp_path / "prompts.jsonl").write_text('{"id": "p0", "prompt": "the canoe"}\n', "utf-8")
-    given, more = prompts_of(tmp_path / "prompts.jsonl", None), More(depths=(64,))
+    given, more = prompts_of(tmp_path / "prompts.jsonl", None), More(depths=(64,), threads=(1,))
     return Plan(processes=2, runs=1, turns=2, threads=1, more=more, prompts=given)
 
 
@@ -116,11 +115,13 @@ def test_a_context_that_is_refused_later_loses_no_answers(model: Path, deep: Pla
     asked = asked_model(model, None, None, 8)
     one = sit(asked, deep, Silent(), Short(1))
     assert [len(one.figures[name].groups) for name in ("tg128@d64", "end_to_end_p50")] == [1, 2]
-    assert [note for note in one.notes if "--depths" in note] == [LACKING.format(2, 2, REFUSED)]
+    lacking = LACKING.format("@d64", 2, 2, REFUSED)
+    assert [note for note in one.notes if "were not measured" in note] == [lacking]
     for each in sit_in_turn([asked, asked], deep, Silent(), Short(0)):
         assert "tg128@d64" not in each.figures
+        assert len(each.figures["tg128@t1"].groups) == 2
         assert len(each.figures["end_to_end_p50"].groups) == 2
-        assert sum("--depths" in note for note in each.notes) == 2
+        assert sum("were not measured" in note for note in each.notes) == 2
 
 
 @pytest.mark.parametrize(

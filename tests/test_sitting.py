@@ -282,6 +282,8 @@ def test_the_device_and_what_few_values_tell(result: Result) -> None:
     facts = result.device
     assert f"1 thread of {facts['physical_cores']} core" in said
     assert f"{facts['os']}, llama.cpp (llama-cpp-python " in said
+    assert "OPENMP" in (kernels := facts["runtime"]["kernels"]) or "REPACK" in kernels
+    assert kernels not in said
     assert "two processes, so the intervals are wide: raise --repeats" in said
     assert "_p95" in said
     assert "_p99" not in said

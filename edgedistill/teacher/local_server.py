@@ -89,7 +89,7 @@ def serve(
     reader = threading.Thread(target=_keep_lines, args=(process, lines), daemon=True)
     try:
         reader.start()
-        _wait_until_ready(process, endpoint, model, start_seconds, reader, lines)
+        _wait_until_ready(process, endpoint, model, start_seconds, reader, lines, role)
         yield Server(endpoint, process.pid, time.monotonic() - started)
     except (CollectError, TeacherError) as error:
         if process.poll() is None:
@@ -155,6 +155,7 @@ def _wait_until_ready(
     start_seconds: float,
     reader: threading.Thread,
     lines: Sequence[str],
+    role: str,
 ) -> None:
     deadline = time.monotonic() + start_seconds
     while not _is_ready(endpoint):
@@ -164,7 +165,7 @@ def _wait_until_ready(
             raise RuntimeFailure(
                 f"its server was not ready after {start_seconds:g} s",
                 where=str(model),
-                hint="raise teacher.start_seconds in the recipe",
+                hint="raise teacher.start_seconds in the recipe" if role == TEACHER else None,
             )
         time.sleep(POLL_SECONDS)
 
