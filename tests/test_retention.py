@@ -12,6 +12,7 @@ from conftest import Ran
 
 from edgedistill.errors import ArtifactError, UsageError
 from edgedistill.evaluate.evaluation import Evaluation, Score, TaskResult, write_evaluation
+from edgedistill.measures import NORMAL95
 from edgedistill.retention import PAIRED, PROPAGATED, Kept, retention
 
 Run = Callable[..., Ran]
@@ -98,7 +99,7 @@ def test_a_teacher_that_was_measured_elsewhere(tmp_path: Path) -> None:
     error = math.hypot(found.stderr / 0.6, 0.01 / 0.8)  # type: ignore[operator]
     assert found.interval == PROPAGATED
     assert found.retention == pytest.approx(0.75)
-    assert found.high == pytest.approx(0.75 * math.exp(1.96 * error))
+    assert found.high == pytest.approx(0.75 * math.exp(NORMAL95 * error))
     assert (table.teacher, table.students[0].ratio) == ("big", 70)
 
 
