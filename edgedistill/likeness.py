@@ -239,7 +239,7 @@ def notes_of(likeness: Mapping[str, Any] | None) -> list[str]:
         return []
     notes = []
     if likeness["stopped"]:
-        notes.append(f"the judge ended midway, so there is no verdict: {likeness['stopped']}")
+        notes.append(f"the check ended midway, so there is no verdict: {likeness['stopped']}")
     for name, whose, counted in (
         ("threw", "answers", "not the same"),
         ("teacher_threw", "of the teacher's answers against their references", "wrong"),

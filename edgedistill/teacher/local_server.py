@@ -165,7 +165,9 @@ def _wait_until_ready(
             raise RuntimeFailure(
                 f"its server was not ready after {start_seconds:g} s",
                 where=str(model),
-                hint="raise teacher.start_seconds in the recipe" if role == TEACHER else None,
+                hint="raise teacher.start_seconds in the recipe"
+                if role == TEACHER
+                else "is there memory enough for it, and does other work slow this machine down?",
             )
         time.sleep(POLL_SECONDS)
 
